@@ -1,0 +1,245 @@
+"""The contract of a balancing method, and joint training, which balances nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cggm.binding import Binding, unwrap
+from cggm.containers import Features, plain
+from cggm.heads import Criterion, Heads
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training forward pass, as a method sees it.
+
+    Attributes:
+        features: Output of each encoder by modality, with its graph.
+        prediction: The network's prediction, ``(B, ...)``.
+        target: What the task loss compares it with.
+        loss: Task loss of the prediction, a scalar.
+        layer_input: Input of the output layer, ``(B, D, *S)`` or ``(*S, D)``.
+        layer_output: Output of the output layer, ``(B, C, *S)`` or ``(*S, C)``.
+    """
+
+    features: Mapping[str, Features]
+    prediction: Tensor
+    target: Any
+    loss: Tensor
+    layer_input: Tensor
+    layer_output: Tensor
+
+
+class Balancer(nn.Module):
+    """A criterion with memory; this base class is joint training.
+
+    Bound to a network, it is called as ``loss = balancer(prediction, target)`` and returns what is
+    back-propagated. A method overrides ``loss``, ``scales``, ``edit_gradients``, ``commit``,
+    ``restart``, ``start_epoch`` or ``end_epoch``, and keeps what it remembers in buffers.
+
+    In eval mode and under ``torch.no_grad`` the call gives the task loss.
+
+    Args:
+        task_loss: ``(prediction, target)`` to a scalar.
+
+    Attributes:
+        readings: What the method measured in the last call, by name: device tensors, one value per
+            modality. Empty for joint training.
+        calls: Training calls since the balancer was bound.
+        measure_norms: Whether to measure ``norms`` when the optimizer steps, which costs a pass
+            over the encoders' gradients.
+        norms: Euclidean norm of each encoder's gradient at the last such step, ``(M,)``.
+    """
+
+    heads: Heads | None
+
+    def __init__(self, task_loss: Criterion) -> None:
+        super().__init__()
+        self.task_loss = task_loss
+        self.heads = None
+        self.readings: dict[str, Tensor] = {}
+        self.calls = 0
+        self.measure_norms = False
+        self.norms: Tensor | None = None
+        self._micro_batches = 0
+        self._binding: Binding | None = None
+
+    @property
+    def binding(self) -> Binding:
+        """The hooks on the network.
+
+        Raises:
+            RuntimeError: If the balancer is not bound.
+        """
+        if self._binding is None:
+            raise RuntimeError(
+                f"Expected {type(self).__name__} to be bound to a network, but it is not. "
+                "Call `bind(network)`, or attach a BalanceHandler."
+            )
+        return self._binding
+
+    @property
+    def micro_batches(self) -> int:
+        """Training calls since the optimizer last stepped."""
+        return self._micro_batches
+
+    @property
+    def bound(self) -> bool:
+        """Whether the balancer is bound to a network."""
+        return self._binding is not None
+
+    def bind(
+        self,
+        network: nn.Module | None = None,
+        *,
+        encoders: Mapping[str, nn.Module] | None = None,
+        output_layer: nn.Module | None = None,
+    ) -> Self:
+        """Tie this balancer to a network's modules.
+
+        Heads, if any, move to the network's device. Bind before the first call of a compiled
+        network, and before loading a state of this balancer.
+
+        Args:
+            network: Has ``encoders: nn.ModuleDict`` and ``output_layer``; may be wrapped by DDP or
+                ``torch.compile``.
+            encoders: Modality name to encoder, for any other network.
+            output_layer: Its last parametrized layer, linear or a 1x1 convolution.
+
+        Returns:
+            This balancer.
+
+        Raises:
+            ValueError: If a module cannot serve, or if heads and encoders do not match.
+            RuntimeError: If the balancer is bound already.
+        """
+        if self._binding is not None:
+            raise RuntimeError("Expected an unbound balancer, but it is bound. Call `unbind()`.")
+        if network is not None:
+            inner = unwrap(network)
+            encoders = encoders or _attribute(inner, "encoders")
+            output_layer = output_layer or _attribute(inner, "output_layer")
+        if encoders is None or output_layer is None:
+            raise ValueError("Expected a network, or both `encoders` and `output_layer`.")
+        encoders = {name: unwrap(module) for name, module in encoders.items()}
+        binding = Binding(encoders, output_layer, self._before_step, self._after_step)
+        try:
+            self._check_heads(binding)
+        except ValueError:
+            binding.remove()
+            raise
+        self._binding = binding
+        self.calls = 0
+        device = self._binding.device
+        self.to(device)
+        if self.heads is not None:
+            self.heads.place(device)
+        return self
+
+    def unbind(self) -> None:
+        """Remove every hook; the state stays."""
+        if self._binding is not None:
+            self._binding.remove()
+        self._binding = None
+
+    def forward(self, prediction: Tensor, target: Any, loss: Tensor | None = None) -> Tensor:  # noqa: ANN401
+        """Loss to back-propagate.
+
+        Args:
+            prediction: The network's prediction from the forward pass just made.
+            target: What the task loss compares it with.
+            loss: Task loss of the prediction where the caller has computed it.
+
+        Returns:
+            A scalar.
+        """
+        prediction, target = plain(prediction), plain(target)
+        if loss is None:
+            loss = self.task_loss(prediction, target)
+        if not self.binding.active:
+            return loss
+        if self._micro_batches:
+            self.restart(self.binding.window_kept())
+        self.calls += 1
+        self._micro_batches += 1
+        captured = self.binding.take()
+        step = Step(
+            captured.features,
+            prediction,
+            target,
+            loss,
+            captured.layer_input,
+            captured.layer_output,
+        )
+        total = self.loss(step)
+        self.binding.scales = self.scales(step)
+        self.binding.update_scales = self.update_scales(step)
+        return total
+
+    def loss(self, step: Step) -> Tensor:
+        """What is back-propagated, from one forward pass."""
+        return step.loss
+
+    def scales(self, step: Step) -> Tensor | None:
+        """Factor of each encoder's gradient, ``(M,)``, or ``None`` for none; called after loss."""
+        return None
+
+    def update_scales(self, step: Step) -> Tensor | None:
+        """Factor of each encoder's parameter update, ``(M,)``, or ``None`` for none."""
+        return None
+
+    def edit_gradients(self) -> None:
+        """Called before the optimizer steps, on the gradients that it will use."""
+
+    def commit(self) -> None:
+        """Move the state; called once the optimizer really stepped."""
+
+    def restart(self, kept: Tensor | bool) -> None:
+        """Forget what the window gathered unless ``kept``, without asking the device."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called at the start of each epoch, counted from 1."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called at the end of each epoch."""
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        if self.measure_norms:
+            self.norms = self.binding.gradient_norms(optimizer)
+        if self._micro_batches:
+            self.edit_gradients()
+
+    def _after_step(self) -> None:
+        if self._micro_batches:
+            self.commit()
+        self._micro_batches = 0
+
+    def _check_heads(self, binding: Binding) -> None:
+        if self.heads is None:
+            return
+        if list(self.heads) != binding.names:
+            raise ValueError(
+                f"Expected one head per encoder, {binding.names}, but got {list(self.heads)}. "
+                "Give heads by the encoders' names, in their order."
+            )
+        expected = binding.output_weight.shape
+        for name in self.heads:
+            found = self.heads.output_weight(name).shape
+            if found != expected:
+                raise ValueError(
+                    f"Expected the output layer of head {name!r} to have a weight of shape "
+                    f"{tuple(expected)} like the network's, but got {tuple(found)}."
+                )
+
+
+def _attribute(network: nn.Module, name: str) -> Any:  # noqa: ANN401
+    value = getattr(network, name, None)
+    if value is None:
+        raise ValueError(
+            f"Expected {type(network).__name__} to have an attribute `{name}`, but it has none. "
+            "Pass `encoders=` and `output_layer=`."
+        )
+    return value

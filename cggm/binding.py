@@ -1,0 +1,310 @@
+"""Ties a balancer to a network by removable hooks: the only file that registers or removes them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from cggm.containers import Features, map_tensors, plain
+
+# Hooks run eagerly between a compiled network's graphs: they must see every forward pass.
+_outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.compiler.disable
+
+_LAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one forward pass left behind: encoder outputs, and the last layer's input and output."""
+
+    features: Mapping[str, Features]
+    layer_input: Tensor
+    layer_output: Tensor
+
+
+class Binding:
+    """Hooks of one balancer on one network.
+
+    Each encoder's output passes through an identity that multiplies its gradient by a factor set
+    between the forward and the backward pass. By linearity that equals multiplying every parameter
+    gradient of the encoder, without a pass over the parameters, before any clipping, and under any
+    optimizer, gradient accumulation, loss scaling and DDP.
+
+    Hooks are silent when the output layer is in eval mode and under ``torch.no_grad``.
+
+    Args:
+        encoders: Modality name to encoder.
+        output_layer: The network's last parametrized layer, linear or a 1x1 convolution.
+        before_step: Called before an optimizer that owns a bound parameter steps.
+        after_step: Called after such an optimizer really stepped.
+
+    Raises:
+        ValueError: If a module cannot serve, naming it and the remedy.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        output_layer: nn.Module,
+        before_step: Callable[[Optimizer], None],
+        after_step: Callable[[], None],
+    ) -> None:
+        _check_encoders(encoders, output_layer)
+        _check_output_layer(output_layer)
+        self.encoders = dict(encoders)
+        self.output_layer = output_layer
+        self.scales: Tensor | None = None
+        self.update_scales: Tensor | None = None
+        self._before_step, self._after_step = before_step, after_step
+        self._features: dict[str, Features] = {}
+        self._layer: tuple[Tensor, Tensor] | None = None
+        self._before_update: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._parameter_ids = {
+            id(p) for module in (*encoders.values(), output_layer) for p in module.parameters()
+        }
+        self._handles: list[RemovableHandle] = [
+            encoder.register_forward_hook(self._encoder_hook(name, index))
+            for index, (name, encoder) in enumerate(encoders.items())
+        ]
+        self._handles += [
+            output_layer.register_forward_hook(_outside_graphs(self._output_hook)),
+            register_optimizer_step_pre_hook(self._pre_step_hook),
+            register_optimizer_step_post_hook(self._post_step_hook),
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Modality names, in order."""
+        return list(self.encoders)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoders."""
+        return next(next(iter(self.encoders.values())).parameters()).device
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Weight of the output layer."""
+        return last_weight(self.output_layer)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the output layer is linear, so that channels are its output's last axis."""
+        return isinstance(self.output_layer, nn.Linear)
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward pass now is one of training."""
+        return self.output_layer.training and torch.is_grad_enabled()
+
+    def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> None:
+        """Pass the network's output through a function, in training only."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
+            return function(output) if self.active and not _in_backward() else output
+
+        self._handles.append(network.register_forward_hook(_outside_graphs(hook)))
+
+    def take(self) -> Captured:
+        """Hand over what the last forward pass left, once.
+
+        Raises:
+            RuntimeError: If an encoder or the output layer did not run since the last call.
+        """
+        missing = [name for name in self.encoders if name not in self._features]
+        if missing or self._layer is None:
+            what = f"encoders {missing}" if missing else "the output layer"
+            raise RuntimeError(
+                f"Expected a training forward pass through {what} before the criterion was called, "
+                "but none was seen. Call the criterion once per forward pass, with gradients on; "
+                "bind before the first call of a compiled network; use activation checkpointing "
+                "with use_reentrant=False."
+            )
+        captured = Captured(self._features, *self._layer)
+        self._features, self._layer = {}, None
+        return captured
+
+    def window_kept(self) -> Tensor | bool:
+        """Whether the gradients accumulated so far are still there, as a device tensor.
+
+        They are gone once ``zero_grad`` opened a new window, and not worth keeping once they are
+        not finite: both follow a step that a gradient scaler skipped.
+        """
+        owners = (self.output_layer, *self.encoders.values())
+        parameter = next(p for m in owners for p in m.parameters() if p.requires_grad)
+        if parameter.grad is None:
+            return False
+        total: Tensor = plain(parameter.grad).abs().sum()
+        return torch.isfinite(total) & (total > 0)
+
+    def gradient_norms(self, optimizer: Optimizer) -> Tensor:
+        """Euclidean norm of each encoder's parameter gradients, ``(M,)``, without a loss scale."""
+        norms = [
+            torch.nn.utils.get_total_norm([p.grad for p in e.parameters() if p.grad is not None])
+            for e in self.encoders.values()
+        ]
+        scale = getattr(optimizer, "grad_scale", None)
+        stacked = torch.stack([plain(norm).float().to(self.device) for norm in norms])
+        return stacked if scale is None else stacked / scale
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _encoder_hook(self, name: str, index: int) -> Callable[..., Features]:
+        def scale(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            return _ScaledGradient.apply(tensor, self, index)  # type: ignore[no-any-return]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Features) -> Features:
+            if not self.active or module is not self.encoders[name]:  # a copy keeps hooks
+                return output
+            if not _in_backward():
+                self._features[name] = map_tensors(plain, output)
+            return map_tensors(scale, output)
+
+        return _outside_graphs(hook)
+
+    def _output_hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.active and module is self.output_layer and not _in_backward():
+            self._layer = (args[0], output)
+
+    def _pre_step_hook(self, optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
+        if not self._owns(optimizer):
+            return
+        self._before_step(optimizer)
+        if self.update_scales is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for name, encoder in self.encoders.items():
+                moving = [p for p in encoder.parameters() if id(p) in held and p.grad is not None]
+                data = [p.detach() for p in moving]
+                self._before_update[name] = (data, [p.clone() for p in data])
+
+    def _post_step_hook(self, optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
+        if not self._owns(optimizer):
+            return
+        self._scale_update()
+        if not _was_skipped(optimizer):
+            self._after_step()
+
+    @torch.no_grad()
+    def _scale_update(self) -> None:
+        if self.update_scales is None:
+            return
+        for scale, name in zip(self.update_scales, self.encoders, strict=True):
+            after, before = self._before_update.pop(name, ([], []))
+            if after:
+                torch._foreach_sub_(after, before)
+                torch._foreach_mul_(after, scale)
+                torch._foreach_add_(after, before)
+
+    def _owns(self, optimizer: Optimizer) -> bool:
+        return any(
+            id(p) in self._parameter_ids
+            for group in optimizer.param_groups
+            for p in group["params"]
+        )
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """Identity whose backward multiplies the gradient by an encoder's factor, read late."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, binding: Binding, index: int) -> Tensor:  # noqa: ANN401
+        ctx.binding, ctx.index = binding, index
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        scales = ctx.binding.scales
+        return gradient if scales is None else gradient * scales[ctx.index], None, None
+
+
+def last_weight(layer: nn.Module) -> Tensor:
+    """Weight of a linear or convolutional layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The user's own module inside DDP and ``torch.compile`` wrappers.
+
+    Raises:
+        ValueError: If the wrapper replicates or shards modules, so that hooks would be lost.
+    """
+    while True:
+        if isinstance(network, DataParallel):
+            raise ValueError(
+                "Expected one network per process, but got DataParallel, which runs replicas "
+                "without their hooks. Use DistributedDataParallel."
+            )
+        inner = getattr(network, "_orig_mod", None)
+        if inner is None and isinstance(network, DistributedDataParallel):
+            inner = network.module
+        if inner is None:
+            return network
+        network = inner
+
+
+def _in_backward() -> bool:
+    """Whether this is the recomputation of a checkpointed region, which is no new forward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer was called by a GradScaler and skipped the step on the device."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def _check_encoders(encoders: Mapping[str, nn.Module], output_layer: nn.Module) -> None:
+    if not encoders:
+        raise ValueError("Expected at least one encoder, but got none. Name them by modality.")
+    owner: dict[int, str] = {}
+    for name, module in {**encoders, "the output layer": output_layer}.items():
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        if not trainable and module is not output_layer:
+            raise ValueError(
+                f"Expected encoder {name!r} to have trainable parameters, but it has none. "
+                "Unfreeze it, or leave it out of the encoders."
+            )
+        for parameter in module.parameters():
+            if id(parameter) in owner:
+                raise ValueError(
+                    f"Expected encoders to share no parameter, but one of shape "
+                    f"{tuple(parameter.shape)} belongs to {owner[id(parameter)]!r} and {name!r}. "
+                    "Give each its own, or move what is shared out of the encoders."
+                )
+        owner |= {id(parameter): name for parameter in module.parameters()}
+
+
+def _check_output_layer(layer: nn.Module) -> None:
+    weight = getattr(layer, "weight", None)
+    remedy = "Give the last layer with parameters; interpolation and softmax may follow it."
+    if not isinstance(layer, _LAST_LAYERS) or not isinstance(weight, Tensor):
+        raise ValueError(
+            "Expected `output_layer` to be a linear or convolutional layer, "
+            f"but got {type(layer).__name__}. {remedy}"
+        )
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"Expected an initialized `output_layer`, but got {layer}. Run it once.")
+    if isinstance(layer, nn.Linear):
+        return
+    if weight[0, 0].numel() != 1 or layer.groups != 1 or set(layer.stride) != {1}:
+        raise ValueError(
+            f"Expected a convolutional `output_layer` of kernel 1, stride 1 and one group, "
+            f"but got {layer}. {remedy}"
+        )

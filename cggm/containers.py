@@ -1,0 +1,42 @@
+"""Nested containers of tensors, as encoders return them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Features: TypeAlias = Any
+"""A tensor, or tuples, named tuples, lists and dicts of tensors, nested at will."""
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], features: Features) -> Features:
+    """Apply a function to every tensor of a nested container, leaving other leaves alone."""
+    if isinstance(features, Tensor):
+        return function(features)
+    if isinstance(features, Mapping):
+        return {key: map_tensors(function, value) for key, value in features.items()}
+    if isinstance(features, tuple) and hasattr(features, "_fields"):
+        return type(features)(*(map_tensors(function, value) for value in features))
+    if isinstance(features, list | tuple):
+        return type(features)(map_tensors(function, value) for value in features)
+    return features
+
+
+def tensors_in(features: Features) -> Sequence[Tensor]:
+    """All tensors of a nested container, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, features)
+    return found
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """A tensor without its subclass (MONAI's ``MetaTensor`` slows arithmetic); others unchanged."""
+    if isinstance(value, Tensor) and type(value) not in (Tensor, torch.nn.Parameter):
+        return value.as_subclass(Tensor)
+    return value

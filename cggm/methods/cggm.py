@@ -1,0 +1,183 @@
+"""CGGM: classifier-guided gradient modulation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cggm.balancer import Balancer, Step
+from cggm.distributed import mean_over_ranks
+from cggm.functional import TERMS, balancing_terms, cosines, direction_loss, last_layer_gradient
+from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.scores import Score, ScoreTracker
+
+_DIRECTIONS = ("gradients", "weights", None)
+_TARGETS = ("gradient", "update")
+
+
+class CGGM(Balancer):
+    r"""Classifier-guided gradient modulation (Guo et al., NeurIPS 2024, algorithm 1).
+
+    A head judges each modality from detached features. How much the *other* heads' scores improved
+    scales the gradient of an encoder (equations 7 and 8); the cosine between its head's gradient
+    and the fused head's enters the loss (equations 12 and 13). Heads are trained along, by an
+    optimizer of their own, and dropped at inference.
+
+    Defaults differ from the paper in two ways that it needs to work: gains come from moving
+    averages of the scores and terms are bounded, because the ratio of equation (7) is singular; and
+    the direction loss compares gradients of the same iteration, differentiably, because the last
+    iteration's number (algorithm 1, line 15) has no gradient. Settings:
+
+    ================ ==============================================================================
+    default          ``gain="ema", terms="abs", direction="gradients"``
+    paper            ``gain="batch", terms="raw"``
+    released code    ``gain="batch", terms="released", direction="weights"``; the cosine of weights,
+                     one step late, its terms without rho
+    magnitude only   ``direction=None``
+    direction only   ``rho=None``; the direction loss then takes terms of rho 1
+    joint training   ``rho=None, direction=None``; heads still learn and report
+    ================ ==============================================================================
+
+    Do not use it where a modality carries no signal: its head never improves, so its encoder gets
+    the largest factor and its direction is noise. Where all modalities are learnt at one pace it
+    makes no difference. Under Adam the constant part of a gradient factor cancels; see ``acts_on``.
+
+    Args:
+        heads: Modality name to head, same names and order as the encoders; each takes what its
+            encoder returns and ends in an attribute ``output_layer`` of the network's shape.
+        task_loss: ``(prediction, target)`` to a scalar, for the network and for every head.
+        score: ``(prediction, target)`` to a scalar, higher is better, or to a pair of numerators
+            and denominators, see :func:`cggm.scores.score_counts`. Need not be differentiable.
+        rho: Scale of the gradient factors, positive; ``None`` leaves magnitudes alone.
+        lam: Weight of the direction loss, not negative.
+        gain: ``"ema"`` or ``"batch"`` (the paper), see :class:`cggm.scores.ScoreTracker`.
+        terms: Kind of balancing terms, see :func:`cggm.functional.balancing_terms`.
+        direction: What the cosines compare: ``"gradients"`` (the paper), ``"weights"`` (the
+            released code) or ``None``.
+        warmup: Optimizer steps without any modulation, while the heads are still untrained.
+        acts_on: ``"gradient"``, or ``"update"`` to scale the step that the optimizer takes, which
+            Adam cannot cancel.
+        head_optimizer: Builds the heads' optimizer from their parameters.
+        betas: Decay of the moving averages of ``gain="ema"``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    heads: Heads
+    late_gradient: Tensor
+    late_loss: Tensor
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        task_loss: Criterion,
+        score: Score,
+        *,
+        rho: float | None = 1.0,
+        lam: float = 0.1,
+        gain: str = "ema",
+        terms: str = "abs",
+        direction: str | None = "gradients",
+        warmup: int = 0,
+        acts_on: str = "gradient",
+        head_optimizer: OptimizerFactory = default_optimizer,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:
+        super().__init__(task_loss)
+        _check_choice("terms", terms, tuple(TERMS))
+        _check_choice("direction", direction, _DIRECTIONS)
+        _check_choice("acts_on", acts_on, _TARGETS)
+        if rho is not None and rho <= 0:
+            raise ValueError(f"Expected `rho` to be positive or None, but got {rho}.")
+        if lam < 0 or warmup < 0:
+            raise ValueError(f"Expected `lam` and `warmup` not negative, but got {lam}, {warmup}.")
+        self.heads = Heads(heads, head_optimizer)
+        self.score = score
+        self.rho = rho
+        self.lam = lam
+        self.terms = terms
+        self.direction = direction
+        self.warmup = warmup
+        self.acts_on = acts_on
+        self.scores = ScoreTracker(len(heads), gain, betas)
+        if direction == "weights":
+            shape = self.heads.output_weight(next(iter(heads))).shape
+            self.register_buffer("late_gradient", torch.zeros(shape))
+            self.register_buffer("late_loss", torch.zeros(()))
+            self._next_late: tuple[Tensor, Tensor] | None = None
+
+    def loss(self, step: Step) -> Tensor:
+        """Task loss plus, where asked for, the direction loss of equation (13)."""
+        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
+        self.scores.add(heads.counts)
+        gains = self.scores.gains()
+        terms = self._warmed_up(balancing_terms(gains, self.rho or 1.0, self.terms))
+        fused = self._fused_gradient(step)
+        self.readings = {
+            "score": self.scores.scores(),
+            "raw_term": balancing_terms(gains, self.rho or 1.0, "raw"),
+            "term": terms,
+            "cosine": cosines(fused.detach(), heads.gradients),
+            "head_loss": heads.losses,
+        }
+        if self.direction is None or self.lam == 0:
+            return step.loss
+        if self.direction == "weights":
+            return step.loss + self.lam * self._late_direction_loss(gains)
+        weight = self.lam * (self.scores.steps >= self.warmup)
+        return step.loss + weight.to(fused.dtype) * direction_loss(fused, heads.gradients, terms)
+
+    def scales(self, step: Step) -> Tensor | None:
+        """Balancing terms, equation (8)."""
+        return self._used_terms() if self.acts_on == "gradient" else None
+
+    def update_scales(self, step: Step) -> Tensor | None:
+        """Balancing terms for the optimizer's own step."""
+        return self._used_terms() if self.acts_on == "update" else None
+
+    def commit(self) -> None:
+        """Move scores and heads by the window that the optimizer stepped on."""
+        self.scores.commit()
+        self.heads.step()
+        if self.direction == "weights" and self._next_late is not None:
+            self.late_gradient.copy_(self._next_late[0])
+            self.late_loss.copy_(self._next_late[1])
+
+    def restart(self, kept: Tensor | bool) -> None:
+        """Forget scores and head gradients of a window that led to no step."""
+        self.scores.keep(kept)
+        self.heads.keep(kept)
+
+    def _used_terms(self) -> Tensor | None:
+        return None if self.rho is None else self.readings["term"]
+
+    def _warmed_up(self, terms: Tensor) -> Tensor:
+        return torch.where(self.scores.steps < self.warmup, torch.ones_like(terms), terms)
+
+    def _fused_gradient(self, step: Step) -> Tensor:
+        """Gradient of the output layer over all ranks, differentiable in this rank's share."""
+        gradient = last_layer_gradient(
+            step.loss,
+            step.layer_input,
+            step.layer_output,
+            channels_last=self.binding.channels_last,
+            create_graph=self.direction == "gradients" and self.lam > 0,
+        )
+        (mean,) = mean_over_ranks([gradient.detach()])
+        return gradient + (mean - gradient).detach()
+
+    def _late_direction_loss(self, gains: Tensor) -> Tensor:
+        """Direction loss of the released code: the last step's, and its gradient there."""
+        weight = self.binding.output_weight
+        heads = torch.stack([self.heads.output_weight(n).detach().flatten(1) for n in self.heads])
+        now = weight.detach().requires_grad_()
+        loss = direction_loss(now.flatten(1), heads, balancing_terms(gains, 1.0, self.terms))
+        (gradient,) = torch.autograd.grad(loss, now)
+        self._next_late = (gradient, loss.detach())
+        return self.late_loss + (self.late_gradient * (weight - weight.detach())).sum()
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {list(choices)}, but got {value!r}.")

@@ -1,0 +1,125 @@
+"""Small multimodal networks and batches that the tests of the core share."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cggm import CGGM
+
+NAMES = ("text", "audio", "video")
+
+
+class Late(nn.Module):
+    """Linear encoders, fusion by concatenation, linear output layer."""
+
+    def __init__(self, names=NAMES, width: int = 6, classes: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(
+            {
+                n: nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, width))
+                for n in names
+            }
+        )
+        self.fusion = nn.Sequential(
+            nn.Linear(width * len(names), width), nn.ReLU(inplace=True), nn.Dropout(dropout)
+        )
+        self.output_layer = nn.Linear(width, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = [e(x) for e, x in zip(self.encoders.values(), inputs.unbind(1), strict=True)]
+        return self.output_layer(self.fusion(torch.cat(parts, dim=-1)))
+
+
+class Convolutional(nn.Module):
+    """Encoders with a skip inside a dict, a 1x1 output layer and upsampling, in 2-D or 3-D."""
+
+    def __init__(self, names=NAMES, dims: int = 2, width: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.encoders = nn.ModuleDict({n: SkipEncoder(conv, width) for n in names})
+        self.decoder = conv(2 * width * len(names), width, 1)
+        self.output_layer = conv(width, classes, 1)
+        self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = []
+        for encoder, image in zip(self.encoders.values(), images.unbind(1), strict=True):
+            features = encoder(image[:, None])
+            parts += [features["low"], features["rest"][0]]
+        logits = self.output_layer(torch.relu(self.decoder(torch.cat(parts, 1))))
+        return nn.functional.interpolate(logits, scale_factor=2, mode=self.mode)
+
+
+class SkipEncoder(nn.Module):
+    """Two features, the second computed from the first."""
+
+    def __init__(self, conv: type[nn.Module], width: int) -> None:
+        super().__init__()
+        self.first = conv(1, width, 3, 2, 1)
+        self.second = conv(width, width, 3, 1, 1)
+
+    def forward(self, image: Tensor) -> Mapping[str, object]:
+        low = torch.tanh(self.first(image))
+        return {"low": low, "rest": [self.second(low), "not a tensor"]}
+
+
+class ConvolutionalHead(nn.Module):
+    """Head of :class:`Convolutional`."""
+
+    def __init__(self, dims: int = 2, width: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.mix = conv(2 * width, width, 1)
+        self.output_layer = conv(width, classes, 1)
+        self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
+
+    def forward(self, features: Mapping[str, object]) -> Tensor:
+        mixed = torch.relu(self.mix(torch.cat([features["low"], features["rest"][0]], 1)))
+        return nn.functional.interpolate(self.output_layer(mixed), scale_factor=2, mode=self.mode)
+
+
+class LinearHead(nn.Module):
+    """Head of :class:`Late`."""
+
+    def __init__(self, width: int = 6, classes: int = 4) -> None:
+        super().__init__()
+        self.output_layer = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output_layer(features)
+
+
+def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
+    """Share of right classes."""
+    return (prediction.argmax(1) == target).float().mean()
+
+
+def late_batch(size: int = 16, names=NAMES, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs ``(B, M, 5)`` and classes that depend on them."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, len(names), 5, generator=generator)
+    return inputs, inputs[:, :, :4].sum(1).argmax(1)
+
+
+def make_late(names=NAMES, seed: int = 0, **network) -> tuple[Late, dict[str, nn.Module]]:
+    """A network and its heads, always the same."""
+    torch.manual_seed(seed)
+    return Late(names, **network), {name: LinearHead() for name in names}
+
+
+def make_cggm(heads: Mapping[str, nn.Module], **settings) -> CGGM:
+    """CGGM for classification with plain SGD heads."""
+    settings.setdefault("head_optimizer", lambda p: torch.optim.SGD(p, lr=0.1))
+    return CGGM(heads, nn.functional.cross_entropy, accuracy, **settings)
+
+
+def train(network, optimizer, criterion, batches) -> list[Tensor]:
+    """A bare loop; returns the terms of each step."""
+    terms = []
+    for inputs, target in batches:
+        optimizer.zero_grad()
+        criterion(network(inputs), target).backward()
+        optimizer.step()
+        terms.append(criterion.readings["term"].clone())
+    return terms

@@ -1,0 +1,45 @@
+"""Two real processes over gloo against one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cggm.distributed import mean_over_ranks, sum_over_ranks, world_size
+from tests.cggm import ddp_worker
+
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-m", "tests.cggm.ddp_worker", str(folder)]
+    processes = [subprocess.Popen([*command, str(rank), "2", str(STEPS)]) for rank in (0, 1)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def test_replicas_are_bit_equal_after_50_steps(ranks):
+    for group in ("network", "cggm"):
+        for key, value in ranks[0][group].items():
+            assert torch.equal(value, ranks[1][group][key]), key
+    assert torch.equal(ranks[0]["terms"], ranks[1]["terms"])
+
+
+def test_two_ranks_on_halves_equal_one_process_on_the_whole(ranks):
+    whole = ddp_worker.train(0, 1, STEPS)
+    assert whole["terms"].std(dim=0).min() > 0.01
+    assert_close(ranks[0]["terms"], whole["terms"], rtol=1e-5, atol=1e-5)
+    for group in ("network", "cggm"):
+        for key, value in whole[group].items():
+            assert_close(ranks[0][group][key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_one_process_is_left_alone():
+    tensors = [torch.tensor([1.0, 2.0]), torch.tensor(3.0)]
+    assert world_size() == 1
+    assert all(a is b for a, b in zip(sum_over_ranks(tensors), tensors, strict=True))
+    assert all(a is b for a, b in zip(mean_over_ranks(tensors), tensors, strict=True))
