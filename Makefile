@@ -1,0 +1,31 @@
+.PHONY: demo test lint bench docs clean
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+demo: $(READY)
+	$(BIN)/python pipelines/brats_demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run_all.py
+
+docs: $(READY)
+	$(BIN)/python -W error -m pdoc --docformat google -o site cggm cggm_seg
+
+# uv installs in seconds what takes pip minutes; its version is not part of the tested set.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[seg,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf .venv site demo runs

@@ -1,0 +1,45 @@
+"""Builds a method from its name and settings, as a configuration gives them."""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+
+from cggm import methods
+from cggm.balancer import Balancer
+from cggm.errors import UserError
+
+
+def build_balancer(
+    name: str, settings: Mapping[str, Any], parts: Mapping[str, Callable[[], Any]]
+) -> Balancer:
+    """Build a method.
+
+    Args:
+        name: A public name of ``cggm.methods``.
+        settings: Plain values for the method's keyword arguments.
+        parts: What the task provides under a method's argument names, such as ``task_loss``,
+            ``heads`` and ``score``; made only if the method takes it.
+
+    Returns:
+        The method, unbound.
+
+    Raises:
+        UserError: If the name or a setting is unknown, or a value out of range.
+    """
+    if name not in methods.__all__:
+        raise UserError(f"Unknown method {name!r}.", f"Available: {', '.join(methods.__all__)}.")
+    method: type[Balancer] = getattr(methods, name)
+    accepted = list(signature(method).parameters)
+    known = [argument for argument in accepted if argument not in parts]
+    for setting in settings:
+        if setting not in known:
+            close = get_close_matches(setting, known, 1)
+            raise UserError(
+                f"Unknown setting {setting!r} of {name}.",
+                f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known) or 'none'}.",
+            )
+    try:
+        return method(**{a: parts[a]() for a in accepted if a in parts}, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Settings of {name}: {error}", "Correct the configuration.") from error

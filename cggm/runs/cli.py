@@ -1,0 +1,171 @@
+"""The command line of a script: its options, and how its errors end."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from cggm.errors import DataError, UserError
+from cggm.runs.config import ConfigReader
+from cggm.runs.folder import RunFolder
+
+T = TypeVar("T")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where to run and what to start from.
+
+    Args:
+        output: Folder of the run; runs/<name>-<date>-<time> where not given.
+        config: Configuration laid over the defaults.
+        method: Balancing method, laid over both.
+        resume: Run to continue from its last checkpoint, its configuration in the defaults' place.
+    """
+
+    output: Path | None = field(default=None, metadata={"metavar": "RUN"})
+    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
+    method: str | None = field(default=None, metadata={"metavar": "NAME"})
+    resume: Path | None = field(default=None, metadata={"metavar": "RUN"})
+
+    def __post_init__(self) -> None:
+        if self.output and self.resume:
+            raise UserError(
+                "Expected --output or --resume, but got both.", "A resumed run keeps its folder."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training is told; the base of each pipeline's configuration.
+
+    Args:
+        data: Folder of the data; the demo data where not given.
+        max_epochs: Passes over the training data.
+        seed: Seed of everything random.
+        device: Where to compute; CUDA if there is one, where not given.
+    """
+
+    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    max_epochs: int = field(metadata={"metavar": "N"})
+    seed: int = field(default=0, metadata={"metavar": "N"})
+    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or not 0 <= self.seed < 2**32:
+            raise UserError(
+                "Expected max_epochs of at least 1 and a seed from 0 to 2**32 - 1, "
+                f"but got {self.max_epochs} and {self.seed}.",
+                "Correct --max_epochs or --seed.",
+            )
+
+
+def parse_arguments(
+    schema: type[T], description: str, argv: Sequence[str], *, defaults: Path, methods: Path
+) -> tuple[T, RunOptions]:
+    """Read the command line of a training script; ``--help`` prints the options and exits.
+
+    Later sources win: the schema's defaults, the file ``defaults`` (or the configuration of a
+    resumed run), ``--config``, ``--method``, single options.
+
+    Args:
+        schema: Dataclass of the configuration, usually a :class:`RunConfig`.
+        description: What the script does, one or two sentences.
+        argv: The arguments without the program's name.
+        defaults: YAML file of the default configuration.
+        methods: Folder with one YAML file per balancing method.
+
+    Returns:
+        The configuration, and where to run.
+
+    Raises:
+        UserError: For unknown or missing keys, wrong types and unreadable files.
+    """
+    reader = ConfigReader(RunOptions, schema, description=description)
+    options = reader.read(RunOptions, [a for a in argv if a not in ("-h", "--help")])
+    reader.add_file(RunFolder.open(options.resume).config if options.resume else defaults)
+    if options.config:
+        reader.add_file(options.config)
+    if options.method:
+        reader.add_file(_method_file(methods, options.method))
+    return reader.read(schema, argv), options
+
+
+def parse_options(schema: type[T], description: str, argv: Sequence[str]) -> T:
+    """Read the command line of a script without configuration files, such as inference.
+
+    Args:
+        schema: Dataclass with one field per option; those without a default are required.
+        description: What the script does, one or two sentences.
+        argv: The arguments without the program's name.
+
+    Raises:
+        UserError: For unknown or missing options and wrong types.
+    """
+    return ConfigReader(schema, description=description).read(schema, argv)
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a script's main function.
+
+    What a user can mend is shown as one message, without a traceback: mistakes in usage or data, a
+    full disk, an interrupt. Everything else is a fault of the program and propagates.
+
+    Args:
+        main: Takes the arguments, returns an exit code, or nothing for 0.
+        argv: The arguments without the program's name; those of the process where not given.
+
+    Returns:
+        The exit code: 0 done, 2 wrong usage, bad data or no space left, 130 interrupted.
+
+    Example:
+        >>> run(lambda argv: print("hello"), [])
+        hello
+        0
+    """
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        _say(f"error: {error}")
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        _say(f"error: {_no_space(error)}")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    return 2
+
+
+def report_problems(problems: Sequence[DataError]) -> None:
+    """Print the cases that a run went on without; nothing where there were none.
+
+    Args:
+        problems: One error per skipped case.
+    """
+    if not problems:
+        return
+    cases = "1 case was" if len(problems) == 1 else f"{len(problems)} cases were"
+    _say("\n".join([f"{cases} skipped:", *(f"  {problem}" for problem in problems)]))
+
+
+def _method_file(methods: Path, name: str) -> Path:
+    available = {file.stem: file for file in sorted(methods.glob("*.yaml"))}
+    if name not in available:
+        raise UserError(f"Unknown method {name!r}.", f"Available: {', '.join(available)}.")
+    return available[name]
+
+
+def _no_space(error: OSError) -> str:
+    where = error.filename or "the output folder"
+    return (
+        f"{where}: {error.strerror}, so it was not written. Earlier files and the last checkpoint "
+        "are intact. Free some space, then continue (a training run with --resume)."
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

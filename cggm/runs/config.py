@@ -1,0 +1,261 @@
+"""Configurations: YAML files and command-line options read into dataclasses, typed and checked.
+
+A schema is a dataclass. Its fields are numbers, strings, booleans, paths, literals, ``None``,
+lists, tuples or dicts of these, or further dataclasses, called groups: ``training: {lr: 0.01}`` in
+a file, ``--training.lr 0.01`` on the command line, where a bare ``--amp`` means true. Groups merge
+field by field; any other value, lists and dicts included, replaces the earlier one. Nothing is ever
+executed or imported because a configuration says so. Where a string reads as another type that its
+field allows as well (``"1"`` in a ``float | str``, ``"null"`` in a ``str | None``), that type wins.
+"""
+
+import re
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from inspect import getdoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from cggm.errors import UserError
+from cggm.runs.folder import write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
+
+def read_config(schema: type[T], files: Iterable[Path], overrides: Sequence[str] = ()) -> T:
+    """Read YAML files, later ones over earlier ones, and then options.
+
+    Args:
+        schema: Dataclass of the configuration.
+        files: YAML files.
+        overrides: Options as on the command line: ``["--training.lr", "0.01"]``.
+
+    Raises:
+        UserError: For unknown or missing keys, wrong types and unreadable files.
+    """
+    reader = ConfigReader(schema)
+    for file in files:
+        reader.add_file(file)
+    return reader.read(schema, overrides)
+
+
+def write_config(config: "DataclassInstance", path: Path) -> None:
+    """Write a configuration as YAML that :func:`read_config` reads back equal.
+
+    Args:
+        config: An instance of a schema.
+        path: The file, replaced in one step.
+    """
+    write_atomically(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False).encode())
+
+
+class ConfigReader:
+    """Collects values for schemas: their defaults, then files, then options.
+
+    Args:
+        schemas: Dataclasses whose fields become the known keys; no two share one.
+        description: What the script does, for ``--help``.
+    """
+
+    def __init__(self, *schemas: type, description: str | None = None) -> None:
+        set_parsing_settings(
+            unset_sentinel=True, instantiate_subclass_spec_in_any=False, import_path_denylist=["*"]
+        )
+        self._parser = ArgumentParser(
+            exit_on_error=False,
+            allow_abbrev=False,
+            description=description,
+            usage="%(prog)s [--key value ...]",
+        )
+        self._hints: dict[str, Any] = {}
+        for schema in schemas:
+            self._add_options(schema)
+
+    def add_file(self, file: Path) -> None:
+        """Lay the values of a YAML file over what is known so far.
+
+        Args:
+            file: Keys that it does not name keep their values.
+
+        Raises:
+            UserError: Naming the file, for an unknown key, a wrong type or no YAML.
+        """
+        values = dict(_flat(_load(file), self._hints, file))
+        for key in values:
+            if key not in self._hints:
+                raise UserError(f"{file}: unknown key `{key}`.", _suggestion(key, self._hints))
+        try:
+            typed = self._parser.parse_object(values, defaults=False)
+        except ArgumentError as error:
+            raise self._explained(error, f"{file}: ", "") from error
+        self._parser.set_defaults({key: typed[key] for key in values})
+
+    def read(self, schema: type[T], argv: Sequence[str]) -> T:
+        """Lay options over everything and build one schema; ``--help`` prints and exits.
+
+        Args:
+            schema: One of the schemas.
+            argv: Options of any of the schemas.
+
+        Raises:
+            UserError: For an unknown option, a wrong type, or a key of ``schema`` without a value.
+        """
+        for argument in argv:
+            name = argument.partition("=")[0].removeprefix("--").removesuffix("+")
+            if argument.startswith("--") and not self._knows(name):
+                raise UserError(f"Unknown option --{name}.", _suggestion(name, self._hints, "--"))
+        try:
+            values = self._parser.parse_args(list(argv))
+        except ArgumentError as error:
+            raise self._explained(error, "", "--") from error
+        return _build(schema, values)
+
+    def _add_options(self, schema: type) -> None:
+        groups: dict[str, Any] = {}
+        for option in _options(schema):
+            title = option.key.rpartition(".")[0] or _first_line(schema)
+            if title not in groups:
+                groups[title] = self._parser.add_argument_group(title)
+            bare = {"nargs": "?", "const": True} if option.hint is bool else {}
+            groups[title].add_argument(
+                f"--{option.key}",
+                type=option.hint,
+                default=option.default,
+                help=option.help,
+                metavar=option.metavar,
+                **bare,
+            )
+            self._hints[option.key] = option.hint
+
+    def _knows(self, name: str) -> bool:
+        """Whether an option exists; entries of a dict are options too."""
+        entry_of = (key for key in self._hints if name.startswith(f"{key}."))
+        return name == "help" or name in self._hints or any(entry_of)
+
+    def _explained(self, error: ArgumentError, where: str, prefix: str) -> UserError:
+        key = re.search(r'Parser key "(.+?)"', error.message)
+        found = re.findall(r"(?:Got|Given) value: (.*)", error.message)
+        if not key or not found:
+            return UserError(f"{where}{error.message}.", "See --help for the options.")
+        hint = self._hints[key[1]]
+        expected = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.", "", str(hint))
+        return UserError(
+            f"{where}expected {prefix}{key[1]} to be {expected}, but got {found[-1]!r}.",
+            "See --help for the options.",
+        )
+
+
+@dataclass(frozen=True)
+class _Option:
+    key: str
+    hint: Any
+    default: Any
+    help: str
+    metavar: str | None
+
+
+def _options(schema: type, prefix: str = "", values: object = SUPPRESS) -> Iterator[_Option]:
+    """Every field that is no group, depth first, with defaults from ``values`` where given."""
+    hints, docs = get_type_hints(schema), _field_docs(schema)
+    for field in fields(schema):
+        key, hint = prefix + field.name, hints[field.name]
+        default = _default(field) if values is SUPPRESS else getattr(values, field.name)
+        if _is_group(hint):
+            yield from _options(hint, f"{key}.", default)
+        else:
+            metavar = field.metadata.get("metavar")
+            text = docs.get(field.name) or field.name.replace("_", " ")
+            yield _Option(key, hint, default, text, metavar)
+
+
+def _is_group(hint: object) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _default(field: Field) -> object:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return SUPPRESS if field.default is MISSING else field.default
+
+
+def _field_docs(schema: type) -> dict[str, str]:
+    parsed = [parse_docstring(base.__doc__ or "") for base in reversed(schema.__mro__)]
+    return {p.arg_name: p.description or "" for doc in parsed for p in doc.params}
+
+
+def _first_line(schema: type) -> str:
+    return (getdoc(schema) or schema.__name__).partition("\n")[0].rstrip(".")
+
+
+def _load(file: Path) -> object:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}.", "Give an existing YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(
+            f"{file}{line}: expected plain YAML, but {problem}.", "Correct the file."
+        ) from error
+
+
+def _flat(
+    data: object, known: Collection[str], file: Path, prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of nested groups."""
+    data = {} if data is None else data
+    if not isinstance(data, Mapping):
+        group = f"`{prefix.rstrip('.')}`" if prefix else "the file"
+        raise UserError(
+            f"{file}: expected {group} to hold `key: value` lines, but got {data!r}.",
+            "Correct the file.",
+        )
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if any(other.startswith(f"{key}.") for other in known):
+            yield from _flat(value, known, file, f"{key}.")
+        else:
+            yield key, value
+
+
+def _suggestion(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """The known key that comes closest, in full or in its last part."""
+    names = {other.rpartition(".")[2]: other for other in known}
+    close = get_close_matches(key, known, 1)
+    close += [names[name] for name in get_close_matches(key.rpartition(".")[2], names, 1)]
+    if close:
+        return f"Did you mean {prefix}{close[0]}?"
+    return "See --help for the options." if prefix else f"Known keys: {', '.join(known)}."
+
+
+def _build(schema: type[T], values: Namespace, prefix: str = "") -> T:
+    hints = get_type_hints(schema)
+    parts: dict[str, Any] = {}
+    for field in fields(schema):  # type: ignore[arg-type]
+        key, hint = prefix + field.name, hints[field.name]
+        if _is_group(hint):
+            parts[field.name] = _build(hint, values, f"{key}.")
+        elif key in values:
+            parts[field.name] = values[key]
+        else:
+            raise UserError(f"Missing --{key}.", "Give it as an option or in a configuration file.")
+    return schema(**parts)
+
+
+def _plain(value: object) -> object:
+    """The value in the types that YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,196 @@
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cggm.errors import DataError, UserError
+from cggm.runs.cli import (
+    RunOptions,
+    parse_arguments,
+    parse_options,
+    report_problems,
+    run,
+)
+from cggm.runs.config import write_config
+from tests.cggm.runs.schema import Config, InferOptions, Training
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def configs(tmp_path):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "train.yaml").write_text("max_epochs: 75\ntraining: {lr: 0.01}\n")
+    (tmp_path / "methods" / "ogm.yaml").write_text("balancer: ogm\ntraining: {lr: 0.03}\n")
+    (tmp_path / "methods" / "cggm.yaml").write_text("balancer: cggm\n")
+    return tmp_path
+
+
+def parse(configs: Path, *argv: str):
+    return parse_arguments(
+        Config, "Train.", argv, defaults=configs / "train.yaml", methods=configs / "methods"
+    )
+
+
+def test_sources_override_each_other_in_order(configs):
+    own = configs / "own.yaml"
+    own.write_text("training: {lr: 0.02}\nseed: 4\nbalancer: pmr\n")
+    assert parse(configs)[0] == Config(max_epochs=75, training=Training(0.01))
+    assert parse(configs, "--config", str(own))[0].training.lr == 0.02
+    config, options = parse(configs, "--config", str(own), "--method", "ogm", "--max_epochs", "3")
+    assert config == Config(max_epochs=3, seed=4, balancer="ogm", training=Training(0.03))
+    assert options == RunOptions(config=own, method="ogm")
+    assert parse(configs, "--method=ogm", "--training.lr=1", "--data", "d")[0] == Config(
+        max_epochs=75, balancer="ogm", training=Training(1.0), data=Path("d")
+    )
+
+
+def test_resumed_run_brings_its_own_configuration(configs, tmp_path):
+    run_folder = tmp_path / "run"
+    (run_folder / "checkpoints").mkdir(parents=True)
+    saved = Config(max_epochs=9, seed=5, balancer="agm", data=Path("x"), device="cpu")
+    write_config(saved, run_folder / "config.yaml")
+    assert parse(configs, "--resume", str(run_folder))[0] == saved
+    resumed, options = parse(configs, "--resume", str(run_folder), "--max_epochs=10")
+    assert (resumed.max_epochs, resumed.seed, options.resume) == (10, 5, run_folder)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--method", "cgm"], "Available: cggm, ogm."),
+        (["--max_epoch", "3"], "Did you mean --max_epochs?"),
+        (["--max_epochs", "0"], "at least 1"),
+        (["--seed", "-1"], "2**32 - 1"),
+        (["--seed", str(2**32)], "2**32 - 1"),
+        (["--device", "tpu"], "--device"),
+        (["--output", "a", "--resume", "b"], "got both"),
+        (["--resume", "nowhere"], "nowhere: no such folder"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+    ],
+)
+def test_faulty_command_line_is_refused(configs, argv, expected):
+    with pytest.raises(UserError) as caught:
+        parse(configs, *argv)
+    assert expected in str(caught.value)
+
+
+def test_parse_options_requires_what_has_no_default():
+    assert parse_options(InferOptions, "Predict.", ["--model", "m"]) == InferOptions(
+        model=Path("m")
+    )
+    with pytest.raises(UserError, match="--model"):
+        parse_options(InferOptions, "Predict.", [])
+
+
+SCRIPT = """
+import resource, signal, sys
+from pathlib import Path
+from cggm.runs.cli import parse_arguments, run
+from cggm.runs.folder import write_atomically
+from tests.cggm.runs.schema import Config
+
+def main(argv):
+    files = dict(defaults=Path("train.yaml"), methods=Path("methods"))
+    config, _ = parse_arguments(Config, "Train.", argv, **files)
+    if config.balancer == "full":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        write_atomically(Path("large.bin"), bytes(2000))
+    if config.balancer == "interrupt":
+        raise KeyboardInterrupt
+    if config.balancer == "fault":
+        raise ZeroDivisionError
+    print(config.training.lr, "torch" in sys.modules)
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
+"""
+
+
+def call(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, "script.py", *argv],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_script_succeeds_without_importing_torch(configs):
+    done = call(configs, "--training.lr", "0.5")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0.5 False\n", "")
+
+
+def test_help_answers_within_a_second(configs):
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = call(configs, "--help")
+        durations.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    for part in ("--data DIR", "--output RUN", "--method NAME", "--max_epochs N", "--training.lr"):
+        assert part in done.stdout
+    assert min(durations) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "expected"),
+    [
+        (
+            ["--max_epoch", "3"],
+            2,
+            "error: Unknown option --max_epoch. Did you mean --max_epochs?\n",
+        ),
+        (["--balancer", "interrupt"], 130, "interrupted\n"),
+    ],
+)
+def test_a_user_sees_one_message(configs, argv, code, expected):
+    done = call(configs, *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", expected)
+
+
+def test_full_disk_is_reported_with_the_file_and_leaves_nothing(configs):
+    done = call(configs, "--balancer", "full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: large.bin: ")
+    assert "last checkpoint" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(configs.glob("*large.bin"))
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(configs):
+    done = call(configs, "--balancer", "fault")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_run_passes_the_exit_code_on(capsys):
+    assert run(lambda argv: 3, []) == 3
+    assert run(lambda argv: None, []) == 0
+
+
+def test_run_lets_other_system_errors_through():
+    def main(argv):
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
+
+    with pytest.raises(PermissionError):
+        run(main, [])
+
+
+def test_report_problems_lists_every_case(capsys):
+    report_problems([])
+    assert capsys.readouterr().err == ""
+    error = DataError("BraTS_1", Path("a_t1.nii.gz"), "The file is cut short.", "Copy it again.")
+    report_problems([error])
+    assert capsys.readouterr().err == (
+        "1 case was skipped:\n  BraTS_1, a_t1.nii.gz: The file is cut short. Copy it again.\n"
+    )
+    report_problems([error, error])
+    assert capsys.readouterr().err.startswith("2 cases were skipped:\n")

@@ -1,0 +1,132 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cggm.errors import UserError
+from cggm.runs.folder import RunFolder, replacing, write_atomically
+
+
+def test_write_atomically_replaces_the_content(tmp_path):
+    file = tmp_path / "a.txt"
+    write_atomically(file, b"old")
+    write_atomically(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_replacing_keeps_the_ending_and_respects_the_umask(tmp_path):
+    file = tmp_path / "case.nii.gz"
+    with replacing(file) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        assert temporary.parent == tmp_path
+        temporary.write_bytes(b"x")
+        assert not file.exists()
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"x")
+    assert file.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"old")
+
+    def write_half():
+        with replacing(file) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert file.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_failed_write_names_the_file_but_no_other_error_is_renamed(tmp_path):
+    file = tmp_path / "a.txt"
+    with pytest.raises(OSError, match=r"a\.txt") as caught, replacing(file):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(file)
+    with pytest.raises(FileNotFoundError) as caught, replacing(file):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_create_names_the_folder_by_time_and_never_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [RunFolder.create(None, name="brats") for _ in range(3)]
+    assert len({run.path for run in runs}) == 3
+    assert all(run.path.parent == Path("runs") for run in runs)
+    assert all(run.path.name.startswith("brats-20") for run in runs)
+    assert all(run.checkpoints.is_dir() for run in runs)
+
+
+def test_create_takes_an_empty_folder_and_refuses_a_full_one(tmp_path):
+    empty = tmp_path / "a" / "b"
+    empty.mkdir(parents=True)
+    assert RunFolder.create(empty, name="x").path == empty
+    with pytest.raises(UserError, match=r"--resume .* or give another --output"):
+        RunFolder.create(empty, name="x")
+
+
+def test_create_refuses_a_path_that_is_a_file(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        RunFolder.create(file, name="x")
+    with pytest.raises(UserError, match="cannot be made"):
+        RunFolder.create(file / "inside", name="x")
+
+
+def test_open_names_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no config\.yaml and no checkpoints"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.yaml\."):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert RunFolder.open(tmp_path).config == tmp_path / "config.yaml"
+
+
+def test_environment_tells_versions_and_keeps_earlier_starts(tmp_path):
+    run = RunFolder.create(tmp_path / "run", name="x")
+    run.write_environment()
+    first = json.loads(run.environment.read_text())
+    assert first["packages"]["torch"]
+    assert first["packages"]["numpy"]
+    assert first["python"].count(".") == 2
+    assert first["command"] == sys.argv
+    assert first["cpus"] >= 1
+    run.write_environment()
+    run.write_environment()
+    third = json.loads(run.environment.read_text())
+    assert third["earlier_starts"][0] == first
+    assert len(third["earlier_starts"]) == 2
+    assert "earlier_starts" not in third["earlier_starts"][1]
+
+
+def test_commit_is_that_of_the_source(tmp_path):
+    source = Path(__file__).parents[3] / "cggm"
+    copy = tmp_path / "cggm"
+    (copy / "runs").mkdir(parents=True)
+    for name in ("__init__.py", "errors.py", "runs/__init__.py", "runs/folder.py"):
+        (copy / name).write_bytes((source / name).read_bytes())
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    code = "from cggm.runs import folder; print(folder._commit())"
+    show = [sys.executable, "-Bc", code]
+    shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout == head.stdout
+    (copy / "errors.py").write_text((copy / "errors.py").read_text() + "\n")
+    shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == f"{head.stdout.strip()}+"
