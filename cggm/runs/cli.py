@@ -2,17 +2,24 @@
 
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from cggm.errors import DataError, UserError
+from cggm.errors import UserError
 from cggm.runs.config import ConfigReader
 from cggm.runs.folder import RunFolder
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BAD_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 @dataclass(frozen=True)
@@ -112,14 +119,15 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """Run a script's main function.
 
     What a user can mend is shown as one message, without a traceback: mistakes in usage or data, a
-    full disk, an interrupt. Everything else is a fault of the program and propagates.
+    full disk, a path that cannot be written, an interrupt. Everything else is a fault of the
+    program and propagates.
 
     Args:
         main: Takes the arguments, returns an exit code, or nothing for 0.
         argv: The arguments without the program's name; those of the process where not given.
 
     Returns:
-        The exit code: 0 done, 2 wrong usage, bad data or no space left, 130 interrupted.
+        The exit code: 0 done, 2 wrong usage, bad data, no space or access, 130 interrupted.
 
     Example:
         >>> run(lambda argv: print("hello"), [])
@@ -131,25 +139,71 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     except UserError as error:
         _say(f"error: {error}")
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        message = _explained(error)
+        if message is None:
             raise
-        _say(f"error: {_no_space(error)}")
+        _say(f"error: {message}")
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
     return 2
 
 
-def report_problems(problems: Sequence[DataError]) -> None:
+def check_problems(
+    good: Sized, problems: Sequence[UserError], *, strict: bool = False, needed: int = 1
+) -> None:
+    """End the run where it cannot, or must not, go on without the bad cases.
+
+    Args:
+        good: The cases that are left.
+        problems: One error per bad case.
+        strict: Whether a single bad case is too many.
+        needed: How many good cases it takes.
+
+    Raises:
+        UserError: The first problem if ``strict``, or one that says that too few cases are left.
+    """
+    if not problems:
+        return
+    if strict:
+        raise problems[0]
+    if len(good) < needed:
+        cases = "1 good case" if needed == 1 else f"{needed} good cases"
+        raise UserError(
+            f"Expected at least {cases}, but found {len(good) or 'none'} among "
+            f"{len(good) + len(problems)}.",
+            f"The first problem: {problems[0]}",
+        )
+
+
+def report_problems(problems: Sequence[object]) -> None:
     """Print the cases that a run went on without; nothing where there were none.
 
     Args:
-        problems: One error per skipped case.
+        problems: One error or sentence per skipped case.
     """
     if not problems:
         return
     cases = "1 case was" if len(problems) == 1 else f"{len(problems)} cases were"
     _say("\n".join([f"{cases} skipped:", *(f"  {problem}" for problem in problems)]))
+
+
+def choose_device(name: str | None) -> "torch.device":
+    """The device of a name.
+
+    Args:
+        name: ``cpu`` or ``cuda``; CUDA if there is one, where ``None``.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "Expected a CUDA device, but PyTorch finds none.", "Leave --device out, or give cpu."
+        )
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _method_file(methods: Path, name: str) -> Path:
@@ -159,7 +213,12 @@ def _method_file(methods: Path, name: str) -> Path:
     return available[name]
 
 
-def _no_space(error: OSError) -> str:
+def _explained(error: OSError) -> str | None:
+    """What to tell the user, if anything."""
+    if error.errno in _BAD_PATH and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Check the path and its permissions."
+    if error.errno not in _NO_SPACE:
+        return None
     where = error.filename or "the output folder"
     return (
         f"{where}: {error.strerror}, so it was not written. Earlier files and the last checkpoint "

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -99,31 +100,44 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | None, *, name: str) -> "RunFolder":
-        """Make the folder of a new run.
+        """Make the folder of a new run; :meth:`plan` and :meth:`make` in one."""
+        run = cls.plan(path, name=name)
+        run.make()
+        return run
+
+    @classmethod
+    def plan(cls, path: Path | None, *, name: str) -> "RunFolder":
+        """Choose the folder of a new run, without making it yet.
 
         Args:
             path: The folder, absent or empty; ``runs/<name>-<date>-<time>`` where ``None``.
             name: What runs, such as the data set.
 
         Raises:
-            UserError: If the folder holds something, or cannot be made.
+            UserError: If the folder holds something, or cannot be read.
         """
         run = cls(path or _unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            occupied = any(run.path.iterdir())
+            occupied = run.path.exists() and any(run.path.iterdir())
         except OSError as error:
-            raise UserError(
-                f"{run.path}: the run folder cannot be made ({error.strerror}).",
-                "Give another one with --output.",
-            ) from error
+            raise _unmakable(run.path, error) from error
         if occupied:
             raise UserError(
                 f"{run.path}: expected a new or empty run folder, but it holds files.",
                 f"Continue that run with --resume {run.path}, or give another --output.",
             )
-        run.checkpoints.mkdir()
         return run
+
+    def make(self) -> None:
+        """Make the planned folder, with an empty one for the checkpoints.
+
+        Raises:
+            UserError: If it cannot be made.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise _unmakable(self.path, error) from error
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -188,6 +202,13 @@ class RunFolder:
             earlier = json.loads(self.environment.read_text())
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
         write_atomically(self.environment, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _unmakable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: the run folder cannot be made ({error.strerror}).",
+        "Give another one with --output.",
+    )
 
 
 def _unused(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -169,6 +170,6 @@ def _loss(output: object) -> float | None:
         return _loss(output.get("loss"))
     if isinstance(output, Sequence) and output and not isinstance(output, str):
         return _loss(output[0])
-    if hasattr(output, "mean"):
-        output = output.mean()
+    if isinstance(output, Tensor):
+        output = output.detach().mean()
     return float(output) if hasattr(output, "__float__") else None

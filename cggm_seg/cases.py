@@ -1,0 +1,146 @@
+"""Finds the BraTS cases of a folder, in the naming schemes of 2021 and of 2023."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cggm.errors import DataError
+
+Naming = Literal["2021", "2023"]
+
+MODALITIES = ("flair", "t1ce", "t1", "t2")
+
+_SUFFIXES: dict[Naming, dict[str, str]] = {
+    "2021": {"flair": "_flair", "t1ce": "_t1ce", "t1": "_t1", "t2": "_t2", "seg": "_seg"},
+    "2023": {"flair": "-t2f", "t1ce": "-t1c", "t1": "-t1n", "t2": "-t2w", "seg": "-seg"},
+}
+_PARTS: dict[str, tuple[Naming, str]] = {
+    suffix: (naming, part)
+    for naming, suffixes in _SUFFIXES.items()
+    for part, suffix in suffixes.items()
+}
+_FILE_NAME = re.compile(rf"(?P<id>[^.].*)(?P<suffix>{'|'.join(_PARTS)})\.nii(\.gz)?")
+_DEEPEST = 2  # <folder>/<group>/<case>/<file>
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one examination.
+
+    Attributes:
+        id: Identifier, the part that the file names share.
+        images: Modality to file, in the order of ``MODALITIES``.
+        label: The segmentation, or ``None``.
+        naming: Scheme of the file names, which decides the label values.
+    """
+
+    id: str
+    images: Mapping[str, Path]
+    label: Path | None
+    naming: Naming
+
+
+@dataclass(frozen=True)
+class _Found:
+    naming: Naming
+    part: str
+    file: Path
+
+
+def find_cases(
+    folder: Path, *, labelled: bool, allow_missing: bool = False
+) -> tuple[list[Case], list[DataError]]:
+    """Finds every case in a folder, in its subfolders and in theirs.
+
+    File names decide, contents are not read. Hidden files and other files are ignored.
+
+    Args:
+        folder: Where ``<id>_flair.nii.gz`` (2021) or ``<id>-t2f.nii.gz`` (2023) and so on lie,
+            ``.nii`` or ``.nii.gz``, all in one folder or in one folder per case.
+        labelled: Whether every case must have a label map; if not, label maps are ignored.
+        allow_missing: Whether a case may lack modalities.
+
+    Returns:
+        The complete cases sorted by identifier, and one error for each of the others.
+
+    Raises:
+        DataError: If the folder does not exist, cannot be read, is empty or holds no case.
+    """
+    cases, errors = [], []
+    for case_id, found in sorted(_group(folder).items()):
+        try:
+            cases.append(_case(case_id, found, labelled, allow_missing))
+        except DataError as error:
+            errors.append(error)
+    return cases, errors
+
+
+def _group(folder: Path) -> dict[str, list[_Found]]:
+    try:
+        files = list(_files(folder, _DEEPEST))
+    except OSError as error:
+        what = f"Expected a folder, but {error.filename} cannot be read ({error.strerror})."
+        raise DataError(str(folder), None, what, "Check the path and its permissions.") from error
+    groups = defaultdict(list)
+    for file in files:
+        if match := _FILE_NAME.fullmatch(file.name):
+            groups[match["id"]].append(_Found(*_PARTS[match["suffix"]], file))
+    if not groups:
+        content = f"{len(files)} other files" if files else "no file"
+        raise DataError(
+            str(folder),
+            None,
+            f"Expected BraTS cases, but found {content}.",
+            "Name the files <case>_flair.nii.gz, _t1ce, _t1, _t2, _seg (2021) or "
+            "<case>-t2f.nii.gz, -t1c, -t1n, -t2w, -seg (2023), in this folder or in one per case.",
+        )
+    return groups
+
+
+def _files(folder: Path, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield Path(entry.path)
+            elif depth and entry.is_dir():
+                yield from _files(Path(entry.path), depth - 1)
+
+
+def _case(case_id: str, found: list[_Found], labelled: bool, allow_missing: bool) -> Case:
+    naming = found[0].naming
+    by_part: dict[str, Path] = {}
+    for item in found:
+        other = by_part.setdefault(item.part, item.file)
+        if other != item.file:
+            raise _ambiguous(case_id, other, item.file)
+        if item.naming != naming:
+            raise _ambiguous(case_id, found[0].file, item.file)
+    needed = () if allow_missing else MODALITIES
+    for part in (*needed, *(["seg"] if labelled else [])):
+        if part not in by_part:
+            raise _missing(case_id, part, found[0])
+    images = {modality: by_part[modality] for modality in MODALITIES if modality in by_part}
+    if not images and not labelled:
+        raise _missing(case_id, MODALITIES[0], found[0])
+    return Case(case_id, images, by_part.get("seg") if labelled else None, naming)
+
+
+def _missing(case_id: str, part: str, sibling: _Found) -> DataError:
+    suffix = _SUFFIXES[sibling.naming][part]
+    ending = ".nii.gz" if sibling.file.suffix == ".gz" else ".nii"
+    what = "label map" if part == "seg" else f"{part} image"
+    return DataError(
+        case_id,
+        sibling.file.with_name(f"{case_id}{suffix}{ending}"),
+        f"Expected the {what} of this case, but there is no such file.",
+        "Add the file, or take the case out of the folder.",
+    )
+
+
+def _ambiguous(case_id: str, one: Path, other: Path) -> DataError:
+    what = f"Expected one file for each image, but found {one} as well."
+    return DataError(case_id, other, what, "Remove one of the two, or rename its case.")

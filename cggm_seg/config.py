@@ -1,0 +1,184 @@
+"""What a BraTS training is told; every field is an option of ``brats_train.py``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cggm.errors import UserError
+from cggm.runs.cli import RunConfig
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise UserError(f"Expected {name} {expected}, but got {value}.", f"Correct --{name}.")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The segmentation network.
+
+    Args:
+        encoder_name: Encoder of each modality, any of smp at output stride 16.
+        decoder_channels: Channels of the decoder and of the output layer's input.
+        low_level_channels: Channels of each modality's stride-4 skip.
+        atrous_rates: Dilations of the ASPP.
+        aspp_dropout: Dropout probability after the ASPP.
+        encoder_weights: State dict loaded into every encoder.
+    """
+
+    encoder_name: str = "resnet101"
+    decoder_channels: int = 256
+    low_level_channels: int = 48
+    atrous_rates: tuple[int, int, int] = (2, 4, 6)
+    aspp_dropout: float = 0.5
+    encoder_weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("decoder_channels", "low_level_channels"):
+            value = getattr(self, name)
+            _require(value >= 1, f"network.{name}", "to be at least 1", value)
+        rates, dropout = self.atrous_rates, self.aspp_dropout
+        _require(min(rates) >= 1, "network.atrous_rates", "to be at least 1", rates)
+        _require(0 <= dropout < 1, "network.aspp_dropout", "from 0 to below 1", dropout)
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """The slices a network is trained on.
+
+    Args:
+        size: Height and width of a crop in voxels, a multiple of 16.
+        per_case: Slices of each case in an epoch.
+        lesion_fraction: Share of slices that show a lesion.
+        augment: Whether crops are augmented.
+    """
+
+    size: int = 160
+    per_case: int = 1
+    lesion_fraction: float = 0.9
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        fits = self.size >= 32 and self.size % 16 == 0
+        _require(fits, "slices.size", "to be a multiple of 16 from 32 on", self.size)
+        _require(self.per_case >= 1, "slices.per_case", "to be at least 1", self.per_case)
+        share = self.lesion_fraction
+        _require(0 <= share <= 1, "slices.lesion_fraction", "from 0 to 1", share)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The task loss, soft Dice plus weighted cross-entropy.
+
+    Args:
+        class_weights: Cross-entropy weights of background, NCR, ED and ET.
+        ce_weight: Weight of the cross-entropy.
+    """
+
+    class_weights: tuple[float, float, float, float] = (0.2, 0.3, 0.25, 0.25)
+    ce_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights, factor = self.class_weights, self.ce_weight
+        _require(min(weights) > 0, "loss.class_weights", "to be positive", weights)
+        _require(factor >= 0, "loss.ce_weight", "of at least 0", factor)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with linear warm-up and cosine decay.
+
+    Args:
+        lr_start: Learning rate of the first step.
+        lr_peak: Learning rate after the warm-up.
+        lr_final: Learning rate of the last step.
+        warmup_epochs: Length of the warm-up.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        head_lr: Constant learning rate of the heads, which share momentum and weight decay.
+        accumulation_steps: Batches per optimizer step.
+    """
+
+    lr_start: float = 4e-4
+    lr_peak: float = 1e-2
+    lr_final: float = 1e-3
+    warmup_epochs: int = 10
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    head_lr: float = 6e-3
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("lr_start", "lr_peak", "lr_final", "warmup_epochs", "weight_decay", "head_lr"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optimizer.{name}", "of at least 0", value)
+        momentum, steps = self.momentum, self.accumulation_steps
+        _require(0 <= momentum < 1, "optimizer.momentum", "from 0 to below 1", momentum)
+        _require(steps >= 1, "optimizer.accumulation_steps", "of at least 1", steps)
+
+
+@dataclass(frozen=True)
+class BalancerConfig:
+    """The balancing method.
+
+    Args:
+        name: A class of cggm.methods.
+        settings: Its keyword arguments.
+        light_heads: Whether heads are light decoders or full DeepLabv3+ ones.
+        record_every: Iterations between lines of balance.jsonl.
+    """
+
+    name: str = "CGGM"
+    settings: dict[str, Any] = field(default_factory=dict)
+    light_heads: bool = True
+    record_every: int = 1
+
+    def __post_init__(self) -> None:
+        every = self.record_every
+        _require(every >= 1, "balancer.record_every", "of at least 1", every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BratsConfig(RunConfig):
+    """A BraTS training.
+
+    Args:
+        batch_size: Slices per batch and process.
+        workers: Processes that load slices; as many build the cache.
+        amp: Whether a GPU computes in bfloat16 where it can.
+        strict: Whether a bad case ends the run; otherwise it is left out and listed.
+        cache: Folder of the slice cache; <data>/.slices where not given.
+        validation_fraction: Share of the cases held out for validation.
+        validate_every: Epochs between validations on whole volumes.
+        subsets: Whether all subsets of modalities are evaluated at the end.
+        keep_last: Recent checkpoints to keep besides the best.
+        network: The segmentation network.
+        slices: The slices a network is trained on.
+        loss: The task loss.
+        optimizer: SGD and its schedule.
+        balancer: The balancing method.
+    """
+
+    batch_size: int = 64
+    workers: int = 2
+    amp: bool = True
+    strict: bool = False
+    cache: Path | None = None
+    validation_fraction: float = 0.2
+    validate_every: int = 5
+    subsets: bool = True
+    keep_last: int = 2
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    slices: SliceConfig = field(default_factory=SliceConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    balancer: BalancerConfig = field(default_factory=BalancerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, share = self.batch_size, self.validation_fraction
+        _require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
+        _require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
+        _require(self.workers >= 0, "workers", "of at least 0", self.workers)
+        _require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
+        _require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)

@@ -1,0 +1,261 @@
+"""Dice and 95 % Hausdorff distance of whole volumes, scored as in BraTS 2021."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from tqdm import tqdm
+
+from cggm.errors import DataError, UserError
+from cggm_seg.cases import Case, find_cases
+from cggm_seg.regions import REGIONS, region_mask
+from cggm_seg.volumes import read_labels
+
+WORST_HD95 = 373.1287
+"""HD95 in mm where one of two regions is empty, as in BraTS 2021.
+
+It is the diagonal of the volume, sqrt(240^2 + 240^2 + 155^2), the largest distance there can be.
+"""
+
+METRICS = tuple(
+    f"{metric}_{region}" for metric in ("dice", "hd95") for region in ("WT", "TC", "ET")
+)
+
+_STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
+    "mean": np.mean,
+    "std": np.std,
+    "median": np.median,
+}
+_AFFINE_TOLERANCE = 1e-3  # mm
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a folder of predictions.
+
+    Attributes:
+        rows: Case to metrics, the keys of :data:`METRICS`; HD95 in mm.
+        statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
+        missing: Cases of the reference without a prediction; they enter no statistic.
+        problems: One sentence for each case that is not scored, and for each surplus file.
+    """
+
+    rows: dict[str, Row]
+    statistics: dict[str, Row]
+    missing: list[str]
+    problems: list[str]
+
+    def table(self) -> str:
+        """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
+        lines = self.rows | self.statistics
+        width = max(len("case"), *map(len, lines))
+        head = f"{'case':<{width}}" + "".join(
+            f"{metric.replace('_', ' '):>10}" for metric in METRICS
+        )
+        body = [_line(name, row, width) for name, row in lines.items()]
+        rule = "-" * len(head)
+        return "\n".join([head, rule, *body[: len(self.rows)], rule, *body[len(self.rows) :]])
+
+    def to_json(self) -> str:
+        """All attributes, indented."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def case_metrics(
+    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
+) -> Row:
+    """Dice and HD95 of whole tumor, tumor core and enhancing tumor.
+
+    HD95 is the larger of the two directed 95th percentiles of surface distances. A region that is
+    empty in both volumes scores Dice 1 and HD95 0; one that is empty in only one of them, Dice 0
+    and :data:`WORST_HD95`: a single false voxel costs the whole region.
+
+    Args:
+        prediction: Classes 0 background, 1 NCR, 2 ED, 3 ET, shape ``(H, W, Z)``.
+        reference: Likewise.
+        spacing: Size of a voxel in mm.
+
+    Returns:
+        The keys of :data:`METRICS`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"Expected two volumes of one shape, but got {prediction.shape} and {reference.shape}."
+        )
+    box = _bounding_box((prediction > 0) | (reference > 0))
+    scores = {
+        region: _region_scores(
+            region_mask(prediction[box], region), region_mask(reference[box], region), spacing
+        )
+        for region in REGIONS
+    }
+    return {
+        f"{metric}_{region}": scores[region][index]
+        for index, metric in enumerate(("dice", "hd95"))
+        for region in ("WT", "TC", "ET")
+    }
+
+
+def evaluate_folder(
+    predictions: Path, reference: Path, *, strict: bool = False, progress: bool = True
+) -> Evaluation:
+    """Scores ``<predictions>/<case>.nii.gz`` against the label maps of a BraTS folder.
+
+    Args:
+        predictions: Label maps with the values of the reference's naming scheme.
+        reference: Labelled cases; their images may be missing.
+        strict: Whether the first problem ends the evaluation.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: If no prediction can be scored, or, with `strict`, at the first problem.
+    """
+    cases, errors = find_cases(reference, labelled=True, allow_missing=True)
+    files = _prediction_files(predictions)
+    missing = [case.id for case in cases if case.id not in files]
+    problems: list[UserError] = [*errors, *_unpaired(cases, files, predictions)]
+    if strict and problems:
+        raise problems[0]
+    rows: dict[str, Row] = {}
+    paired = [case for case in cases if case.id in files]
+    for case in tqdm(paired, "Evaluating", unit="case", disable=None if progress else True):
+        try:
+            rows[case.id] = _score_files(case, files[case.id])
+        except DataError as error:
+            if strict:
+                raise
+            problems.append(error)
+    if not rows:
+        raise _nothing_scored(predictions, reference, problems)
+    return Evaluation(rows, _statistics(rows), missing, [str(problem) for problem in problems])
+
+
+def mean_dice(rows: Mapping[str, Row]) -> float:
+    """Mean Dice over all cases and the three regions; ``rows`` as in :class:`Evaluation`.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if not rows:
+        raise ValueError("Expected at least one case, but got none.")
+    return float(np.mean([[row[f"dice_{region}"] for region in REGIONS] for row in rows.values()]))
+
+
+def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every non-empty subset, the largest first, in the order of `modalities`: 15 of four."""
+    sizes = range(len(modalities), 0, -1)
+    return [subset for size in sizes for subset in combinations(modalities, size)]
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Box of the voxels that are set; empty where none is."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(hit[0], hit[-1] + 1) if hit.size else slice(0))
+    return tuple(box)
+
+
+def _region_scores(
+    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
+) -> tuple[float, float]:
+    found, wanted = np.count_nonzero(prediction), np.count_nonzero(reference)
+    if not found and not wanted:
+        return 1.0, 0.0
+    if not found or not wanted:
+        return 0.0, WORST_HD95
+    dice = 2 * np.count_nonzero(prediction & reference) / (found + wanted)
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself.
+        warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges")
+        distance = compute_hausdorff_distance(
+            torch.from_numpy(prediction)[None, None],
+            torch.from_numpy(reference)[None, None],
+            include_background=True,
+            percentile=95,
+            spacing=[float(size) for size in spacing],  # of one type, or MONAI refuses them
+        )
+    return dice, float(distance)
+
+
+def _prediction_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(
+            f"Expected a folder of predictions at {folder}, but there is none.",
+            "Check the path.",
+        )
+    files = [*sorted(folder.glob("[!.]*.nii")), *sorted(folder.glob("[!.]*.nii.gz"))]
+    return {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}
+
+
+def _unpaired(cases: list[Case], files: dict[str, Path], folder: Path) -> list[DataError]:
+    known = {case.id for case in cases}
+    lacking = [
+        DataError(
+            case.id,
+            folder / f"{case.id}.nii.gz",
+            "Expected a prediction of this case, but there is no such file.",
+            "Predict the case, or take it out of the reference.",
+        )
+        for case in cases
+        if case.id not in files
+    ]
+    surplus = [
+        DataError(
+            name,
+            file,
+            "Expected a labelled case of this name in the reference, but there is none.",
+            "Rename the prediction to <case>.nii.gz, or remove it.",
+        )
+        for name, file in files.items()
+        if name not in known
+    ]
+    return lacking + surplus
+
+
+def _score_files(case: Case, file: Path) -> Row:
+    assert case.label is not None
+    wanted, like = read_labels(case.label, case.id, case.naming)
+    found, header = read_labels(file, case.id, case.naming)
+    if found.shape != wanted.shape:
+        what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
+        raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
+    affine, expected = header.get_best_affine(), like.get_best_affine()
+    if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
+        what = f"Expected the affine {expected.tolist()} of {case.label}, found {affine.tolist()}."
+        raise DataError(case.id, file, what, "Keep the affine of the case's images.")
+    return case_metrics(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
+
+
+def _nothing_scored(predictions: Path, reference: Path, problems: list[UserError]) -> UserError:
+    first = f" The first problem: {problems[0]}" if problems else ""
+    return UserError(
+        f"Expected predictions in {predictions} for the cases in {reference}, "
+        f"but none can be scored.{first}",
+        "Name the predictions <case>.nii.gz after the cases of the reference.",
+    )
+
+
+def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:
+    return {
+        name: {
+            metric: float(statistic([row[metric] for row in rows.values()])) for metric in METRICS
+        }
+        for name, statistic in _STATISTICS.items()
+    }
+
+
+def _line(name: str, row: Row, width: int) -> str:
+    cells = (f"{row[m]:>10.{4 if m.startswith('dice') else 2}f}" for m in METRICS)
+    return f"{name:<{width}}" + "".join(cells)

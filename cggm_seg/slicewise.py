@@ -1,0 +1,141 @@
+"""How a volume is cut into slices, batched and computed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor, nn
+
+from cggm.errors import UserError
+from cggm_seg.networks import OUTPUT_STRIDE
+from cggm_seg.preprocessing import brain_box, intensity_statistics, zscore
+
+Where = tuple[slice, slice, np.ndarray]  # rows, columns, slice numbers
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a volume is cut, batched and computed.
+
+    Attributes:
+        mode: ``whole`` slices, or ``window``: overlapping windows, averaged with Gaussian weights.
+            Windows cost several times as much; they are for networks that must see the size they
+            were trained on.
+        window: Height and width of a window, a multiple of 16.
+        overlap: Overlap of windows as a share of their size, in [0, 1).
+        batch_size: Slices or windows at once, halved when a GPU runs out of memory; ``None``
+            stands for 8 on a CPU, 64 on a GPU.
+        precision: ``bf16`` runs under autocast; ``auto`` does so where the hardware computes it.
+        crop_to_brain: Whether slices are cut to the box around the brain, on the 16-voxel grid of
+            the whole slice. Differs from whole slices only by what global pooling and the border
+            see.
+    """
+
+    mode: Literal["whole", "window"] = "whole"
+    window: int = 160
+    overlap: float = 0.25
+    batch_size: int | None = None
+    precision: Literal["float32", "bf16", "auto"] = "auto"
+    crop_to_brain: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "window") or self.window % OUTPUT_STRIDE:
+            raise UserError(
+                f"Expected mode `whole` or `window` and a window that is a multiple of "
+                f"{OUTPUT_STRIDE}, but got {self.mode!r} and {self.window}.",
+                "Correct the settings of the inference.",
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(
+                f"Expected a batch size of at least 1, but got {self.batch_size}.",
+                "Raise it, or leave it out to have one chosen.",
+            )
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Autocast context of the precision on a device."""
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_bf16(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    def logits(self, network: nn.Module, slices: Tensor) -> Tensor:
+        """Logits of slices, shape ``(B, M, H, W)`` -> ``(B, C, H, W)``."""
+        if self.mode == "whole":
+            return cast(Tensor, network(slices))
+        logits = sliding_window_inference(
+            slices, self.window, len(slices), network, self.overlap, mode="gaussian"
+        )
+        return cast(Tensor, logits)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 arithmetic; elsewhere it is emulated and slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older releases of torch
+    flags: Mapping[str, object] = capabilities()
+    return device.type == "cpu" and any(flags.get(f) for f in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def slice_logits(
+    network: nn.Module, raw: np.ndarray, settings: InferenceSettings
+) -> Iterator[tuple[Where, Tensor]]:
+    """Logits ``(B, C, h, w)`` of batches of slices, and their place in the volume."""
+    device = next(network.parameters()).device
+    size = settings.batch_size or (64 if device.type == "cuda" else 8)
+    scores, (rows, columns, planes) = _brain_slices(raw, settings)
+    for start in range(0, len(planes), size):
+        batch = torch.from_numpy(scores[start : start + size])
+        batch = batch.to(device, memory_format=torch.channels_last)
+        with _evaluation(network), settings.autocast(device):
+            logits = _within_memory(lambda part: settings.logits(network, part), batch)
+        height, width = (span.stop - span.start for span in (rows, columns))
+        yield (rows, columns, planes[start : start + size]), logits[..., :height, :width].float()
+
+
+def _brain_slices(raw: np.ndarray, settings: InferenceSettings) -> tuple[np.ndarray, Where]:
+    try:
+        box = brain_box(raw)
+    except ValueError as error:
+        fix = "Check the images, and that `absent` does not name all of them."
+        raise UserError(str(error), fix) from error
+    statistics = intensity_statistics(raw[:, *box])
+    rows, columns = (
+        _on_grid(span, size) if settings.crop_to_brain else slice(0, size)
+        for span, size in zip(box[:2], raw.shape[1:3], strict=True)
+    )
+    crop = raw[:, rows, columns, box[2]]
+    filled = np.flatnonzero(crop.any(axis=(0, 1, 2)))
+    scores = zscore(crop[..., filled], statistics).transpose(3, 0, 1, 2)  # (Z, M, h, w)
+    padding = [(0, -size % OUTPUT_STRIDE) for size in scores.shape[2:]]
+    return np.pad(scores, [(0, 0), (0, 0), *padding]), (rows, columns, filled + box[2].start)
+
+
+def _on_grid(span: slice, size: int) -> slice:
+    # On the grid of the whole slice strided convolutions see the same pixels as without a crop.
+    start = span.start - span.start % OUTPUT_STRIDE
+    return slice(start, min(span.stop + -span.stop % OUTPUT_STRIDE, size))
+
+
+def _within_memory(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    try:
+        return run(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    return torch.cat([_within_memory(run, half) for half in batch.tensor_split(2)])
+
+
+@contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:  # module by module: some may have been frozen in evaluation mode
+        for module in training:
+            module.training = True

@@ -1,0 +1,105 @@
+"""What a BraTS training says before it starts and leaves behind when it ends."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cggm.runs.checkpoint import load_network_weights
+from cggm.runs.curves import plot_curves
+from cggm.runs.folder import RunFolder, write_atomically
+from cggm_seg.cache import SliceCache
+from cggm_seg.config import BratsConfig
+from cggm_seg.evaluation import subset_names
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.regions import REGIONS
+from cggm_seg.split import Split
+from cggm_seg.validation import evaluate_cached, mean_of
+
+
+def describe(
+    config: BratsConfig,
+    run: RunFolder,
+    network: MultiEncoderDeepLabV3Plus,
+    split: Split,
+    data: Path,
+    *,
+    done: int = 0,
+) -> None:
+    """Print what is about to run, and keep the split in ``split.json``.
+
+    Args:
+        config: The configuration.
+        run: Where the split goes.
+        network: The network.
+        split: Cases of training and validation.
+        data: Folder of the cases.
+        done: Epochs that a resumed run has behind it.
+    """
+    total = sum(p.numel() for p in network.parameters())
+    encoders = sum(p.numel() for p in network.encoders.parameters())
+    names = ", ".join(network.modalities)
+    print(
+        f"data     {data}{_if_simulated(data)}: {_cases(split.training)} for training, "
+        f"{len(split.validation)} for validation\n"
+        f"network  {config.network.encoder_name}, {total / 1e6:.1f} M parameters\n"
+        f"method   {config.balancer.name} on {encoders / 1e6:.1f} M parameters of "
+        f"{len(network.encoders)} encoders ({names})\n"
+        f"output   {run.path}"
+        + (f"\nresumed  after epoch {done} of {config.max_epochs}" if done else ""),
+        flush=True,
+    )
+    record = {"training": split.training, "validation": split.validation}
+    write_atomically(run.path / "split.json", json.dumps(record, indent=2).encode())
+
+
+def finish(
+    config: BratsConfig,
+    run: RunFolder,
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    split: Split,
+    data: Path,
+) -> None:
+    """Evaluate the best checkpoint, plot the curves and print where everything is.
+
+    Writes ``subsets.json``: mean Dice of the validation cases for every subset of modalities, or
+    for all modalities alone where ``config.subsets`` is off.
+
+    Args:
+        config: The configuration.
+        run: The finished run.
+        network: A network like the trained one; gets the weights of the best checkpoint.
+        cache: Where slices are read.
+        split: Cases of training and validation.
+        data: Folder of the cases.
+    """
+    best = load_network_weights(run.checkpoints, network)
+    subsets = subset_names(network.modalities) if config.subsets else [network.modalities]
+    results = evaluate_cached(
+        network, cache, split.validation, subsets=subsets, progress="evaluating"
+    )
+    columns = [*(f"dice_{region}" for region in REGIONS), "dice_mean"]
+    table = {"+".join(s): {c: mean_of(r, c) for c in columns} for s, r in results.items()}
+    write_atomically(run.path / "subsets.json", json.dumps(table, indent=2).encode())
+    plot_curves(run)
+    cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
+    print(f"\nmean Dice of {cases}, epoch {best.epoch}")
+    print(_aligned(table))
+    print(f"\ncurves   {run.curves}\nrun      {run.path}")
+
+
+def _cases(ids: Sequence[str], kind: str = "") -> str:
+    return f"{len(ids)} {kind}case{'' if len(ids) == 1 else 's'}"
+
+
+def _if_simulated(data: Path) -> str:
+    return " (SIMULATED)" if (data / "cohort.json").is_file() else ""
+
+
+def _aligned(table: dict[str, dict[str, float]]) -> str:
+    width = max(len("modalities"), *(len(name) for name in table))
+    heads = [column.removeprefix("dice_") for column in next(iter(table.values()))]
+    lines = [f"{'modalities':<{width}}" + "".join(f"{head:>8}" for head in heads)]
+    for name, row in table.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{value:8.3f}" for value in row.values()))
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Assembles a BraTS training: data, network, balancer and a MONAI trainer with its handlers."""
+
+import logging
+from functools import partial
+
+import torch
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from cggm.balancer import Balancer
+from cggm.errors import UserError
+from cggm.handlers import BalanceHandler, BalanceRecorder
+from cggm.methods.build import build_balancer
+from cggm.runs.folder import RunFolder
+from cggm.runs.progress import TrainingProgress
+from cggm.runs.schedule import WarmupCosine
+from cggm_seg.batches import EndlessBatches
+from cggm_seg.cache import SliceCache
+from cggm_seg.config import BratsConfig, NetworkConfig, OptimizerConfig
+from cggm_seg.dataset import EpochSampler, SliceDataset, SliceItem
+from cggm_seg.epochs import EpochEnd
+from cggm_seg.heads import unimodal_heads
+from cggm_seg.losses import SoftDiceCELoss
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.regions import region_dice_counts
+from cggm_seg.split import Split
+
+
+def build_network(config: NetworkConfig, *, pretrained: bool = True) -> MultiEncoderDeepLabV3Plus:
+    """The network that a configuration describes.
+
+    Args:
+        config: The configuration.
+        pretrained: Whether to load ``encoder_weights``; needless where a checkpoint follows.
+    """
+    return MultiEncoderDeepLabV3Plus(
+        encoder_name=config.encoder_name,
+        decoder_channels=config.decoder_channels,
+        low_level_channels=config.low_level_channels,
+        atrous_rates=config.atrous_rates,
+        aspp_dropout=config.aspp_dropout,
+        encoder_weights=config.encoder_weights if pretrained else None,
+    )
+
+
+def build_trainer(
+    config: BratsConfig,
+    run: RunFolder,
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    split: Split,
+    device: torch.device,
+    *,
+    resume: bool = False,
+) -> SupervisedTrainer:
+    """A MONAI trainer that balances, validates, logs and saves, ready to ``run()``.
+
+    Args:
+        config: The configuration.
+        run: Folder that it writes to, once it runs.
+        network: The network, on the device.
+        cache: Where slices are read.
+        split: Cases of training and validation.
+        device: Where to compute.
+        resume: Whether to continue from the run's last checkpoint.
+
+    Raises:
+        UserError: If the method, the number of slices or the checkpoint does not fit.
+    """
+    optimizer = SGD(
+        network.parameters(),
+        lr=config.optimizer.lr_start,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    balancer = _balancer(config, network).bind(network)
+    end = EpochEnd(config, run, network, optimizer, balancer, cache, split)
+    done = end.restore() if resume else 0
+    loader = _loader(config, cache, split, first_epoch=done + 1)
+    trainer = SupervisedTrainer(
+        device=device,
+        max_epochs=config.max_epochs,
+        train_data_loader=loader,
+        epoch_length=len(loader.batch_sampler),  # type: ignore[arg-type]
+        network=network,
+        optimizer=optimizer,
+        loss_function=balancer.task_loss,
+        prepare_batch=_prepare_batch,
+        non_blocking=True,
+        decollate=False,
+        amp=config.amp and device.type == "cuda",
+        amp_kwargs={"dtype": torch.bfloat16},
+        accumulation_steps=config.optimizer.accumulation_steps,
+        optim_set_to_none=True,
+    )
+    trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
+    trainer.state.epoch = done
+    trainer.state.iteration = done * len(loader.batch_sampler)  # type: ignore[arg-type]
+    _schedule(config.optimizer, optimizer).attach(trainer)
+    BalanceHandler(balancer).attach(trainer)
+    BalanceRecorder(balancer, run.balance, every=config.balancer.record_every).attach(trainer)
+    TrainingProgress(optimizer).attach(trainer)
+    end.attach(trainer)
+    return trainer
+
+
+def _balancer(config: BratsConfig, network: MultiEncoderDeepLabV3Plus) -> Balancer:
+    heads = config.optimizer
+    return build_balancer(
+        config.balancer.name,
+        config.balancer.settings,
+        {
+            "task_loss": partial(SoftDiceCELoss, config.loss.class_weights, config.loss.ce_weight),
+            "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
+            "score": lambda: region_dice_counts,
+            "head_optimizer": lambda: partial(
+                SGD, lr=heads.head_lr, momentum=heads.momentum, weight_decay=heads.weight_decay
+            ),
+        },
+    )
+
+
+def _loader(
+    config: BratsConfig, cache: SliceCache, split: Split, first_epoch: int
+) -> DataLoader[SliceItem]:
+    slices = config.slices
+    dataset = SliceDataset(
+        cache,
+        split.training,
+        size=slices.size,
+        slices_per_case=slices.per_case,
+        lesion_fraction=slices.lesion_fraction,
+        seed=config.seed,
+        augment=slices.augment,
+    )
+    if len(dataset) < 2:
+        raise UserError(
+            "Expected at least 2 training slices in an epoch, for BatchNorm, but got 1.",
+            "Add cases, or raise --slices.per_case.",
+        )
+    sampler = EpochSampler(len(dataset), seed=config.seed)
+    batches = EndlessBatches(sampler, config.batch_size, first_epoch=first_epoch)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+        # Without its own generator a loader draws from the one of dropout, once per start.
+        generator=torch.Generator(),
+    )
+
+
+def _schedule(config: OptimizerConfig, optimizer: SGD) -> WarmupCosine:
+    return WarmupCosine(
+        optimizer,
+        warmup_epochs=config.warmup_epochs,
+        start=config.lr_start,
+        peak=config.lr_peak,
+        final=config.lr_final,
+    )
+
+
+def _prepare_batch(
+    batch: SliceItem, device: torch.device, non_blocking: bool, **_: object
+) -> tuple[Tensor, Tensor]:
+    image, label = batch["image"], batch["label"]
+    return image.to(device, non_blocking=non_blocking), label.to(device, non_blocking=non_blocking)

@@ -1,0 +1,105 @@
+"""Dice of whole cached volumes, for any subsets of modalities at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from cggm.scores import ratio_score
+from cggm_seg.cache import SliceCache
+from cggm_seg.networks import OUTPUT_STRIDE, Features, MultiEncoderDeepLabV3Plus
+from cggm_seg.regions import REGIONS, region_dice_counts
+
+Subset = tuple[str, ...]
+Rows = list[dict[str, float | str]]
+
+
+@torch.inference_mode()
+def evaluate_cached(
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    case_ids: Sequence[str],
+    *,
+    subsets: Sequence[Subset] | None = None,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> dict[Subset, Rows]:
+    """Dice per case over the whole volume, by the BraTS rule for empty regions.
+
+    An absent modality is zero-filled as in training. Encoders run once however many subsets there
+    are, only the decoder runs for each.
+
+    Args:
+        network: Evaluated in eval mode on its own device; its mode is restored.
+        cache: Where slices are read.
+        case_ids: Cases to evaluate.
+        subsets: Modalities present; all of them where not given.
+        batch_size: Slices at once.
+        progress: Name of a bar that goes when it is done, if there is a terminal; none if ``None``.
+
+    Returns:
+        For each subset one row per case: ``case``, ``dice_WT``, ``dice_TC``, ``dice_ET`` and
+        ``dice_mean``.
+    """
+    subsets = subsets or [network.modalities]
+    training = network.training
+    network.eval()
+    rows: dict[Subset, Rows] = {subset: [] for subset in subsets}
+    hidden = None if progress else True
+    for case_id in tqdm(case_ids, progress, unit="case", leave=False, disable=hidden):
+        for subset, counts in _count(network, cache, case_id, subsets, batch_size).items():
+            rows[subset].append({"case": case_id, **_dice(counts)})
+    network.train(training)
+    return rows
+
+
+def mean_of(rows: Rows, name: str = "dice_mean") -> float:
+    """Mean of one column over cases."""
+    return float(np.mean([float(row[name]) for row in rows]))
+
+
+def _count(
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    case_id: str,
+    subsets: Sequence[Subset],
+    batch_size: int,
+) -> dict[Subset, Tensor]:
+    """Numerators and denominators of Dice, ``(2, 3)``, of each subset."""
+    device = network.output_layer.weight.device
+    counts = {subset: torch.zeros(2, len(REGIONS), device=device) for subset in subsets}
+    partial = any(len(subset) < len(network.modalities) for subset in subsets)
+    absent: Features = {}
+    for images, labels in _batches(cache, case_id, batch_size):
+        height, width = labels.shape[1:]
+        padded = F.pad(images, (0, -width % OUTPUT_STRIDE, 0, -height % OUTPUT_STRIDE)).to(device)
+        present = network.encode(padded)
+        if partial and not absent:
+            absent = network.encode(torch.zeros_like(padded[:1]))
+        for subset in subsets:
+            features = {n: f if n in subset else _like(absent[n], f) for n, f in present.items()}
+            logits = network.decode(features)[..., :height, :width]
+            counts[subset] += torch.stack(region_dice_counts(logits, labels.to(device)))
+    return counts
+
+
+def _like(feature: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.expand_as(other[key]) for key, value in feature.items()}
+
+
+def _batches(cache: SliceCache, case_id: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, cache.depth(case_id), batch_size):
+        stop = min(start + batch_size, cache.depth(case_id))
+        slices = [cache.read(case_id, z) for z in range(start, stop)]
+        images, labels = (np.stack(column) for column in zip(*slices, strict=True))
+        yield torch.from_numpy(images), torch.from_numpy(labels).long()
+
+
+def _dice(counts: Tensor) -> dict[str, float]:
+    # region by region: (3, 2, 1), so that each is a score of its own
+    scores = ratio_score(counts.T[..., None]).tolist()
+    named = {f"dice_{name}": score for name, score in zip(REGIONS, scores, strict=True)}
+    return {**named, "dice_mean": float(np.mean(scores))}

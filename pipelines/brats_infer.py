@@ -1,0 +1,80 @@
+"""Segment BraTS volumes with a trained network; no head is loaded.
+
+python pipelines/brats_infer.py --model runs/brats-20261124-101500 --input CASES --output OUT
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cggm.runs.cli import check_problems, choose_device, parse_options, report_problems, run
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """Segment BraTS volumes with a trained network.
+
+    Args:
+        model: Run folder of a training; its best checkpoint is used.
+        input: Folder of cases; a case may lack modalities.
+        output: Folder of the label maps, <case>.nii.gz.
+        mode: Whole slices, or overlapping windows as MONAI cuts them.
+        precision: bf16 where the hardware computes it, if auto.
+        batch_size: Slices at once; chosen by the device where not given.
+        overwrite: Whether to replace label maps that are there.
+        strict: Whether a bad case ends the run; otherwise it is left out and listed.
+        device: Where to compute; CUDA if there is one, where not given.
+    """
+
+    model: Path = field(metadata={"metavar": "RUN"})
+    input: Path = field(metadata={"metavar": "DIR"})
+    output: Path = field(metadata={"metavar": "DIR"})
+    mode: Literal["whole", "window"] = "whole"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    batch_size: int | None = None
+    overwrite: bool = False
+    strict: bool = False
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    options = parse_options(InferOptions, "Segment BraTS volumes with a trained network.", argv)
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from cggm.runs.checkpoint import load_network_weights
+    from cggm.runs.config import read_config
+    from cggm.runs.folder import RunFolder
+    from cggm_seg.cases import find_cases
+    from cggm_seg.config import BratsConfig
+    from cggm_seg.inference import InferenceSettings, predict_cases
+    from cggm_seg.training import build_network
+
+    folder = RunFolder.open(options.model)
+    config = read_config(BratsConfig, [folder.config])
+    settings = InferenceSettings(
+        mode=options.mode, precision=options.precision, batch_size=options.batch_size
+    )
+    device = choose_device(options.device)
+    network = build_network(config.network, pretrained=False)
+    load_network_weights(folder.checkpoints, network)
+    cases, problems = find_cases(options.input, labelled=False, allow_missing=True)
+    check_problems(cases, problems, strict=options.strict)
+    with logging_redirect_tqdm():
+        written, damaged = predict_cases(
+            network.to(device),
+            cases,
+            options.output,
+            settings=settings,
+            overwrite=options.overwrite,
+            strict=options.strict,
+        )
+    problems += damaged
+    check_problems(written, problems)
+    print(f"{len(written)} label map{'' if len(written) == 1 else 's'} in {options.output}")
+    report_problems(problems)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

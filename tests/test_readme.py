@@ -1,0 +1,95 @@
+"""The README's Python runs, and its commands name scripts, options and targets that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.cggm.networks import accuracy, late_batch, make_late
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^(?: {4})?((?:python pipelines/|make )\S.*)$", README, re.MULTILINE)
+
+
+def namespace():
+    network, heads = make_late()
+    loader = DataLoader(TensorDataset(*late_batch(32)), batch_size=4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.CrossEntropyLoss(),
+        prepare_batch=lambda batch, device, non_blocking, **_: batch,
+        decollate=False,
+    )
+    return {
+        "network": network,
+        "heads": heads,
+        "score": accuracy,
+        "loader": loader,
+        "optimizer": optimizer,
+        "trainer": trainer,
+    }
+
+
+def test_three_lines_attach_to_a_monai_trainer():
+    names = namespace()
+    exec(BLOCKS[0], names)
+    assert names["trainer"].state.iteration == 8
+    assert names["balancer"].scores.steps == 8
+
+
+def test_ignite_trainer():
+    from ignite.engine import create_supervised_trainer
+
+    names = namespace()
+    exec(BLOCKS[0].replace("trainer.run()", "").replace("BalanceHandler(balancer).", "# "), names)
+    names["trainer"] = create_supervised_trainer(
+        names["network"], names["optimizer"], nn.CrossEntropyLoss()
+    )
+    exec(BLOCKS[1], names)
+    names["trainer"].run(names["loader"], max_epochs=1)
+    assert names["balancer"].scores.steps == 8
+
+
+def test_bare_loop():
+    names = namespace()
+    exec(BLOCKS[0].replace("trainer.run()", "").replace("BalanceHandler(balancer).", "# "), names)
+    exec(BLOCKS[2], names)
+    assert names["balancer"].scores.steps == 8
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
+def test_commands_name_scripts_and_options_that_exist(command):
+    _, script, *arguments = shlex.split(command)
+    answer = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    )
+    options = [a for a in arguments if a.startswith("--")]
+    assert options
+    assert not [option for option in options if f"{option} " not in answer.stdout]
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [c.removeprefix("make ") for c in COMMANDS if c.startswith("make")]
+    assert set(targets) == {"demo", "test"}
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 4
+    assert not [link for link in links if not (ROOT / link).exists()]
