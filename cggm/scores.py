@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm.distributed import sum_over_ranks
-from cggm.functional import debiased, ema_gains
+from cggm.functional import ema_gains
 
 Score = Callable[[Tensor, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -77,13 +77,8 @@ class ScoreTracker(nn.Module):
         self.betas = betas
         for name in ("fast", "slow", "last"):
             self.register_buffer(name, torch.zeros(modalities))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros(()))
         self._window: Tensor | None = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether micro-batches were scored since the last step."""
-        return self._window is not None
 
     def add(self, counts: Tensor) -> None:
         """Add one micro-batch, ``(M, 2, K)``, to the window."""
@@ -102,7 +97,7 @@ class ScoreTracker(nn.Module):
         scores = self.scores()
         if self.gain == "batch":
             return scores - self.last
-        return ema_gains(*self._averaged(scores), (self.steps + 1).to(scores.dtype), self.betas)
+        return ema_gains(*self._averaged(scores), self.steps + 1, self.betas)
 
     def commit(self) -> None:
         """Move the state by the window's scores and open the next window."""
@@ -118,10 +113,6 @@ class ScoreTracker(nn.Module):
         """Forget the window unless ``kept``, without asking the device."""
         if self._window is not None:
             self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
-
-    def smoothed(self) -> Tensor:
-        """Bias-corrected fast average of the scores, ``(M,)``."""
-        return debiased(self.fast, self.betas[0], self.steps.clamp_min(1).to(self.fast.dtype))
 
     def _averaged(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         fast, slow = self.betas

@@ -298,3 +298,40 @@ def test_recorder_writes_one_line_per_iteration(tmp_path):
         assert list(line["term"]) == list(NAMES)
         assert list(line["term"].values()) == session.terms[step].tolist()
         assert_close(list(line["gradient_norm"].values()), norms[step], rtol=1e-5, atol=1e-7)
+
+
+def test_monai_dictionaries_of_meta_tensors():
+    from monai.data import MetaTensor
+
+    session, expected = Session(), bare_loop(1)
+    batches = [
+        {"image": MetaTensor(INPUTS[i : i + 4]), "label": MetaTensor(TARGET[i : i + 4])}
+        for i in range(0, 32, 4)
+    ]
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=EPOCHS,
+        train_data_loader=batches,
+        network=session.network,
+        optimizer=session.optimizer,
+        loss_function=session.loss,
+    )
+    BalanceHandler(session.balancer).attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, session.note)
+    trainer.run()
+    for a, b in zip(session.terms, expected.terms, strict=True):
+        assert type(a) is torch.Tensor
+        assert torch.equal(a, b)
+
+
+def test_compiled_network_on_ignites_trainer():
+    session, expected = Session(), bare_loop(1)
+    compiled = torch.compile(session.network, backend="aot_eager")
+    engine = create_supervised_trainer(compiled, session.optimizer, session.loss)
+    BalanceHandler(session.balancer, compiled).attach(engine)
+    session.run(engine)
+    torch.compiler.reset()
+    for a, b in zip(session.terms, expected.terms, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for p, q in zip(session.network.parameters(), expected.network.parameters(), strict=True):
+        assert_close(p, q, rtol=1e-4, atol=1e-5)

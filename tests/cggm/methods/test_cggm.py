@@ -506,3 +506,52 @@ def test_pair_scores_are_summed_before_they_are_divided():
         cggm(network(inputs), target).backward()
     # (1 + 0) / (2 + 8) and 0 / 0 = 1
     assert_close(cggm.readings["score"], torch.full((3,), 0.55))
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, nesterov=True, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "fused AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.001),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
+}
+
+
+@pytest.mark.parametrize("acts_on", ["gradient", "update"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer(name, acts_on):
+    network, heads = make_late()
+    cggm = make_cggm(heads, acts_on=acts_on).bind(network)
+    optimizer = OPTIMIZERS[name](network.parameters())
+    inputs, target = BATCHES[0]
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = cggm(network(inputs), target)
+        loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    for _ in range(30):
+        if name == "LBFGS":
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+    assert cggm.scores.steps == 30
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_fused_optimizer_that_a_scaler_skips_moves_no_state():
+    network, heads = make_late()
+    cggm = make_cggm(heads).bind(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    for factor, steps in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale(cggm(network(BATCHES[0][0]), BATCHES[0][1]) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert cggm.scores.steps == steps
