@@ -18,7 +18,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
 docs: $(READY)
-	$(BIN)/python -W error -m pdoc --docformat google -o site cggm cggm_seg
+	$(BIN)/python -W error docs/build.py
 
 # uv installs in seconds what takes pip minutes; its version is not part of the tested set.
 $(READY): pyproject.toml constraints.txt

@@ -1,0 +1,1 @@
+"""BraTS tumor segmentation with balanced multimodal training."""

@@ -116,7 +116,7 @@ def build_cache(
     _check_alike(cases)
     _prepare(folder)
     pending = [case for case in cases if not is_current(case, entry_file(folder, case))]
-    bar = tqdm(total=len(pending), desc="cache", unit="case", disable=None if progress else True)
+    bar = tqdm(total=len(pending), desc="Caching", unit="case", disable=None if progress else True)
     errors: list[DataError] = []
     with bar:
         for error in _outcomes(pending, folder, workers, strict):

@@ -1,5 +1,6 @@
 """What a BraTS training is told; every field is an option of ``brats_train.py``."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class BratsConfig(RunConfig):
 
     Args:
         batch_size: Slices per batch and process.
-        workers: Processes that load slices; as many build the cache.
+        workers: Processes that load slices, at most one per core; as many build the cache.
         amp: Whether a GPU computes in bfloat16 where it can.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
         cache: Folder of the slice cache; <data>/.slices where not given.
@@ -173,6 +174,12 @@ class BratsConfig(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     balancer: BalancerConfig = field(default_factory=BalancerConfig)
+
+    @property
+    def processes(self) -> int:
+        """``workers``, but no more than this process may use cores."""
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+        return min(self.workers, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

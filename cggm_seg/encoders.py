@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import cast
 
 import torch
@@ -111,7 +112,9 @@ def _strided_encoder(name: str) -> nn.Module:
             features = encoder.eval()(torch.zeros(1, 1, 64, 64))
     except Exception as error:  # smp and timm refuse with KeyError, TypeError, AssertionError, ...
         raise UserError(
-            f"Encoder {name!r} cannot be built with output stride {OUTPUT_STRIDE}: {error!r}.", fix
+            f"Encoder {name!r} cannot be built with output stride {OUTPUT_STRIDE}: "
+            f"{shorten(repr(error), 200)}.",
+            fix,
         ) from error
     strides = [64 // feature.shape[-1] for feature in (features[LOW_LEVEL], features[-1])]
     if strides != [4, OUTPUT_STRIDE]:

@@ -108,7 +108,7 @@ class EpochEnd:
 
     def _validate(self) -> dict[str, float]:
         results = evaluate_cached(
-            self.network, self.cache, self.split.validation, progress="validating"
+            self.network, self.cache, self.split.validation, progress="Validating"
         )
         (rows,) = results.values()
         names = [*(f"dice_{region}" for region in REGIONS), "dice_mean"]

@@ -19,10 +19,10 @@ from cggm_seg.template import (
 )
 
 CONTRASTS: dict[str, dict[str, float]] = {
-    "flair": {"csf": 150, "gm": 520, "wm": 440, "ncr": 690, "ed": 900, "et": 840},
-    "t1ce": {"csf": 200, "gm": 470, "wm": 660, "ncr": 270, "ed": 470, "et": 1020},
-    "t1": {"csf": 200, "gm": 470, "wm": 680, "ncr": 380, "ed": 480, "et": 450},
-    "t2": {"csf": 980, "gm": 520, "wm": 390, "ncr": 930, "ed": 700, "et": 660},
+    "flair": {"csf": 150, "gm": 520, "wm": 440, "ncr": 800, "ed": 920, "et": 860},
+    "t1ce": {"csf": 200, "gm": 470, "wm": 660, "ncr": 210, "ed": 470, "et": 1020},
+    "t1": {"csf": 200, "gm": 470, "wm": 680, "ncr": 340, "ed": 480, "et": 450},
+    "t2": {"csf": 960, "gm": 520, "wm": 390, "ncr": 1040, "ed": 700, "et": 660},
 }
 """Mean intensity per modality and tissue or lesion class, before texture, bias field and noise.
 
@@ -86,10 +86,10 @@ def simulate_case(
 def _place_lesions(rng: np.random.Generator, pose: Pose) -> list[_Lesion]:
     """One lesion and, in one case of five, a smaller one apart from it."""
     lesions: list[_Lesion] = []
-    for low, high in ((19, 28), (14, 18))[: 1 + (rng.random() < 0.2)]:
+    for low, high in ((20, 28), (14, 18))[: 1 + (rng.random() < 0.2)]:
         radius = rng.uniform(low, high)
-        edema = 6.3 + rng.uniform(0, 0.2) * (radius - 14)
-        rim = 5.6 + rng.uniform(0, 0.08) * (radius - 14)
+        edema = 6.8 + rng.uniform(0, 0.1) * (radius - 14)
+        rim = 5.2 + rng.uniform(0, 0.05) * (radius - 14)
         for center in pose.position(rng.permutation(load_template().seeds)[:50]):
             gaps = [np.linalg.norm(center - o.center) - o.radius - radius for o in lesions]
             if min(gaps, default=np.inf) > 10:
@@ -125,12 +125,12 @@ def _layers(
         for axis, middle, factor in zip(near, lesion.center, stretch, strict=True)
     )
     depth = lesion.radius - np.sqrt(x[:, None, None] + y[:, None] + z).astype(np.float32)
-    depth += 0.11 * lesion.radius * smooth_field(rng, near, 15) + 0.7 * smooth_field(rng, near, 6)
-    core = depth - lesion.edema - 0.04 * lesion.radius * np.abs(smooth_field(rng, near, 11))
-    edema = depth + 3 * white
+    depth += 0.1 * lesion.radius * smooth_field(rng, near, 15) + 0.7 * smooth_field(rng, near, 6)
+    core = depth - lesion.edema - 0.02 * lesion.radius * np.abs(smooth_field(rng, near, 11))
+    edema = depth + 2 * white
     if not enhancing:
         return {"ed": edema, "ncr": core}
-    necrosis = core - lesion.rim - 0.04 * lesion.radius * np.abs(smooth_field(rng, near, 8))
+    necrosis = core - lesion.rim - 0.02 * lesion.radius * np.abs(smooth_field(rng, near, 8))
     return {"ed": edema, "et": core, "ncr": necrosis}
 
 

@@ -73,7 +73,15 @@ def simulate_cohort(
         UserError: If the folder holds anything else than this cohort, or nilearn is missing.
     """
     load_template()
-    _claim(folder, {"generator": _VERSION, "seed": seed, "shape": list(shape)})
+    settings = {
+        "generator": _VERSION,
+        "seed": seed,
+        "shape": list(shape),
+        "et_free_share": ET_FREE_SHARE,
+        "noise": NOISE,
+        "contrasts": CONTRASTS,
+    }
+    _claim(folder, settings)
     names = [f"DEMO_{index:05d}" for index in range(cases)]
     missing = [index for index, name in enumerate(names) if not _is_complete(folder / name)]
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -95,20 +103,20 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
         )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"et_free_share": ET_FREE_SHARE, "noise": NOISE, "contrasts": CONTRASTS}
-        write_atomically(record, json.dumps(settings | about, indent=2).encode())
+        write_atomically(record, json.dumps(settings, indent=2).encode())
     (folder / "README.txt").write_text(_README)
 
 
 def _check_settings(record: Path, settings: dict[str, object]) -> None:
     try:
-        content = json.loads(record.read_text())
-        found = {key: content[key] for key in settings}
-    except (ValueError, LookupError, TypeError):
+        found = dict(json.loads(record.read_text()))
+    except (ValueError, TypeError):
         found = {}
-    if found != settings:
+    other = [key for key in settings if found.get(key) != settings[key]]
+    if other:
         raise UserError(
-            f"Expected {record} to describe a demo cohort of {settings}, but found {found}.",
+            f"Expected {record} to describe the same demo cohort, but found another "
+            f"{', '.join(other)}.",
             "Choose another folder, or delete this one to simulate the cohort anew.",
         )
 

@@ -28,7 +28,7 @@ class InferenceSettings:
         window: Height and width of a window, a multiple of 16.
         overlap: Overlap of windows as a share of their size, in [0, 1).
         batch_size: Slices or windows at once, halved when a GPU runs out of memory; ``None``
-            stands for 8 on a CPU, 64 on a GPU.
+            stands for 16 on a CPU, 64 on a GPU.
         precision: ``bf16`` runs under autocast; ``auto`` does so where the hardware computes it.
         crop_to_brain: Whether slices are cut to the box around the brain, on the 16-voxel grid of
             the whole slice. Differs from whole slices only by what global pooling and the border
@@ -84,7 +84,7 @@ def slice_logits(
 ) -> Iterator[tuple[Where, Tensor]]:
     """Logits ``(B, C, h, w)`` of batches of slices, and their place in the volume."""
     device = next(network.parameters()).device
-    size = settings.batch_size or (64 if device.type == "cuda" else 8)
+    size = settings.batch_size or (64 if device.type == "cuda" else 16)
     scores, (rows, columns, planes) = _brain_slices(raw, settings)
     for start in range(0, len(planes), size):
         batch = torch.from_numpy(scores[start : start + size])

@@ -38,11 +38,12 @@ def describe(
     total = sum(p.numel() for p in network.parameters())
     encoders = sum(p.numel() for p in network.encoders.parameters())
     names = ", ".join(network.modalities)
+    settings = ", ".join(f"{name}={value}" for name, value in config.balancer.settings.items())
     print(
         f"data     {data}{_if_simulated(data)}: {_cases(split.training)} for training, "
         f"{len(split.validation)} for validation\n"
         f"network  {config.network.encoder_name}, {total / 1e6:.1f} M parameters\n"
-        f"method   {config.balancer.name} on {encoders / 1e6:.1f} M parameters of "
+        f"method   {config.balancer.name}({settings}) on {encoders / 1e6:.1f} M parameters of "
         f"{len(network.encoders)} encoders ({names})\n"
         f"output   {run.path}"
         + (f"\nresumed  after epoch {done} of {config.max_epochs}" if done else ""),
@@ -76,7 +77,7 @@ def finish(
     best = load_network_weights(run.checkpoints, network)
     subsets = subset_names(network.modalities) if config.subsets else [network.modalities]
     results = evaluate_cached(
-        network, cache, split.validation, subsets=subsets, progress="evaluating"
+        network, cache, split.validation, subsets=subsets, progress="Evaluating"
     )
     columns = [*(f"dice_{region}" for region in REGIONS), "dice_mean"]
     table = {"+".join(s): {c: mean_of(r, c) for c in columns} for s, r in results.items()}

@@ -18,7 +18,7 @@ from cggm.runs.progress import TrainingProgress
 from cggm.runs.schedule import WarmupCosine
 from cggm_seg.batches import EndlessBatches
 from cggm_seg.cache import SliceCache
-from cggm_seg.config import BratsConfig, NetworkConfig, OptimizerConfig
+from cggm_seg.config import BratsConfig, OptimizerConfig
 from cggm_seg.dataset import EpochSampler, SliceDataset, SliceItem
 from cggm_seg.epochs import EpochEnd
 from cggm_seg.heads import unimodal_heads
@@ -26,23 +26,6 @@ from cggm_seg.losses import SoftDiceCELoss
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.regions import region_dice_counts
 from cggm_seg.split import Split
-
-
-def build_network(config: NetworkConfig, *, pretrained: bool = True) -> MultiEncoderDeepLabV3Plus:
-    """The network that a configuration describes.
-
-    Args:
-        config: The configuration.
-        pretrained: Whether to load ``encoder_weights``; needless where a checkpoint follows.
-    """
-    return MultiEncoderDeepLabV3Plus(
-        encoder_name=config.encoder_name,
-        decoder_channels=config.decoder_channels,
-        low_level_channels=config.low_level_channels,
-        atrous_rates=config.atrous_rates,
-        aspp_dropout=config.aspp_dropout,
-        encoder_weights=config.encoder_weights if pretrained else None,
-    )
 
 
 def build_trainer(
@@ -75,7 +58,8 @@ def build_trainer(
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
     )
-    balancer = _balancer(config, network).bind(network)
+    with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
+        balancer = _balancer(config, network).bind(network)
     end = EpochEnd(config, run, network, optimizer, balancer, cache, split)
     done = end.restore() if resume else 0
     loader = _loader(config, cache, split, first_epoch=done + 1)
@@ -145,7 +129,7 @@ def _loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=config.workers,
+        num_workers=config.processes,
         pin_memory=torch.cuda.is_available(),
         # Without its own generator a loader draws from the one of dropout, once per start.
         generator=torch.Generator(),

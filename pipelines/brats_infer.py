@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from cggm.runs.cli import check_problems, choose_device, parse_options, report_problems, run
+from cggm.runs.config import read_config
+from cggm.runs.folder import RunFolder
+from cggm_seg.cases import find_cases
+from cggm_seg.config import BratsConfig
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,23 @@ class InferOptions:
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     options = parse_options(InferOptions, "Segment BraTS volumes with a trained network.", argv)
+    folder = RunFolder.open(options.model)
+    config = read_config(BratsConfig, [folder.config])
+    cases, problems = find_cases(options.input, labelled=False, allow_missing=True)
+    check_problems(cases, problems, strict=options.strict)
+
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from cggm.runs.checkpoint import load_network_weights
-    from cggm.runs.config import read_config
-    from cggm.runs.folder import RunFolder
-    from cggm_seg.cases import find_cases
-    from cggm_seg.config import BratsConfig
+    from cggm_seg.build import build_network
     from cggm_seg.inference import InferenceSettings, predict_cases
-    from cggm_seg.training import build_network
 
-    folder = RunFolder.open(options.model)
-    config = read_config(BratsConfig, [folder.config])
     settings = InferenceSettings(
         mode=options.mode, precision=options.precision, batch_size=options.batch_size
     )
     device = choose_device(options.device)
     network = build_network(config.network, pretrained=False)
     load_network_weights(folder.checkpoints, network)
-    cases, problems = find_cases(options.input, labelled=False, allow_missing=True)
-    check_problems(cases, problems, strict=options.strict)
     with logging_redirect_tqdm():
         written, damaged = predict_cases(
             network.to(device),

@@ -7,9 +7,7 @@ Without --data it trains on simulated cases (made on first use) and says so.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cggm.errors import DataError
 from cggm.runs.cli import (
     RunOptions,
     check_problems,
@@ -20,10 +18,8 @@ from cggm.runs.cli import (
 )
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
+from cggm_seg.cases import find_cases
 from cggm_seg.config import BratsConfig
-
-if TYPE_CHECKING:
-    from cggm_seg.cache import SliceCache
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEMO_COHORT = Path("demo/cohort/train")
@@ -35,22 +31,30 @@ def main(argv: Sequence[str]) -> None:
     config, options = _parse(argv, "train.yaml")
     if config.data is None:
         config, options = _parse(argv, "demo.yaml")
+    # Nothing of the run is written before data, network and method are known to fit.
+    if options.resume:
+        folder = RunFolder.open(options.resume)
+    else:
+        folder = RunFolder.plan(options.output, name="brats")
+    data = config.data or _demo_cohort(config)
+    cases, problems = find_cases(data, labelled=True)
+    check_problems(cases, problems, strict=config.strict)
+
     from cggm.runs.seeds import seed_everything
+    from cggm_seg.build import build_network
+    from cggm_seg.cache import build_cache
     from cggm_seg.split import split_cases
     from cggm_seg.summary import describe, finish
-    from cggm_seg.training import build_network, build_trainer
+    from cggm_seg.training import build_trainer
 
-    # Nothing of the run is written before data, network and method are known to fit.
-    folder = (
-        RunFolder(options.resume)
-        if options.resume
-        else RunFolder.plan(options.output, name="brats")
-    )
     seed_everything(config.seed)
     device = choose_device(config.device)
     network = build_network(config.network, pretrained=not options.resume).to(device)
-    data = config.data or _demo_cohort(config)
-    cache, problems = _cached(config, data)
+    cache, damaged = build_cache(
+        cases, config.cache or data / ".slices", workers=config.processes, strict=config.strict
+    )
+    problems += damaged
+    check_problems(cache.case_ids, problems, needed=2)
     split = split_cases(cache.case_ids, config.validation_fraction, config.seed)
     trainer = build_trainer(
         config, folder, network, cache, split, device, resume=options.resume is not None
@@ -76,25 +80,11 @@ def _parse(argv: Sequence[str], defaults: str) -> tuple[BratsConfig, RunOptions]
     )
 
 
-def _cached(config: BratsConfig, data: Path) -> "tuple[SliceCache, list[DataError]]":
-    from cggm_seg.cache import build_cache
-    from cggm_seg.cases import find_cases
-
-    cases, problems = find_cases(data, labelled=True)
-    check_problems(cases, problems, strict=config.strict)
-    cache, damaged = build_cache(
-        cases, config.cache or data / ".slices", workers=config.workers, strict=config.strict
-    )
-    problems += damaged
-    check_problems(cache.case_ids, problems, needed=2)
-    return cache, problems
-
-
 def _demo_cohort(config: BratsConfig) -> Path:
     from cggm_seg.simulation import simulate_cohort
 
     print(f"No --data given: training on {DEMO_CASES} SIMULATED cases in {DEMO_COHORT}.")
-    simulate_cohort(DEMO_COHORT, cases=DEMO_CASES, workers=max(1, config.workers))
+    simulate_cohort(DEMO_COHORT, cases=DEMO_CASES, workers=max(1, config.processes))
     return DEMO_COHORT
 
 

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from docstring_parser import parse as parse_docstring
@@ -23,9 +23,6 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from cggm.errors import UserError
 from cggm.runs.folder import write_atomically
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -47,7 +44,7 @@ def read_config(schema: type[T], files: Iterable[Path], overrides: Sequence[str]
     return reader.read(schema, overrides)
 
 
-def write_config(config: "DataclassInstance", path: Path) -> None:
+def write_config(config: Any, path: Path) -> None:  # noqa: ANN401
     """Write a configuration as YAML that :func:`read_config` reads back equal.
 
     Args:

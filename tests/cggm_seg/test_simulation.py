@@ -158,7 +158,7 @@ def test_cohort_says_that_it_is_simulated(cohort):
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"shape": (24, 24, 16)}])
 def test_cohort_of_other_settings_is_refused(cohort, changed):
     before = digests(cohort)
-    with pytest.raises(UserError, match="to describe a demo cohort"):
+    with pytest.raises(UserError, match=f"found another {next(iter(changed))}"):
         simulate(cohort, 1, **changed)
     assert digests(cohort) == before
 
@@ -173,5 +173,5 @@ def test_folder_with_other_files_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", '{"seed": 0}'])
 def test_damaged_record_is_refused(tmp_path, text):
     (tmp_path / "cohort.json").write_text(text)
-    with pytest.raises(UserError, match="but found"):
+    with pytest.raises(UserError, match="found another generator"):
         simulate(tmp_path, 1)

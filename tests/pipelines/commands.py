@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 
+from cggm.runs.checkpoint import Progress, save_checkpoint
 from cggm.runs.cli import run
+from cggm.runs.config import read_config, write_config
+from cggm.runs.folder import RunFolder
+from cggm_seg.build import build_network
+from cggm_seg.config import BratsConfig
 from pipelines import brats_evaluate, brats_infer, brats_train
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +45,15 @@ def tiny_config(folder: Path, max_epochs: int = 1) -> Path:
     return file
 
 
+def untrained_run(folder: Path) -> Path:
+    """Makes a run folder with a checkpoint, as training would leave it."""
+    run_folder = RunFolder.create(folder, name="tiny")
+    config = read_config(BratsConfig, [tiny_config(folder)])
+    write_config(config, run_folder.config)
+    save_checkpoint(run_folder.checkpoints, build_network(config.network), {}, Progress(1, 1))
+    return folder
+
+
 def call(script: str, *argv: object) -> int:
     """Runs a command in this process; returns its exit code."""
     return run(SCRIPTS[script].main, [str(argument) for argument in argv])
@@ -57,10 +72,18 @@ def start(script: str, *argv: object, **options: object) -> "subprocess.Popen[st
     )
 
 
+def refused(capsys: pytest.CaptureFixture[str], script: str, *argv: object) -> str:
+    """The single line that a command says before it ends with exit code 2."""
+    capsys.readouterr()
+    assert call(script, *argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1, message
+    return message
+
+
 def left_over(folder: Path) -> list[str]:
     """Hidden files and folders, which a command makes only for as long as it writes."""
     return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob(".*")
-        if path.name != ".slices"
+        str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name != ".slices"
     )

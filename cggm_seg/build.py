@@ -1,0 +1,21 @@
+"""Builds the network of a configuration, for training and inference; knows no head."""
+
+from cggm_seg.config import NetworkConfig
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+
+
+def build_network(config: NetworkConfig, *, pretrained: bool = True) -> MultiEncoderDeepLabV3Plus:
+    """The network that a configuration describes.
+
+    Args:
+        config: The configuration.
+        pretrained: Whether to load ``encoder_weights``; needless where a checkpoint follows.
+    """
+    return MultiEncoderDeepLabV3Plus(
+        encoder_name=config.encoder_name,
+        decoder_channels=config.decoder_channels,
+        low_level_channels=config.low_level_channels,
+        atrous_rates=config.atrous_rates,
+        aspp_dropout=config.aspp_dropout,
+        encoder_weights=config.encoder_weights if pretrained else None,
+    )
