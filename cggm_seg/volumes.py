@@ -125,7 +125,7 @@ def _check_intensities(case_id: str, file: Path, array: np.ndarray) -> None:
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(array))
-        what = f"Expected finite intensities, but {count} voxels are NaN or Inf."
+        what = f"Expected finite intensities, but found NaN or Inf in {count} of them."
         raise DataError(case_id, file, what, "Export the image again, or leave the case out.")
     if low == 0 == high:
         what = "Expected an image, but all voxels are zero."

@@ -83,7 +83,9 @@ def _parse(argv: Sequence[str], defaults: str) -> tuple[BratsConfig, RunOptions]
 def _demo_cohort(config: BratsConfig) -> Path:
     from cggm_seg.simulation import simulate_cohort
 
-    print(f"No --data given: training on {DEMO_CASES} SIMULATED cases in {DEMO_COHORT}.")
+    print(
+        f"No --data given: training on {DEMO_CASES} SIMULATED cases in {DEMO_COHORT}.", flush=True
+    )
     simulate_cohort(DEMO_COHORT, cases=DEMO_CASES, workers=max(1, config.processes))
     return DEMO_COHORT
 

@@ -117,7 +117,7 @@ class CGGM(Balancer):
         self.readings = {
             "score": self.scores.scores(),
             "raw_term": balancing_terms(gains, self.rho or 1.0, "raw"),
-            "term": terms,
+            "term": torch.ones_like(terms) if self.rho is None else terms,
             "cosine": cosines(fused.detach(), heads.gradients),
             "head_loss": heads.losses,
         }

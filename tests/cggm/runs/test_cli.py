@@ -1,14 +1,18 @@
 import errno
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cggm.errors import DataError, UserError
 from cggm.runs.cli import (
     RunOptions,
+    check_problems,
+    choose_device,
     parse_arguments,
     parse_options,
     report_problems,
@@ -176,12 +180,51 @@ def test_run_passes_the_exit_code_on(capsys):
     assert run(lambda argv: None, []) == 0
 
 
-def test_run_lets_other_system_errors_through():
+def test_path_that_cannot_be_written_is_named(capsys):
     def main(argv):
         raise PermissionError(errno.EACCES, "Permission denied", "x")
 
-    with pytest.raises(PermissionError):
+    assert run(main, []) == 2
+    assert capsys.readouterr().err == (
+        "error: x: Permission denied. Check the path and its permissions.\n"
+    )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "x"), OSError("?")])
+def test_run_lets_other_system_errors_through(error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(OSError, match=re.escape(str(error))):
         run(main, [])
+
+
+def test_check_problems_ends_what_cannot_go_on():
+    first, second = (DataError(name, None, "It is bad.", "Mend it.") for name in ("a", "b"))
+    check_problems([], [], strict=True)
+    check_problems(["good"], [first, second])
+    check_problems(["good", "well"], [first], needed=2)
+    with pytest.raises(DataError, match=r"^a: It is bad\. Mend it\.$"):
+        check_problems(["good"], [first, second], strict=True)
+    with pytest.raises(UserError) as caught:
+        check_problems([], [first, second])
+    assert str(caught.value) == (
+        "Expected at least 1 good case, but found none among 2. "
+        "The first problem: a: It is bad. Mend it."
+    )
+    with pytest.raises(UserError, match="at least 2 good cases, but found 1 among 2"):
+        check_problems(["good"], [first], needed=2)
+
+
+def test_device_is_the_one_asked_for():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_missing_device_is_refused():
+    with pytest.raises(UserError, match="Expected a CUDA device"):
+        choose_device("cuda")
 
 
 def test_report_problems_lists_every_case(capsys):
@@ -194,3 +237,5 @@ def test_report_problems_lists_every_case(capsys):
     )
     report_problems([error, error])
     assert capsys.readouterr().err.startswith("2 cases were skipped:\n")
+    report_problems(["a: no prediction."])
+    assert capsys.readouterr().err == "1 case was skipped:\n  a: no prediction.\n"

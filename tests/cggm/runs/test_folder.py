@@ -82,6 +82,17 @@ def test_create_refuses_a_path_that_is_a_file(tmp_path):
         RunFolder.create(file / "inside", name="x")
 
 
+def test_a_planned_folder_appears_when_it_is_made(tmp_path):
+    run = RunFolder.plan(tmp_path / "a" / "b", name="x")
+    assert list(tmp_path.iterdir()) == []
+    run.make()
+    assert run.checkpoints.is_dir()
+    with pytest.raises(UserError, match="expected a new or empty run folder"):
+        RunFolder.plan(run.path, name="x")
+    with pytest.raises(UserError, match="cannot be made"):
+        run.make()
+
+
 def test_open_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         RunFolder.open(tmp_path / "nowhere")

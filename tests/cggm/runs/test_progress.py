@@ -114,6 +114,16 @@ def test_fast_loading_is_reported_without_a_hint_and_without_the_first_step():
     assert int(re.fullmatch(r"loading (\d+) % of the time, step \d+ %", line)[1]) < 30
 
 
+@pytest.mark.filterwarnings("error")
+def test_loss_with_a_graph_is_read_without_a_warning():
+    torch.set_warn_always(True)
+    try:
+        lines = train(torch.tensor([0.25, 0.75], requires_grad=True), epochs=1)
+    finally:
+        torch.set_warn_always(False)
+    assert "loss 0.5" in lines[-1]
+
+
 def test_a_short_run_has_no_loading_line():
     assert not any("loading" in line for line in train(steps=19, epochs=1))
 
