@@ -6,8 +6,9 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/python pipelines/brats_demo.py
 
+# One thread a process: two of them on two cores wait for each other otherwise.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

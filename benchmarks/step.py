@@ -9,7 +9,7 @@ each side.
 import argparse
 import copy
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -84,7 +84,9 @@ def peak(options: argparse.Namespace) -> float:
         step()
     if batch[0].is_cuda:
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # not ru_maxrss, which a process inherits from the one that started it
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
 
 
 def peaks(options: argparse.Namespace) -> dict[str, float]:

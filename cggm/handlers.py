@@ -156,9 +156,9 @@ class BalanceRecorder:
     """Writes a balancer's readings as JSON lines, without a host synchronization per step.
 
     Each line holds ``iteration``, ``epoch``, ``loss`` and, by modality, ``score``, ``raw_term`` (by
-    equation (7)), ``term`` (the factor in use), ``cosine``, ``head_loss`` and ``gradient_norm``, the Euclidean norm of each encoder's
-    gradient as the optimizer sees it, all of the same optimizer step. Attach it after the
-    :class:`BalanceHandler`. Only the first rank writes.
+    equation (7)), ``term`` (the factor in use), ``cosine``, ``head_loss`` and ``gradient_norm``,
+    the Euclidean norm of each encoder's gradient as the optimizer sees it, all of the same
+    optimizer step. Attach it after the :class:`BalanceHandler`. Only the first rank writes.
 
     Args:
         balancer: The method.

@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "flipped": ("flair", _flipped, "damaged"),
     "shape": ("t1ce", _other_shape, "Expected shape (40, 36, 16)"),
     "affine": ("t2", _other_affine, "Expected the affine"),
-    "nan": ("flair", _nan, "1 voxels are NaN or Inf"),
+    "nan": ("flair", _nan, "NaN or Inf in 1 of them"),
     "label": ("seg", _unknown_label, "found 7"),
 }
 
