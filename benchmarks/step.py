@@ -7,14 +7,12 @@ each side.
 """
 
 import argparse
-import copy
 import json
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,58 +28,69 @@ SIDES = ("joint", "light heads", "full heads")
 TARGETS = {"light heads": 1.05, "full heads": 1.10, "memory": 1.02}
 
 
-def make_step(
-    side: str, network: torch.nn.Module, batch: tuple[Tensor, Tensor]
-) -> Callable[[], None]:
-    """One training step of a side, on a network of its own."""
-    loss = SoftDiceCELoss().to(batch[0].device)
+def make_balancer(side: str, network: torch.nn.Module) -> Balancer:
+    """The criterion of a side."""
+    loss = SoftDiceCELoss()
     if side == "joint":
-        balancer = Balancer(loss)
-    else:
-        heads = unimodal_heads(network, light=side == "light heads")
-        balancer = CGGM(heads, loss, region_dice_counts)
-    balancer.bind(network)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        balancer(network(batch[0]), batch[1]).backward()
-        optimizer.step()
-        if batch[0].is_cuda:
-            torch.cuda.synchronize()
-
-    return step
+        return Balancer(loss)
+    heads = unimodal_heads(network, light=side == "light heads")
+    return CGGM(heads, loss, region_dice_counts)
 
 
-def make_parts(options: argparse.Namespace) -> tuple[torch.nn.Module, tuple[Tensor, Tensor]]:
-    """The network and a batch of random slices, always the same."""
+def timed_step(
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    balancer: Balancer,
+    batch: tuple[Tensor, Tensor],
+) -> float:
+    """Seconds of one training step."""
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    balancer(network(batch[0]), batch[1]).backward()
+    optimizer.step()
+    if batch[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def make_parts(
+    options: argparse.Namespace,
+) -> tuple[torch.nn.Module, torch.optim.Optimizer, tuple[Tensor, Tensor]]:
+    """The network, its optimizer and a batch of random slices, always the same."""
     torch.manual_seed(0)
     network = MultiEncoderDeepLabV3Plus(encoder_name=options.encoder).to(options.device)
     shape = (options.batch, 4, options.size, options.size)
     images, labels = torch.randn(shape), torch.randint(0, 4, (shape[0], *shape[2:]))
-    return network, (images.to(options.device), labels.to(options.device))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    return network, optimizer, (images.to(options.device), labels.to(options.device))
 
 
-def times(options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step of each side, taking turns."""
-    network, batch = make_parts(options)
-    steps = {side: make_step(side, copy.deepcopy(network), batch) for side in SIDES}
+def times(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of the steps of each side, taking turns on one network and optimizer."""
+    network, optimizer, batch = make_parts(options)
+    balancers = {side: make_balancer(side, network) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for repeat in range(options.repeats + 1):
-        for side, step in steps.items():
-            start = time.perf_counter()
-            step()
+        for side, balancer in balancers.items():
+            balancer.bind(network)
+            taken = timed_step(network, optimizer, balancer, batch)
+            balancer.unbind()
             if repeat > 0:
-                seconds[side].append(time.perf_counter() - start)
-    return {side: statistics.median(values) for side, values in seconds.items()}
+                seconds[side].append(taken)
+    return seconds
+
+
+def ratio(side: list[float], joint: list[float]) -> float:
+    """Median of the ratios within a turn, where both sides meet the same load."""
+    return statistics.median(a / b for a, b in zip(side, joint, strict=True))
 
 
 def peak(options: argparse.Namespace) -> float:
     """Peak memory in MB of three steps of one side."""
-    network, batch = make_parts(options)
-    step = make_step(options.side, network, batch)
+    network, optimizer, batch = make_parts(options)
+    balancer = make_balancer(options.side, network).bind(network)
     for _ in range(3):
-        step()
+        timed_step(network, optimizer, balancer, batch)
     if batch[0].is_cuda:
         return torch.cuda.max_memory_allocated() / 1e6
     # not ru_maxrss, which a process inherits from the one that started it
@@ -105,7 +114,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="resnet101")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", choices=SIDES, help="print one side's peak memory and stop")
     parser.add_argument("--json", help="file for the results")
@@ -113,11 +122,11 @@ def main() -> None:
     if options.side:
         print(peak(options))
         return
-    seconds, memory = times(options), peaks(options)
+    memory, seconds = peaks(options), times(options)
     rows = {
         side: {
-            "seconds": seconds[side],
-            "time_ratio": seconds[side] / seconds["joint"],
+            "seconds": statistics.median(seconds[side]),
+            "time_ratio": ratio(seconds[side], seconds["joint"]),
             "peak_mb": memory[side],
             "memory_ratio": memory[side] / memory["joint"],
         }
