@@ -1,6 +1,6 @@
 """Nested containers of tensors, as encoders return them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -21,18 +21,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], features: Features) -> Fea
     if isinstance(features, list | tuple):
         return type(features)(map_tensors(function, value) for value in features)
     return features
-
-
-def tensors_in(features: Features) -> Sequence[Tensor]:
-    """All tensors of a nested container, in order."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, features)
-    return found
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401

@@ -33,10 +33,11 @@ def main(argv: Sequence[str]) -> None:
         EvaluateOptions, "Compare label maps with reference segmentations.", argv
     )
     from cggm.runs.folder import write_atomically
-    from cggm_seg.evaluation import evaluate_folder
+    from cggm_seg.evaluation import evaluate_folder, mean_dice
 
     evaluation = evaluate_folder(options.predictions, options.reference, strict=options.strict)
     print(evaluation.table())
+    print(f"\nmean Dice of WT, TC and ET: {mean_dice(evaluation.rows):.3f}")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.output, evaluation.to_json().encode())

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from cggm.binding import unwrap
 from cggm.errors import UserError
 from cggm.runs.folder import flush_folder, replacing, write_atomically
 from cggm.runs.seeds import rng_state, set_rng_state
@@ -115,7 +115,7 @@ def load_checkpoint(
     """
     path = _checkpoints(folder)[-1]
     header = _read_header(path)
-    module = unwrapped(network)
+    module = unwrap(network)
     weights = _read_weights(path, header, module)
     training = torch.load(_verified(path, _TRAINING, header), "cpu", weights_only=True)
     progress = Progress(**header["progress"])
@@ -141,27 +141,15 @@ def load_network_weights(folder: Path, network: nn.Module) -> Progress:
     """
     headers = {path: _read_header(path) for path in _checkpoints(folder)}
     path = max(headers, key=lambda p: _rank(headers[p]["progress"]))
-    module = unwrapped(network)
+    module = unwrap(network)
     module.load_state_dict(_read_weights(path, headers[path], module))
     return Progress(**headers[path]["progress"])
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The module inside DDP, data-parallel and compiled wrappers.
-
-    Args:
-        network: A module, wrapped any number of times.
-    """
-    if isinstance(network, DistributedDataParallel | DataParallel):
-        return unwrapped(network.module)
-    inner = getattr(network, "_orig_mod", None)
-    return unwrapped(inner) if isinstance(inner, nn.Module) else network
 
 
 def _write_parts(
     draft: Path, network: nn.Module, parts: Mapping[str, Stateful | None], progress: Progress
 ) -> None:
-    state = unwrapped(network).state_dict()
+    state = unwrap(network).state_dict()
     # safetensors refuses tensors that share memory, as tied weights do.
     weights = {key: value.to("cpu", copy=True).contiguous() for key, value in state.items()}
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}

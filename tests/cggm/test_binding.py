@@ -10,6 +10,7 @@ from torch.optim import optimizer as optimizer_module
 from torch.testing import assert_close
 
 from cggm import Balancer
+from cggm.containers import map_tensors
 from tests.cggm.networks import (
     NAMES,
     Convolutional,
@@ -163,6 +164,12 @@ class Pair(NamedTuple):
     second: torch.Tensor
 
 
+def tensors_in(features):
+    found = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, features)
+    return found
+
+
 CONTAINERS = {
     "tuple": lambda x: (x, x * 2),
     "list": lambda x: [x, [x * 2]],
@@ -184,8 +191,6 @@ class Contained(nn.Module):
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_features_in_containers_are_scaled_once(kind):
-    from cggm.containers import tensors_in
-
     class Network(Late):
         def forward(self, inputs):
             parts = [

@@ -18,7 +18,6 @@ from cggm.runs.checkpoint import (
     load_checkpoint,
     load_network_weights,
     save_checkpoint,
-    unwrapped,
 )
 from cggm.runs.seeds import seed_everything
 
@@ -214,7 +213,6 @@ def test_wrappers_leave_no_trace_in_the_file(tmp_path):
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrapped = torch.compile(nn.parallel.DistributedDataParallel(training.network))
-        assert unwrapped(wrapped) is training.network
         save_checkpoint(tmp_path / "c", wrapped, {}, Progress(1, 1))
         plain = Training()
         plain.step()

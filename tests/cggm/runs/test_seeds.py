@@ -28,6 +28,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not():
 
 def test_largest_seed_is_accepted():
     seed_everything(2**32 - 1)
+    assert torch.initial_seed() == 2**32 - 1
 
 
 def test_state_continues_every_generator_after_a_round_trip_through_a_file():
