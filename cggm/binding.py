@@ -106,13 +106,15 @@ class Binding:
         """Whether a forward pass now is one of training."""
         return self.output_layer.training and torch.is_grad_enabled()
 
-    def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> None:
-        """Pass the network's output through a function, in training only."""
+    def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
+        """Pass the network's output through a function, in training only; removable alone."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
             return function(output) if self.active and not _in_backward() else output
 
-        self._handles.append(network.register_forward_hook(_outside_graphs(hook)))
+        handle = network.register_forward_hook(_outside_graphs(hook))
+        self._handles.append(handle)
+        return handle
 
     def take(self) -> Captured:
         """Hand over what the last forward pass left, once.

@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.engine.events import CallableEventWithFilter
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cggm.balancer import Balancer
 from cggm.distributed import is_first_rank
@@ -65,6 +66,7 @@ class BalanceHandler:
         self.accumulation_steps = accumulation_steps
         self._binds = False
         self._engine: Engine | None = None
+        self._output_hook: RemovableHandle | None = None
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a training engine, before it runs; returns this handler."""
@@ -98,7 +100,8 @@ class BalanceHandler:
         if self._binds:
             self.balancer.bind(network)
         if not monai and network is not None:
-            self.balancer.binding.on_output(network, self._add_to_output)
+            self._remove_output_hook()
+            self._output_hook = self.balancer.binding.on_output(network, self._add_to_output)
         self.balancer.train()
 
     def _start_epoch(self, engine: Engine) -> None:
@@ -108,9 +111,14 @@ class BalanceHandler:
         self.balancer.end_epoch(engine.state.epoch)
 
     def _complete(self, engine: Engine) -> None:
+        self._remove_output_hook()
         if self._binds:
             self.balancer.unbind()
         self._binds = False
+
+    def _remove_output_hook(self) -> None:
+        if self._output_hook is not None:
+            self._output_hook.remove()
 
     def _publish(self, engine: Engine) -> None:
         if self.balancer.calls == 0:

@@ -174,6 +174,18 @@ def test_handler_unbinds_at_the_end_and_binds_again():
     assert not session.network._forward_hooks
 
 
+def test_a_balancer_that_was_bound_before_is_called_once_per_iteration_in_every_run():
+    session = Session()
+    session.balancer.bind(session.network)
+    engine = create_supervised_trainer(session.network, session.optimizer, session.loss)
+    BalanceHandler(session.balancer, session.network).attach(engine)
+    for runs in (1, 2):
+        engine.run(loader(), max_epochs=runs)
+        assert session.balancer.bound
+        assert session.balancer.calls == ITERATIONS * runs
+    assert not session.network._forward_hooks
+
+
 def test_readings_are_published():
     session = Session()
     engine = create_supervised_trainer(session.network, session.optimizer, session.loss)
