@@ -89,7 +89,7 @@ def slice_logits(
     for start in range(0, len(planes), size):
         batch = torch.from_numpy(scores[start : start + size])
         batch = batch.to(device, memory_format=torch.channels_last)
-        with _evaluation(network), settings.autocast(device):
+        with evaluating(network), settings.autocast(device):
             logits = _within_memory(lambda part: settings.logits(network, part), batch)
         height, width = (span.stop - span.start for span in (rows, columns))
         yield (rows, columns, planes[start : start + size]), logits[..., :height, :width].float()
@@ -130,7 +130,8 @@ def _within_memory(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluation(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module gets back the mode that it had."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

@@ -12,12 +12,12 @@ from cggm.scores import ratio_score
 from cggm_seg.cache import SliceCache
 from cggm_seg.networks import OUTPUT_STRIDE, Features, MultiEncoderDeepLabV3Plus
 from cggm_seg.regions import REGIONS, region_dice_counts
+from cggm_seg.slicewise import evaluating
 
 Subset = tuple[str, ...]
 Rows = list[dict[str, float | str]]
 
 
-@torch.inference_mode()
 def evaluate_cached(
     network: MultiEncoderDeepLabV3Plus,
     cache: SliceCache,
@@ -45,14 +45,12 @@ def evaluate_cached(
         ``dice_mean``.
     """
     subsets = subsets or [network.modalities]
-    training = network.training
-    network.eval()
     rows: dict[Subset, Rows] = {subset: [] for subset in subsets}
     hidden = None if progress else True
-    for case_id in tqdm(case_ids, progress, unit="case", leave=False, disable=hidden):
-        for subset, counts in _count(network, cache, case_id, subsets, batch_size).items():
-            rows[subset].append({"case": case_id, **_dice(counts)})
-    network.train(training)
+    with evaluating(network):
+        for case_id in tqdm(case_ids, progress, unit="case", leave=False, disable=hidden):
+            for subset, counts in _count(network, cache, case_id, subsets, batch_size).items():
+                rows[subset].append({"case": case_id, **_dice(counts)})
     return rows
 
 

@@ -1,7 +1,5 @@
 import gzip
-import resource
 import tracemalloc
-from contextlib import contextmanager
 from dataclasses import replace
 
 import nibabel as nib
@@ -12,6 +10,7 @@ from cggm.errors import DataError
 from cggm_seg.cases import find_cases
 from cggm_seg.volumes import read_case, read_labels, write_labels
 from tests.cggm_seg.nifti import AFFINE, anatomy, case_file, write_case, write_volume
+from tests.disk import file_size_limit
 
 SHAPE = (20, 18, 16)
 
@@ -21,17 +20,6 @@ def case(tmp_path):
     write_case(tmp_path, "a", shape=SHAPE)
     [case], _ = find_cases(tmp_path, labelled=True)
     return case
-
-
-@contextmanager
-def files_limited_to(size):
-    """Writes beyond this many bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def stored(file):
@@ -92,7 +80,7 @@ def test_full_disk_leaves_no_output_and_keeps_the_old_one(tmp_path, case):
     file = tmp_path / "out" / "a.nii"
     file.parent.mkdir()
     file.write_bytes(b"old")
-    with files_limited_to(1000), pytest.raises(OSError, match="File too large"):
+    with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
         write_labels(file, volumes.label, volumes.header, "2021")
     assert [p.name for p in file.parent.iterdir()] == ["a.nii"]
     assert file.read_bytes() == b"old"

@@ -1,24 +1,11 @@
 """A disk that runs full, as a limit on the size of files."""
 
-import resource
-from contextlib import contextmanager
-
 import pytest
 
 from cggm.runs.logs import read_jsonl
+from tests.disk import file_size_limit
 from tests.pipelines.commands import call, left_over, refused, tiny_config, untrained_run
 from tests.pipelines.faults import write_good_cases
-
-
-@contextmanager
-def file_size_limit(size):
-    """Writing beyond this many bytes fails as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
