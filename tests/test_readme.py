@@ -1,5 +1,6 @@
 """The README's Python runs, and its commands name scripts, options and targets that exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -93,3 +94,31 @@ def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) >= 4
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_figures_are_those_of_the_benchmarks():
+    step, seconds = result("step")["rows"], result("slices")["figures"]["seconds"]
+    for heads in ("light heads", "full heads"):
+        row = step[heads]
+        figure = (
+            f"{row['time_ratio']:.2f} times the time, {row['memory_ratio']:.2f} times the memory"
+        )
+        assert figure in README
+    feeds = {
+        name: seconds[name] / seconds["SliceDataset"]
+        for name in seconds
+        if name.startswith("monai")
+    }
+    assert f"{feeds['monai Dataset']:.0f} times as fast" in README
+    assert f"{feeds['monai CacheDataset']:.0f} times as fast" in README
+    assert f"{feeds['monai CacheDataset(copy_cache=False)']:.1f} times as fast" in README
+    assert f"{seconds['cache build']:.2f} s per case and core" in README
+    assert f"{result('metrics')['speedup']:.1f} times as fast" in README
+    speed = next(
+        t["value"] for t in result("inference")["targets"] if "speed over windows" in t["what"]
+    )
+    assert f"{speed:.2f} times as fast" in README
