@@ -3,15 +3,8 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cggm.errors import UserError
-from cggm.runs.cli import RunConfig
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise UserError(f"Expected {name} {expected}, but got {value}.", f"Correct --{name}.")
+from cggm.runs.options import BalancerConfig, RunConfig, require
 
 
 @dataclass(frozen=True)
@@ -37,10 +30,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("decoder_channels", "low_level_channels"):
             value = getattr(self, name)
-            _require(value >= 1, f"network.{name}", "to be at least 1", value)
+            require(value >= 1, f"network.{name}", "to be at least 1", value)
         rates, dropout = self.atrous_rates, self.aspp_dropout
-        _require(min(rates) >= 1, "network.atrous_rates", "to be at least 1", rates)
-        _require(0 <= dropout < 1, "network.aspp_dropout", "from 0 to below 1", dropout)
+        require(min(rates) >= 1, "network.atrous_rates", "to be at least 1", rates)
+        require(0 <= dropout < 1, "network.aspp_dropout", "from 0 to below 1", dropout)
 
 
 @dataclass(frozen=True)
@@ -61,10 +54,10 @@ class SliceConfig:
 
     def __post_init__(self) -> None:
         fits = self.size >= 32 and self.size % 16 == 0
-        _require(fits, "slices.size", "to be a multiple of 16 from 32 on", self.size)
-        _require(self.per_case >= 1, "slices.per_case", "to be at least 1", self.per_case)
+        require(fits, "slices.size", "to be a multiple of 16 from 32 on", self.size)
+        require(self.per_case >= 1, "slices.per_case", "to be at least 1", self.per_case)
         share = self.lesion_fraction
-        _require(0 <= share <= 1, "slices.lesion_fraction", "from 0 to 1", share)
+        require(0 <= share <= 1, "slices.lesion_fraction", "from 0 to 1", share)
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights, factor = self.class_weights, self.ce_weight
-        _require(min(weights) > 0, "loss.class_weights", "to be positive", weights)
-        _require(factor >= 0, "loss.ce_weight", "of at least 0", factor)
+        require(min(weights) > 0, "loss.class_weights", "to be positive", weights)
+        require(factor >= 0, "loss.ce_weight", "of at least 0", factor)
 
 
 @dataclass(frozen=True)
@@ -112,31 +105,21 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr_start", "lr_peak", "lr_final", "warmup_epochs", "weight_decay", "head_lr"):
             value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name}", "of at least 0", value)
+            require(value >= 0, f"optimizer.{name}", "of at least 0", value)
         momentum, steps = self.momentum, self.accumulation_steps
-        _require(0 <= momentum < 1, "optimizer.momentum", "from 0 to below 1", momentum)
-        _require(steps >= 1, "optimizer.accumulation_steps", "of at least 1", steps)
+        require(0 <= momentum < 1, "optimizer.momentum", "from 0 to below 1", momentum)
+        require(steps >= 1, "optimizer.accumulation_steps", "of at least 1", steps)
 
 
 @dataclass(frozen=True)
-class BalancerConfig:
-    """The balancing method.
+class BratsBalancerConfig(BalancerConfig):
+    """The balancing method, with the heads that it may use.
 
     Args:
-        name: A class of cggm.methods.
-        settings: Its keyword arguments.
         light_heads: Whether heads are light decoders or full DeepLabv3+ ones.
-        record_every: Iterations between lines of balance.jsonl.
     """
 
-    name: str = "CGGM"
-    settings: dict[str, Any] = field(default_factory=dict)
     light_heads: bool = True
-    record_every: int = 1
-
-    def __post_init__(self) -> None:
-        every = self.record_every
-        _require(every >= 1, "balancer.record_every", "of at least 1", every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +156,7 @@ class BratsConfig(RunConfig):
     slices: SliceConfig = field(default_factory=SliceConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    balancer: BalancerConfig = field(default_factory=BalancerConfig)
+    balancer: BratsBalancerConfig = field(default_factory=BratsBalancerConfig)
 
     @property
     def processes(self) -> int:
@@ -184,8 +167,8 @@ class BratsConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         size, share = self.batch_size, self.validation_fraction
-        _require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
-        _require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
-        _require(self.workers >= 0, "workers", "of at least 0", self.workers)
-        _require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
-        _require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)
+        require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
+        require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
+        require(self.workers >= 0, "workers", "of at least 0", self.workers)
+        require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
+        require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)

@@ -1,12 +1,12 @@
 """Training slices whose randomness depends on seed, epoch and position alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cggm_seg import augmentation
 from cggm_seg.cache import SliceCache
@@ -27,10 +27,10 @@ class SliceItem(TypedDict):
 
 
 class SliceDataset(Dataset[SliceItem]):
-    """Random crops of random slices, indexed by ``(epoch, position)`` from an `EpochSampler`.
+    """Random crops of random slices, indexed by ``(epoch, position)`` of an epoch.
 
-    An item is a function of seed, epoch and position: workers, ranks and a resumed run get the
-    same ones.
+    Indices come from :class:`cggm.runs.batches.EpochSampler`. An item is a function of seed, epoch
+    and position: workers, ranks and a resumed run get the same ones.
 
     Args:
         cache: Where slices are read.
@@ -152,43 +152,3 @@ def _window(
     start = int(rng.integers(low, high + 1))
     first, last = max(start, 0), min(start + size, length)
     return slice(first, last), slice(first - start, last - start)
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields ``(epoch, position)`` for a permutation of the positions that each epoch reshuffles.
-
-    Every rank gets every ``world``-th position; the last few are dropped if they do not suffice
-    for all ranks, so all shards are equally long.
-
-    Args:
-        length: Number of positions, ``len(dataset)``.
-        seed: Base of the permutations.
-        rank: Number of this process.
-        world: Number of processes.
-
-    Raises:
-        ValueError: If the rank is not in [0, world) or there are fewer positions than ranks.
-    """
-
-    def __init__(self, length: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        if not 0 <= rank < world or length < world:
-            raise ValueError(
-                f"Expected 0 <= `rank` < `world` <= `length`, but got {rank}, {world} and {length}."
-            )
-        self.length = length
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length // self.world
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        shard = order[self.rank : len(self) * self.world : self.world]
-        return iter([(self.epoch, int(position)) for position in shard])

@@ -7,13 +7,13 @@ from pathlib import Path
 from cggm.runs.checkpoint import load_network_weights
 from cggm.runs.curves import plot_curves
 from cggm.runs.folder import RunFolder, write_atomically
+from cggm.runs.summary import describe_training
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig
 from cggm_seg.evaluation import subset_names
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.regions import REGIONS
 from cggm_seg.split import Split
-from cggm_seg.validation import evaluate_cached, mean_of
+from cggm_seg.validation import COLUMNS, evaluate_cached, mean_of
 
 
 def describe(
@@ -35,20 +35,12 @@ def describe(
         data: Folder of the cases.
         done: Epochs that a resumed run has behind it.
     """
-    total = sum(p.numel() for p in network.parameters())
-    encoders = sum(p.numel() for p in network.encoders.parameters())
-    names = ", ".join(network.modalities)
-    settings = ", ".join(f"{name}={value}" for name, value in config.balancer.settings.items())
-    print(
-        f"data     {data}{_if_simulated(data)}: {_cases(split.training)} for training, "
-        f"{len(split.validation)} for validation\n"
-        f"network  {config.network.encoder_name}, {total / 1e6:.1f} M parameters\n"
-        f"method   {config.balancer.name}({settings}) on {encoders / 1e6:.1f} M parameters of "
-        f"{len(network.encoders)} encoders ({names})\n"
-        f"output   {run.path}"
-        + (f"\nresumed  after epoch {done} of {config.max_epochs}" if done else ""),
-        flush=True,
-    )
+    lines = {
+        "data": f"{data}{_if_simulated(data)}: {_cases(split.training)} for training, "
+        f"{len(split.validation)} for validation",
+        "network": config.network.encoder_name,
+    }
+    describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
     record = {"training": split.training, "validation": split.validation}
     write_atomically(run.path / "split.json", json.dumps(record, indent=2).encode())
 
@@ -79,8 +71,7 @@ def finish(
     results = evaluate_cached(
         network, cache, split.validation, subsets=subsets, progress="Evaluating"
     )
-    columns = [*(f"dice_{region}" for region in REGIONS), "dice_mean"]
-    table = {"+".join(s): {c: mean_of(r, c) for c in columns} for s, r in results.items()}
+    table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in results.items()}
     write_atomically(run.path / "subsets.json", json.dumps(table, indent=2).encode())
     plot_curves(run)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"

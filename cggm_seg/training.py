@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from operator import itemgetter
 
 import torch
 from monai.engines import SupervisedTrainer
@@ -13,19 +14,20 @@ from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
 from cggm.methods.build import build_balancer
+from cggm.runs.batches import EndlessBatches, EpochSampler
+from cggm.runs.epochs import EpochEnd
 from cggm.runs.folder import RunFolder
 from cggm.runs.progress import TrainingProgress
 from cggm.runs.schedule import WarmupCosine
-from cggm_seg.batches import EndlessBatches
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig, OptimizerConfig
-from cggm_seg.dataset import EpochSampler, SliceDataset, SliceItem
-from cggm_seg.epochs import EpochEnd
+from cggm_seg.dataset import SliceDataset, SliceItem
 from cggm_seg.heads import unimodal_heads
 from cggm_seg.losses import SoftDiceCELoss
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.regions import region_dice_counts
 from cggm_seg.split import Split
+from cggm_seg.validation import mean_dice
 
 
 def build_trainer(
@@ -60,7 +62,17 @@ def build_trainer(
     )
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
         balancer = _balancer(config, network).bind(network)
-    end = EpochEnd(config, run, network, optimizer, balancer, cache, split)
+    end = EpochEnd(
+        run,
+        network,
+        optimizer,
+        balancer,
+        validate=partial(mean_dice, network, cache, split.validation, progress="Validating"),
+        score=itemgetter("dice_mean"),
+        every=config.validate_every,
+        keep_last=config.keep_last,
+        digest=split.digest(),
+    )
     done = end.restore() if resume else 0
     loader = _loader(config, cache, split, first_epoch=done + 1)
     trainer = SupervisedTrainer(

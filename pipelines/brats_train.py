@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.runs.cli import (
-    RunOptions,
     check_problems,
     choose_device,
     parse_arguments,
@@ -18,6 +17,7 @@ from cggm.runs.cli import (
 )
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
+from cggm.runs.options import RunOptions
 from cggm_seg.cases import find_cases
 from cggm_seg.config import BratsConfig
 

@@ -3,13 +3,13 @@
 import errno
 import sys
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cggm.errors import UserError
 from cggm.runs.config import ConfigReader
 from cggm.runs.folder import RunFolder
+from cggm.runs.options import RunOptions
 
 if TYPE_CHECKING:
     import torch
@@ -22,54 +22,6 @@ _BAD_PATH = {
 }
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Where to run and what to start from.
-
-    Args:
-        output: Folder of the run; runs/<name>-<date>-<time> where not given.
-        config: Configuration laid over the defaults.
-        method: Balancing method, laid over both.
-        resume: Run to continue from its last checkpoint, its configuration in the defaults' place.
-    """
-
-    output: Path | None = field(default=None, metadata={"metavar": "RUN"})
-    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
-    method: str | None = field(default=None, metadata={"metavar": "NAME"})
-    resume: Path | None = field(default=None, metadata={"metavar": "RUN"})
-
-    def __post_init__(self) -> None:
-        if self.output and self.resume:
-            raise UserError(
-                "Expected --output or --resume, but got both.", "A resumed run keeps its folder."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every training is told; the base of each pipeline's configuration.
-
-    Args:
-        data: Folder of the data; the demo data where not given.
-        max_epochs: Passes over the training data.
-        seed: Seed of everything random.
-        device: Where to compute; CUDA if there is one, where not given.
-    """
-
-    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
-    max_epochs: int = field(metadata={"metavar": "N"})
-    seed: int = field(default=0, metadata={"metavar": "N"})
-    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
-
-    def __post_init__(self) -> None:
-        if self.max_epochs < 1 or not 0 <= self.seed < 2**32:
-            raise UserError(
-                "Expected max_epochs of at least 1 and a seed from 0 to 2**32 - 1, "
-                f"but got {self.max_epochs} and {self.seed}.",
-                "Correct --max_epochs or --seed.",
-            )
-
-
 def parse_arguments(
     schema: type[T], description: str, argv: Sequence[str], *, defaults: Path, methods: Path
 ) -> tuple[T, RunOptions]:
@@ -79,7 +31,7 @@ def parse_arguments(
     resumed run), ``--config``, ``--method``, single options.
 
     Args:
-        schema: Dataclass of the configuration, usually a :class:`RunConfig`.
+        schema: Dataclass of the configuration, usually a :class:`cggm.runs.options.RunConfig`.
         description: What the script does, one or two sentences.
         argv: The arguments without the program's name.
         defaults: YAML file of the default configuration.

@@ -141,7 +141,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Find an existing run, to resume it or to predict with it.
+        """Find an existing run, or a group of runs, to resume it or to predict with it.
 
         Args:
             path: The folder.
@@ -152,7 +152,8 @@ class RunFolder:
         run = cls(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such folder.", "Give the folder of a run.")
-        missing = [part.name for part in (run.config, run.checkpoints) if not part.exists()]
+        parts = [run.config] if any(path.glob("*/config.yaml")) else [run.config, run.checkpoints]
+        missing = [part.name for part in parts if not part.exists()]
         if missing:
             raise UserError(
                 f"{path}: expected a run folder, but it has no {' and no '.join(missing)}.",
@@ -179,6 +180,11 @@ class RunFolder:
     def balance(self) -> Path:
         """What the balancer saw and did, one JSON object per recorded iteration."""
         return self.path / "balance.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """What a finished run came to, JSON."""
+        return self.path / "results.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cggm.runs.batches import EpochSampler
 from cggm_seg.cache import build_cache
 from cggm_seg.cases import find_cases
-from cggm_seg.dataset import EpochSampler, SliceDataset, random_crop
+from cggm_seg.dataset import SliceDataset, random_crop
 from tests.cggm_seg.nifti import write_case
 
 
@@ -135,29 +136,3 @@ def test_free_crops_reach_every_place():
     rng = np.random.default_rng(0)
     tops = {int(random_crop(label[None], label, 4, rng)[1][0, 0]) for _ in range(50)}
     assert tops == {0, 1, 2}
-
-
-def test_sampler_permutes_each_epoch_anew():
-    sampler = EpochSampler(50, seed=3)
-    orders = []
-    for epoch in (0, 1, 0):
-        sampler.set_epoch(epoch)
-        epochs, positions = zip(*sampler, strict=True)
-        assert set(epochs) == {epoch}
-        assert sorted(positions) == list(range(50))
-        orders.append(positions)
-    assert orders[0] == orders[2] != orders[1]
-
-
-@pytest.mark.parametrize("length", [12, 14])
-def test_ranks_share_an_epoch_equally(length):
-    shards = [list(EpochSampler(length, rank=rank, world=3)) for rank in range(3)]
-    assert [len(shard) for shard in shards] == [length // 3] * 3
-    assert len(set(chain.from_iterable(shards))) == length // 3 * 3
-    assert len(EpochSampler(length, rank=0, world=3)) == length // 3
-
-
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 1), (0, 11)])
-def test_impossible_ranks_are_refused(rank, world):
-    with pytest.raises(ValueError, match="Expected 0 <= `rank`"):
-        EpochSampler(10, rank=rank, world=world)

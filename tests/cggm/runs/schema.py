@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs.cli import RunConfig
+from cggm.runs.options import RunConfig
 
 
 @dataclass(frozen=True)

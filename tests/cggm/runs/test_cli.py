@@ -10,7 +10,6 @@ import torch
 
 from cggm.errors import DataError, UserError
 from cggm.runs.cli import (
-    RunOptions,
     check_problems,
     choose_device,
     parse_arguments,
@@ -19,6 +18,7 @@ from cggm.runs.cli import (
     run,
 )
 from cggm.runs.config import write_config
+from cggm.runs.options import RunOptions
 from tests.cggm.runs.schema import Config, InferOptions, Training
 
 ROOT = Path(__file__).parents[3]

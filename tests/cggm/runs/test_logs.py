@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -89,6 +90,7 @@ def test_tensorboard_shows_nested_numbers_and_hides_what_is_resumed(tmp_path):
     for iteration in range(1, 5):
         log.write({"loss": iteration, "score": {"flair": math.nan}, "x": "t"}, iteration=iteration)
     log.close()
+    time.sleep(1.01)  # files of one second are read in the order of a counter as text: 10 before 9
     log = TensorBoardLog(tmp_path, resumed_at=2)
     log.write({"loss": 30.0, "score": {"flair": 0.25}}, iteration=3)
     log.close()

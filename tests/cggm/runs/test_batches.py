@@ -3,8 +3,7 @@ from itertools import chain, islice
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from cggm_seg.batches import EndlessBatches
-from cggm_seg.dataset import EpochSampler
+from cggm.runs.batches import EndlessBatches, EpochSampler
 
 
 class Echo(Dataset):
@@ -57,3 +56,29 @@ def test_loader_goes_on_without_end(workers):
     loader = DataLoader(Echo(), batch_sampler=sampler, num_workers=workers)
     epochs = [epochs.tolist() for epochs, _ in islice(loader, 5)]
     assert epochs == [[1] * 3, [1] * 3, [2] * 3, [2] * 3, [3] * 3]
+
+
+def test_sampler_permutes_each_epoch_anew():
+    sampler = EpochSampler(50, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs, positions = zip(*sampler, strict=True)
+        assert set(epochs) == {epoch}
+        assert sorted(positions) == list(range(50))
+        orders.append(positions)
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("length", [12, 14])
+def test_ranks_share_an_epoch_equally(length):
+    shards = [list(EpochSampler(length, rank=rank, world=3)) for rank in range(3)]
+    assert [len(shard) for shard in shards] == [length // 3] * 3
+    assert len(set(chain.from_iterable(shards))) == length // 3 * 3
+    assert len(EpochSampler(length, rank=0, world=3)) == length // 3
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 1), (0, 11)])
+def test_impossible_ranks_are_refused(rank, world):
+    with pytest.raises(ValueError, match="Expected 0 <= `rank`"):
+        EpochSampler(10, rank=rank, world=world)

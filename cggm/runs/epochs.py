@@ -1,55 +1,67 @@
-"""What happens at the end of each epoch of a BraTS training: validate, log, save."""
+"""What happens at the end of each epoch of a training: validate, log, save."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
 from cggm.runs.checkpoint import Progress, Stateful, load_checkpoint, save_checkpoint
 from cggm.runs.folder import RunFolder
 from cggm.runs.logs import JsonLines, TensorBoardLog
-from cggm_seg.cache import SliceCache
-from cggm_seg.config import BratsConfig
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.regions import REGIONS
-from cggm_seg.split import Split
-from cggm_seg.validation import evaluate_cached, mean_of
 
 
 class EpochEnd:
-    """Validates on whole volumes, writes metrics and checkpoints, and restores the last one.
+    """Validates, writes metrics and checkpoints, and restores the last one.
+
+    The engine's output must be a mapping with the ``"loss"``.
 
     Args:
-        config: How often to validate and how many checkpoints to keep.
         run: Folder to write to.
         network: The network.
         optimizer: Its optimizer.
         balancer: The method, bound.
-        cache: Where slices are read.
-        split: Cases of training and validation.
+        validate: Gives validation metrics by name, without ``val_``.
+        score: Of these metrics what selects the checkpoint, higher is better.
+        every: Epochs between validations; the last epoch is always validated.
+        keep_last: Recent checkpoints to keep besides the best.
+        digest: Of the data, which must be the same on resume.
+        plateau: Lowers the learning rate when the score, negated, no longer falls.
     """
 
     def __init__(
         self,
-        config: BratsConfig,
         run: RunFolder,
-        network: MultiEncoderDeepLabV3Plus,
+        network: nn.Module,
         optimizer: Optimizer,
         balancer: Balancer,
-        cache: SliceCache,
-        split: Split,
+        *,
+        validate: Callable[[], Mapping[str, float | None]],
+        score: Callable[[Mapping[str, Any]], float],
+        every: int,
+        keep_last: int,
+        digest: str,
+        plateau: ReduceLROnPlateau | None = None,
     ) -> None:
-        self.config = config
         self.run = run
         self.network = network
-        self.cache = cache
-        self.split = split
-        self._parts: dict[str, Stateful | None] = {"optimizer": optimizer, "balancer": balancer}
-        self._rate = lambda: optimizer.param_groups[0]["lr"]
-        self._fingerprint = {"data": split.digest()}
+        self.every = every
+        self.keep_last = keep_last
+        self._validate = validate
+        self._score = score
+        self._plateau = plateau
+        self._parts: dict[str, Stateful | None] = {
+            "optimizer": optimizer,
+            "balancer": balancer,
+            "plateau": plateau,
+        }
+        self._modalities = balancer.binding.names
+        self._rate: Callable[[], float] = lambda: optimizer.param_groups[0]["lr"]
+        self._fingerprint = {"data": digest}
         self._losses: list[Tensor] = []
         self._resumed_at: int | None = None
         self._metrics: JsonLines
@@ -94,31 +106,28 @@ class EpochEnd:
         record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": self._rate()}
         record["train_loss"] = torch.stack(self._losses).mean().item()
         self._losses.clear()
-        if epoch % self.config.validate_every == 0 or epoch == engine.state.max_epochs:
-            record |= self._validate()
+        score = None
+        if epoch % self.every == 0 or epoch == engine.state.max_epochs:
+            metrics = self._validate()
+            score = self._score(metrics)
+            record |= {f"val_{name}": value for name, value in metrics.items()}
+            if self._plateau is not None:
+                self._plateau.step(-score)
         self._metrics.write(record)
         self._events.write({**record, **self._readings(engine)}, iteration=iteration)
         save_checkpoint(
             self.run.checkpoints,
             self.network,
             self._parts,
-            Progress(epoch, iteration, record.get("val_dice_mean"), self._fingerprint),
-            keep_last=self.config.keep_last,
+            Progress(epoch, iteration, score, self._fingerprint),
+            keep_last=self.keep_last,
         )
-
-    def _validate(self) -> dict[str, float]:
-        results = evaluate_cached(
-            self.network, self.cache, self.split.validation, progress="Validating"
-        )
-        (rows,) = results.values()
-        names = [*(f"dice_{region}" for region in REGIONS), "dice_mean"]
-        return {f"val_{name}": mean_of(rows, name) for name in names}
 
     def _readings(self, engine: Engine) -> dict[str, dict[str, float]]:
         """The balancer's last readings by name and modality."""
         readings: dict[str, Tensor] = getattr(engine.state, "balance", {})
         return {
-            name: dict(zip(self.network.modalities, values.tolist(), strict=True))
+            name: dict(zip(self._modalities, values.tolist(), strict=True))
             for name, values in readings.items()
         }
 

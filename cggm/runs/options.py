@@ -1,0 +1,90 @@
+"""Options that every training has, whatever its task."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cggm.errors import UserError
+
+
+def require(condition: bool, name: str, expected: str, value: object) -> None:
+    """Refuse an option that is out of range.
+
+    Args:
+        condition: Whether it is in range.
+        name: The option, such as ``optimizer.lr``.
+        expected: What was expected, such as ``of at least 0``.
+        value: What was given.
+
+    Raises:
+        UserError: Unless ``condition`` holds.
+    """
+    if not condition:
+        raise UserError(f"Expected {name} {expected}, but got {value}.", f"Correct --{name}.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where to run and what to start from.
+
+    Args:
+        output: Folder of the run; runs/<name>-<date>-<time> where not given.
+        config: Configuration laid over the defaults.
+        method: Balancing method, laid over both.
+        resume: Run to continue from its last checkpoint, its configuration in the defaults' place.
+    """
+
+    output: Path | None = field(default=None, metadata={"metavar": "RUN"})
+    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
+    method: str | None = field(default=None, metadata={"metavar": "NAME"})
+    resume: Path | None = field(default=None, metadata={"metavar": "RUN"})
+
+    def __post_init__(self) -> None:
+        if self.output and self.resume:
+            raise UserError(
+                "Expected --output or --resume, but got both.", "A resumed run keeps its folder."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training is told; the base of each pipeline's configuration.
+
+    Args:
+        data: Folder of the data; the demo data where not given.
+        max_epochs: Passes over the training data.
+        seed: Seed of everything random.
+        device: Where to compute; CUDA if there is one, where not given.
+    """
+
+    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    max_epochs: int = field(metadata={"metavar": "N"})
+    seed: int = field(default=0, metadata={"metavar": "N"})
+    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or not 0 <= self.seed < 2**32:
+            raise UserError(
+                "Expected max_epochs of at least 1 and a seed from 0 to 2**32 - 1, "
+                f"but got {self.max_epochs} and {self.seed}.",
+                "Correct --max_epochs or --seed.",
+            )
+
+
+@dataclass(frozen=True)
+class BalancerConfig:
+    """The balancing method.
+
+    Args:
+        name: A class of cggm.methods.
+        settings: Its keyword arguments.
+        record_every: Iterations between lines of balance.jsonl.
+    """
+
+    name: str = "CGGM"
+    settings: dict[str, Any] = field(default_factory=dict)
+    record_every: int = 1
+
+    def __post_init__(self) -> None:
+        every = self.record_every
+        require(every >= 1, "balancer.record_every", "of at least 1", every)

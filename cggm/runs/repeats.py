@@ -1,0 +1,114 @@
+"""The same training several times, under other seeds or on other folds, and its mean result."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Generic, Protocol, TypeVar
+
+from cggm.runs.config import write_config
+from cggm.runs.folder import RunFolder, write_atomically
+from cggm.runs.options import RunConfig
+
+C = TypeVar("C", bound=RunConfig)
+
+
+class Training(Protocol):
+    """A training that is assembled and has written nothing yet."""
+
+    def run(self) -> None:
+        """Train, and leave ``results.json`` in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Repeat(Generic[C]):
+    """One of several trainings.
+
+    Args:
+        name: Of its folder within the group's.
+        config: Its configuration.
+    """
+
+    name: str
+    config: C
+
+
+def run_repeats(
+    group: RunFolder,
+    config: C,
+    repeats: Sequence[Repeat[C]],
+    assemble: Callable[[C, RunFolder, bool], Training],
+) -> None:
+    """Run the trainings that are not finished, one after another; resume one that was interrupted.
+
+    A single training uses the group's folder as its own. Several leave ``summary.json`` there, mean
+    and standard deviation of every test metric, and print it.
+
+    Args:
+        group: Folder of all of them.
+        config: The configuration that they have in common.
+        repeats: The trainings.
+        assemble: From a configuration, a run folder and whether to resume to a training. What does
+            not fit is refused here, before anything is written.
+
+    Raises:
+        UserError: Whatever ``assemble`` refuses.
+    """
+    alone = len(repeats) == 1
+    folders = {r.name: group if alone else RunFolder(group.path / r.name) for r in repeats}
+    for number, repeat in enumerate(repeats, 1):
+        folder = folders[repeat.name]
+        if is_finished(folder, repeat.config):
+            continue
+        training = assemble(repeat.config, folder, folder.config.exists())
+        group.path.mkdir(parents=True, exist_ok=True)
+        write_config(config, group.config)
+        if not alone:
+            print(f"\nrun {number} of {len(repeats)}: {repeat.name}", flush=True)
+        training.run()
+    if alone:
+        print(f"results  {group.results}")
+    else:
+        _summarize(group, folders)
+
+
+def is_finished(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a run has its results and was not asked for more epochs since."""
+    if not folder.results.exists():
+        return False
+    done: int = json.loads(folder.results.read_text())["max_epochs"]
+    return done >= config.max_epochs
+
+
+def _summarize(group: RunFolder, folders: Mapping[str, RunFolder]) -> None:
+    results = {name: json.loads(f.results.read_text()) for name, f in folders.items()}
+    columns = _columns([result["test"] for result in results.values()])
+    summary: dict[str, Any] = {
+        "runs": list(results),
+        "simulated": any(result["simulated"] for result in results.values()),
+        "test": {name: _statistics(values) for name, values in columns.items()},
+    }
+    write_atomically(group.path / "summary.json", json.dumps(summary, indent=2).encode())
+    simulated = " (SIMULATED)" if summary["simulated"] else ""
+    print(f"\ntest split{simulated}, {len(results)} runs")
+    print(f"{'metric':<14}{'mean':>8}{'sd':>8}")
+    for name, row in summary["test"].items():
+        print(f"{name:<14}{_shown(row['mean'])}{_shown(row['sd'])}")
+    print(f"\nsummary  {group.path / 'summary.json'}")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Values of each metric that is a number, ``None`` where a run has none."""
+    names = [n for n in rows[0] if any(isinstance(row[n], int | float) for row in rows)]
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation of the sample, over the runs that have a value."""
+    known = [value for value in values if value is not None]
+    sd = stdev(known) if len(known) > 1 else None
+    return {"mean": fmean(known), "sd": sd, "values": list(values)}
+
+
+def _shown(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.3f}"
