@@ -17,7 +17,7 @@ def main() -> None:
         getattr(cggm, name)
     pdoc.render.configure(docformat="google")
     modules = [module.name for module in iter_modules(cggm.__path__, "cggm.")]
-    pdoc.pdoc("cggm", "cggm_seg", *modules, output_directory=Path("site"))
+    pdoc.pdoc("cggm", "cggm_seg", "cggm_cls", *modules, output_directory=Path("site"))
 
 
 if __name__ == "__main__":

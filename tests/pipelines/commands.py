@@ -1,4 +1,4 @@
-"""The BraTS commands on a tiny network, as functions and as processes."""
+"""The commands on tiny networks, as functions and as processes."""
 
 import os
 import subprocess
@@ -15,13 +15,27 @@ from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
 from cggm_seg.build import build_network
 from cggm_seg.config import BratsConfig
-from pipelines import brats_evaluate, brats_infer, brats_train
+from pipelines import (
+    brats_evaluate,
+    brats_infer,
+    brats_train,
+    food101_features,
+    food101_train,
+    iemocap_train,
+    mfeat_train,
+    mosi_train,
+)
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS: dict[str, ModuleType] = {
     "train": brats_train,
     "infer": brats_infer,
     "evaluate": brats_evaluate,
+    "mosi": mosi_train,
+    "iemocap": iemocap_train,
+    "food101": food101_train,
+    "food101_features": food101_features,
+    "mfeat": mfeat_train,
 }
 TINY = """
 batch_size: 4

@@ -1,0 +1,1 @@
+"""Balanced multimodal classification and regression on sequences: CMU-MOSI, IEMOCAP, Food-101."""

@@ -1,0 +1,169 @@
+"""Metrics of sentiment regression and of classification, under names that say what is counted."""
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+Classes = NDArray[np.int64]
+
+
+class ClassificationMetrics(TypedDict):
+    """What :func:`classification_metrics` gives.
+
+    Attributes:
+        acc: Share of samples classified correctly ("weighted accuracy" in speech papers).
+        uar: Mean recall of the classes that occur in the target ("unweighted accuracy").
+        f1_macro: Mean F1 of the classes that occur in target or prediction.
+        f1_weighted: Mean F1 of the classes, weighted by their number of samples.
+        confusion: Samples by true class (row) and predicted class (column).
+    """
+
+    acc: float
+    uar: float
+    f1_macro: float
+    f1_weighted: float
+    confusion: list[list[int]]
+
+
+def regression_metrics(prediction: ArrayLike, target: ArrayLike) -> dict[str, float | None]:
+    """Metrics of sentiment in [-3, 3], as published for CMU-MOSI and CMU-MOSEI.
+
+    Two classes are made of the values in three ways that differ in what becomes of zero:
+    ``has0_ge`` (at least zero, or below; all samples), ``has0_gt`` (above zero, or not; all
+    samples) and ``non0`` (above zero, or not; without samples whose target is zero). ``acc2_*`` is
+    the accuracy and ``f1w_*`` the F1 weighted by true support; papers that swap the two arguments
+    of ``f1_score`` weight by predicted support. ``acc5`` and ``acc7`` clip both sides to [-2, 2]
+    and [-3, 3] and round halves to even. ``mae`` and ``corr``, Pearson's correlation, take the
+    values as they are.
+
+    Args:
+        prediction: Finite values, shape ``(N,)``, an array or a CPU tensor.
+        target: As the prediction.
+
+    Returns:
+        Metrics by name; ``None`` where undefined: ``*_non0`` if every target is zero, ``corr`` if
+        either side is constant.
+
+    Raises:
+        ValueError: If the shapes differ, N is 0, or a value is not finite.
+    """
+    predicted, true = _values("prediction", prediction), _values("target", target)
+    if predicted.shape != true.shape:
+        raise ValueError(
+            f"Expected as many predictions as targets, but got {predicted.shape} and {true.shape}."
+        )
+    nonzero = true != 0
+    pairs = {
+        "has0_ge": (predicted >= 0, true >= 0),
+        "has0_gt": (predicted > 0, true > 0),
+        "non0": (predicted[nonzero] > 0, true[nonzero] > 0),
+    }
+    return {
+        **{f"acc2_{name}": _accuracy(*pair) for name, pair in pairs.items()},
+        **{f"f1w_{name}": _weighted_f1(*pair) for name, pair in pairs.items()},
+        "acc5": _accuracy(_rounded(predicted, 2), _rounded(true, 2)),
+        "acc7": _accuracy(_rounded(predicted, 3), _rounded(true, 3)),
+        "mae": float(np.abs(predicted - true).mean()),
+        "corr": _correlation(predicted, true),
+    }
+
+
+def classification_metrics(
+    prediction: ArrayLike, target: ArrayLike, classes: int
+) -> ClassificationMetrics:
+    """Accuracy, mean recall, F1 and confusion matrix.
+
+    A class without any sample has no recall and is left out of ``uar``, as in scikit-learn's
+    ``balanced_accuracy_score``; one that is predicted all the same counts as 0 in ``f1_macro``, as
+    in its ``f1_score``.
+
+    Args:
+        prediction: Logits, shape ``(N, C)``, or classes, integers, shape ``(N,)``, an array or a
+            CPU tensor.
+        target: Classes, integers from 0 to C - 1, shape ``(N,)``.
+        classes: Number of classes, C.
+
+    Raises:
+        ValueError: If the shapes do not fit, N is 0, a logit is not finite, or a class is unknown.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score, recall_score
+
+    predicted, true = _predicted_classes(prediction, classes), _classes("target", target, classes)
+    if predicted.shape != true.shape:
+        raise ValueError(
+            f"Expected as many predictions as targets, but got {len(predicted)} and {len(true)}."
+        )
+    return {
+        "acc": float((predicted == true).mean()),
+        "uar": float(recall_score(true, predicted, labels=np.unique(true), average="macro")),
+        "f1_macro": float(f1_score(true, predicted, average="macro")),
+        "f1_weighted": float(f1_score(true, predicted, average="weighted", zero_division=0)),
+        "confusion": confusion_matrix(true, predicted, labels=np.arange(classes)).tolist(),
+    }
+
+
+def _values(name: str, values: ArrayLike) -> Values:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"Expected `{name}` of shape (N,), N > 0, but got {array.shape}.")
+    _check_finite(name, array)
+    return array
+
+
+def _check_finite(name: str, array: Values) -> None:
+    if bad := int((~np.isfinite(array)).sum()):
+        raise ValueError(
+            f"Expected `{name}` to be finite, but {bad} of {array.size} values are NaN or infinite."
+        )
+
+
+def _predicted_classes(prediction: ArrayLike, classes: int) -> Classes:
+    array = np.asarray(prediction)
+    if array.ndim != 2:
+        return _classes("prediction", array, classes)
+    if array.shape[1] != classes:
+        raise ValueError(f"Expected logits of {classes} classes, but got shape {array.shape}.")
+    _check_finite("prediction", array)
+    return array.argmax(1)
+
+
+def _classes(name: str, values: ArrayLike, classes: int) -> Classes:
+    array = np.asarray(values)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"Expected `{name}` to be integers of shape (N,), N > 0, "
+            f"but got {array.dtype} of shape {array.shape}."
+        )
+    if array.min() < 0 or array.max() >= classes:
+        raise ValueError(
+            f"Expected `{name}` to be classes from 0 to {classes - 1}, "
+            f"but got {array.min()} to {array.max()}."
+        )
+    return array.astype(np.int64)
+
+
+def _accuracy(predicted: NDArray[np.generic], true: NDArray[np.generic]) -> float | None:
+    return float((predicted == true).mean()) if true.size else None
+
+
+def _weighted_f1(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+    from sklearn.metrics import f1_score
+
+    if not true.size:
+        return None
+    return float(f1_score(true, predicted, average="weighted", zero_division=0))
+
+
+def _rounded(values: Values, limit: int) -> Values:
+    rounded: Values = np.rint(np.clip(values, -limit, limit))
+    return rounded
+
+
+def _correlation(predicted: Values, true: Values) -> float | None:
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return None
+    with np.errstate(all="ignore"):  # differences too small or too large to be squared
+        correlation = float(np.corrcoef(predicted, true)[0, 1])
+    return correlation if np.isfinite(correlation) else None

