@@ -7,18 +7,34 @@ from torch import nn
 
 from cggm.methods.build import build_balancer
 from cggm.runs.config import read_config
+from cggm_cls.config import FoodConfig, IemocapConfig, MfeatConfig, MosiConfig
 from cggm_seg.config import BratsConfig
 from tests.cggm.networks import NAMES, LinearHead, accuracy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
-BRATS = sorted((CONFIGS / "brats").glob("*.yaml"))
+SCHEMAS = {
+    "brats": BratsConfig,
+    "mosi": MosiConfig,
+    "iemocap": IemocapConfig,
+    "food101": FoodConfig,
+    "mfeat": MfeatConfig,
+}
+BASES = sorted(file for data in SCHEMAS for file in (CONFIGS / data).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("base", BRATS, ids=lambda p: p.stem)
+def name(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_every_configuration_belongs_to_a_schema():
+    assert sorted(CONFIGS.glob("*/*.yaml")) == sorted([*BASES, *METHODS])
+
+
+@pytest.mark.parametrize("base", BASES, ids=name)
 @pytest.mark.parametrize("method", METHODS, ids=lambda p: p.stem)
-def test_method_on_brats(base, method):
-    config = read_config(BratsConfig, [base, method])
+def test_every_method_builds_on_every_data_set(base, method):
+    config = read_config(SCHEMAS[base.parent.name], [base, method])
     parts = {
         "task_loss": nn.CrossEntropyLoss,
         "heads": lambda: {n: LinearHead() for n in NAMES},
@@ -36,6 +52,24 @@ def test_train_is_the_papers_recipe():
     assert config.balancer.settings == {"rho": 1.0, "lam": 0.1}
 
 
-@pytest.mark.parametrize("file", [*BRATS, *METHODS], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    ("data", "layers", "optimizer", "batch_size", "settings"),
+    [
+        ("mosi", (5, 3), ("adam", 0.0), 64, {"rho": 1.3, "lam": 0.2}),
+        ("iemocap", (4, 2), ("adamw", 0.01), 64, {"rho": 1.2, "lam": 0.1}),
+        ("food101", (4, 2), ("adamw", 0.006), 128, {"rho": 1.3, "lam": 0.05}),
+    ],
+)
+def test_sizes_and_rates_are_the_papers(data, layers, optimizer, batch_size, settings):
+    config = read_config(SCHEMAS[data], [CONFIGS / data / "train.yaml"])
+    network, step = config.network, config.optimizer
+    assert (network.width, network.attention_heads) == (40, 5)
+    assert (network.encoder_layers, network.fusion_layers) == layers
+    assert (step.name, step.weight_decay) == optimizer
+    assert (step.lr, step.head_lr, step.clip_norm) == (0.001, 0.0005, 0.8)
+    assert (config.batch_size, config.balancer.settings) == (batch_size, settings)
+
+
+@pytest.mark.parametrize("file", [*BASES, *METHODS], ids=name)
 def test_files_begin_with_a_comment(file):
     assert file.read_text().startswith("# ")
