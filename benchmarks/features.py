@@ -10,8 +10,6 @@ cache. Every figure is the median of its rounds.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from machine import machine
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 from transformers.utils import logging
 
@@ -46,7 +44,11 @@ def main() -> None:
     rows = compare(figures)
     print_table(figures, rows)
     if options.json:
-        result = {"machine": machine(), "figures": figures, "targets": rows}
+        result = {
+            "machine": machine("torch", "transformers", "numpy"),
+            "figures": figures,
+            "targets": rows,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -142,18 +144,6 @@ def print_table(figures: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     for row in rows:
         verdict = "" if row["reached"] else "  missed"
         print(f"{row['what']:40s}{row['value']:14.0f}{row['target']:>14s}{verdict}")
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-    }
 
 
 if __name__ == "__main__":

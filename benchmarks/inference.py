@@ -11,8 +11,6 @@ same load. MONAI gets z-scores, our time includes computing them. Runs on one th
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import monai
 import numpy as np
 import torch
+from machine import machine
 from monai.inferers import SliceInferer
 from scipy.ndimage import gaussian_filter
 
@@ -64,7 +62,7 @@ def main() -> None:
     rows = compare(figures)
     print_table(figures, rows)
     if options.json:
-        result = {"machine": machine(options), "figures": figures, "targets": rows}
+        result = {"machine": settings(options), "figures": figures, "targets": rows}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -238,18 +236,13 @@ def print_table(figures: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         print("bf16 is not measured: this hardware only emulates it.")
 
 
-def machine(options: argparse.Namespace) -> dict[str, Any]:
+def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "processor": platform.processor() or platform.machine(),
+        **machine("torch", "monai"),
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "encoder": options.encoder,
         "decoder_channels": options.decoder_channels,
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
     }
 
 

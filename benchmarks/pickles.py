@@ -9,9 +9,7 @@ after the other.
 
 import argparse
 import json
-import os
 import pickle
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from cggm_cls.pickles import load_arrays
 
@@ -41,7 +40,7 @@ def main() -> None:
             f"{row['load_arrays_s']:>16.3f}{row['ratio']:>8.2f}{verdict}"
         )
     if options.json:
-        result = {"machine": _machine(), "repeats": options.repeats, "protocols": rows}
+        result = {"machine": machine("numpy"), "repeats": options.repeats, "protocols": rows}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -104,16 +103,6 @@ def _seconds(load: Callable[[Path], object], file: Path) -> float:
     seconds = time.perf_counter() - start
     del content
     return seconds
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ of load meets all. Files are read from the page cache.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import monai
 import nibabel as nib
 import numpy as np
 import torch
+from machine import machine
 from monai.data import CacheDataset, Dataset
 from monai.transforms import (
     Compose,
@@ -61,7 +59,11 @@ def main() -> None:
     rows = compare(figures)
     print_table(figures, rows)
     if options.json:
-        result = {"machine": machine(), "figures": figures, "targets": rows}
+        result = {
+            "machine": machine("torch", "monai", "numpy", "nibabel"),
+            "figures": figures,
+            "targets": rows,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -188,19 +190,6 @@ def print_table(figures: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     for row in rows:
         verdict = "" if row["reached"] else "  missed"
         print(f"{row['what']:40s}{row['value']:14.2f}{row['target']:>14s}{verdict}")
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "numpy": np.__version__,
-        "nibabel": nib.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -11,26 +11,28 @@ from pathlib import Path
 from cggm.runs.cli import (
     check_problems,
     choose_device,
-    parse_arguments,
+    parse_training,
     report_problems,
     run,
 )
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
-from cggm.runs.options import RunOptions
 from cggm_seg.cases import find_cases
 from cggm_seg.config import BratsConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "brats"
 DEMO_COHORT = Path("demo/cohort/train")
 DEMO_CASES = 16
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = _parse(argv, "train.yaml")
-    if config.data is None:
-        config, options = _parse(argv, "demo.yaml")
+    config, options = parse_training(
+        BratsConfig,
+        "Train a BraTS segmentation network with a balancing method.",
+        argv,
+        CONFIGS,
+    )
     # Nothing of the run is written before data, network and method are known to fit.
     if options.resume:
         folder = RunFolder.open(options.resume)
@@ -68,16 +70,6 @@ def main(argv: Sequence[str]) -> None:
         trainer.run()
     finish(config, folder, network, cache, split, data)
     report_problems(problems)
-
-
-def _parse(argv: Sequence[str], defaults: str) -> tuple[BratsConfig, RunOptions]:
-    return parse_arguments(
-        BratsConfig,
-        "Train a BraTS segmentation network with a balancing method.",
-        argv,
-        defaults=CONFIGS / "brats" / defaults,
-        methods=CONFIGS / "methods",
-    )
 
 
 def _demo_cohort(config: BratsConfig) -> Path:

@@ -9,19 +9,21 @@ tiny random backbones (on first use) and says so.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_arguments, run
-from cggm.runs.options import RunOptions
+from cggm.runs.cli import parse_training, run
 from cggm_cls.config import FoodConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "food101"
 DEMO = Path("demo/food101")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = _parse(argv, "train.yaml")
-    if config.data is None:
-        config, options = _parse(argv, "demo.yaml")
+    config, options = parse_training(
+        FoodConfig,
+        "Train food recognition on the features of UPMC Food-101 with a balancing method.",
+        argv,
+        CONFIGS,
+    )
 
     from cggm_cls.experiments import run_experiment
     from cggm_cls.food101 import load_food101
@@ -32,16 +34,6 @@ def main(argv: Sequence[str]) -> None:
         options,
         lambda _: load_food101(None, data, seed=config.seed),
         name="food101",
-    )
-
-
-def _parse(argv: Sequence[str], defaults: str) -> tuple[FoodConfig, RunOptions]:
-    return parse_arguments(
-        FoodConfig,
-        "Train food recognition on the features of UPMC Food-101 with a balancing method.",
-        argv,
-        defaults=CONFIGS / "food101" / defaults,
-        methods=CONFIGS / "methods",
     )
 
 

@@ -9,19 +9,21 @@ says so.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_arguments, run
-from cggm.runs.options import RunOptions
+from cggm.runs.cli import parse_training, run
 from cggm_cls.config import IemocapConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "iemocap"
 DEMO = Path("demo/iemocap")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = _parse(argv, "train.yaml")
-    if config.data is None:
-        config, options = _parse(argv, "demo.yaml")
+    config, options = parse_training(
+        IemocapConfig,
+        "Train emotion recognition on IEMOCAP with a balancing method.",
+        argv,
+        CONFIGS,
+    )
 
     from cggm_cls.experiments import run_experiment
     from cggm_cls.iemocap import folds, load_iemocap
@@ -33,16 +35,6 @@ def main(argv: Sequence[str]) -> None:
         lambda fold: load_iemocap(data, fold),
         name="iemocap",
         folds=folds(data) if config.fold == "all" else [config.fold],
-    )
-
-
-def _parse(argv: Sequence[str], defaults: str) -> tuple[IemocapConfig, RunOptions]:
-    return parse_arguments(
-        IemocapConfig,
-        "Train emotion recognition on IEMOCAP with a balancing method.",
-        argv,
-        defaults=CONFIGS / "iemocap" / defaults,
-        methods=CONFIGS / "methods",
     )
 
 

@@ -10,20 +10,19 @@ it reads the CSV files from that folder.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_arguments, run
+from cggm.runs.cli import parse_training, run
 from cggm_cls.config import MfeatConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "mfeat"
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = parse_arguments(
+    config, options = parse_training(
         MfeatConfig,
         "Train digit recognition on UCI Multiple Features with a balancing method.",
         argv,
-        defaults=CONFIGS / "mfeat" / "train.yaml",
-        methods=CONFIGS / "methods",
+        CONFIGS,
     )
 
     from cggm_cls.experiments import run_experiment

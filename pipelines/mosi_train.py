@@ -9,35 +9,27 @@ Without --data it trains on simulated sequences (written on first use) and says 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_arguments, run
-from cggm.runs.options import RunOptions
+from cggm.runs.cli import parse_training, run
 from cggm_cls.config import MosiConfig
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs" / "mosi"
 DEMO = Path("demo/mosi/mosi_data.pkl")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = _parse(argv, "train.yaml")
-    if config.data is None:
-        config, options = _parse(argv, "demo.yaml")
+    config, options = parse_training(
+        MosiConfig,
+        "Train a sentiment regression on CMU-MOSI or CMU-MOSEI with a balancing method.",
+        argv,
+        CONFIGS,
+    )
 
     from cggm_cls.experiments import run_experiment
     from cggm_cls.mosi import load_mosi
 
     data = config.data or _demo_data()
     run_experiment(config, options, lambda _: load_mosi(data, config.store), name="mosi")
-
-
-def _parse(argv: Sequence[str], defaults: str) -> tuple[MosiConfig, RunOptions]:
-    return parse_arguments(
-        MosiConfig,
-        "Train a sentiment regression on CMU-MOSI or CMU-MOSEI with a balancing method.",
-        argv,
-        defaults=CONFIGS / "mosi" / defaults,
-        methods=CONFIGS / "methods",
-    )
 
 
 def _demo_data() -> Path:

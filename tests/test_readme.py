@@ -122,3 +122,11 @@ def test_figures_are_those_of_the_benchmarks():
         t["value"] for t in result("inference")["targets"] if "speed over windows" in t["what"]
     )
     assert f"{speed:.2f} times as fast" in README
+    sequences = result("sequences")["rows"]
+    for side in ("CGGM", "CGGM, two-layer heads"):
+        assert f"{sequences[side]['time_ratio']:.2f} times the time" in README
+    for side in ("plain", "plain, no attention dropout"):
+        assert f"{sequences[side]['time_ratio']:.2f} times as fast" in README
+    worst = max(protocol["ratio"] for protocol in result("pickles")["protocols"])
+    assert f"{worst:.2f} times the time" in README
+    assert f"{result('features')['targets'][0]['value']:.0f} times as fast" in README

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 from cggm.errors import UserError
 from cggm.runs.config import ConfigReader
 from cggm.runs.folder import RunFolder
-from cggm.runs.options import RunOptions
+from cggm.runs.options import RunConfig, RunOptions
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+C = TypeVar("C", bound=RunConfig)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BAD_PATH = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -51,6 +52,34 @@ def parse_arguments(
     if options.method:
         reader.add_file(_method_file(methods, options.method))
     return reader.read(schema, argv), options
+
+
+def parse_training(
+    schema: type[C], description: str, argv: Sequence[str], configs: Path
+) -> tuple[C, RunOptions]:
+    """Read the command line of a training whose configurations lie in one folder.
+
+    The defaults are those of ``train.yaml`` or, without ``--data``, of ``demo.yaml`` where there is
+    one; the methods lie in the folder ``methods`` beside.
+
+    Args:
+        schema: Dataclass of the configuration.
+        description: What the script does, one or two sentences.
+        argv: The arguments without the program's name.
+        configs: Folder of the data set's configurations.
+
+    Returns:
+        The configuration, and where to run.
+
+    Raises:
+        UserError: As :func:`parse_arguments`.
+    """
+    methods = configs.parent / "methods"
+    train, demo = configs / "train.yaml", configs / "demo.yaml"
+    parsed = parse_arguments(schema, description, argv, defaults=train, methods=methods)
+    if parsed[0].data is None and demo.exists():
+        return parse_arguments(schema, description, argv, defaults=demo, methods=methods)
+    return parsed
 
 
 def parse_options(schema: type[T], description: str, argv: Sequence[str]) -> T:

@@ -14,6 +14,7 @@ from cggm.runs.cli import (
     choose_device,
     parse_arguments,
     parse_options,
+    parse_training,
     report_problems,
     run,
 )
@@ -50,6 +51,22 @@ def test_sources_override_each_other_in_order(configs):
     assert parse(configs, "--method=ogm", "--training.lr=1", "--data", "d")[0] == Config(
         max_epochs=75, balancer="ogm", training=Training(1.0), data=Path("d")
     )
+
+
+def test_demo_configuration_serves_where_no_data_is_given(configs):
+    folder = configs / "mosi"
+    folder.mkdir()
+    (folder / "train.yaml").write_text("max_epochs: 30\n")
+
+    def epochs(*argv):
+        return parse_training(Config, "Train.", argv, folder)[0].max_epochs
+
+    assert epochs() == 30
+    (folder / "demo.yaml").write_text("max_epochs: 3\n")
+    assert epochs() == 3
+    assert epochs("--data", "d") == 30
+    assert epochs("--max_epochs", "5") == 5
+    assert parse_training(Config, "Train.", ["--method", "ogm"], folder)[0].balancer == "ogm"
 
 
 def test_resumed_run_brings_its_own_configuration(configs, tmp_path):
