@@ -3,6 +3,8 @@
 import json
 import pickle
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from cggm.runs.logs import read_jsonl
 from cggm_cls.food101_demo import simulate_features
 from cggm_cls.iemocap_demo import simulate_iemocap
 from cggm_cls.mosi_demo import simulate_mosi
-from tests.pipelines.commands import call, left_over, refused, start
+from tests.pipelines.commands import ROOT, call, left_over, refused, start
 
 TASKS = ("mosi", "iemocap", "food101", "mfeat")
 METRIC = {"mosi": "mae"}
@@ -182,3 +184,16 @@ def test_wrong_options_and_data(task, options, expected, data, folder, tmp_path,
     output = () if task == "food101_features" else ("--output", tmp_path / "run")
     assert expected in refused(capsys, task, *given, *options, *output)
     assert not (tmp_path / "run").exists()
+
+
+def test_training_on_features_never_loads_a_backbone(data, config, tmp_path):
+    arguments = [*data["food101"], "--config", config(1), "--output", tmp_path / "run"]
+    code = (
+        "import sys\n"
+        "from pipelines import food101_train\n"
+        f"food101_train.main({[str(argument) for argument in arguments]})\n"
+        "assert 'cggm_cls.feature_store' in sys.modules\n"
+        "assert 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    assert (tmp_path / "run" / "results.json").exists()
