@@ -154,5 +154,5 @@ class MfeatConfig(SequenceConfig):
         split_seed: Chooses the splits, which all seeds of a training share.
     """
 
-    views: tuple[str, ...] = ("zer", "fou", "mor")
+    views: tuple[str, ...] = ("pix", "fou", "mor")
     split_seed: int = 0

@@ -47,7 +47,7 @@ Array = NDArray[np.float64]
 
 
 def load_mfeat(
-    folder: Path | None, *, views: Sequence[str] = ("zer", "fou", "mor"), seed: int
+    folder: Path | None, *, views: Sequence[str] = ("pix", "fou", "mor"), seed: int
 ) -> TaskData:
     """Split the digits into 1000, 400 and 600, equally many of each class.
 
