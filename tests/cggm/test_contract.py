@@ -15,6 +15,12 @@ from tests.cggm.networks import LinearHead, accuracy, late_batch, make_late
 NEUTRAL = {
     "Balancer": {},
     "CGGM": {"rho": None, "direction": None},
+    "ConstantFactors": {"factors": 1.0},
+    "ModalityLearningRates": {"strategy": "keep", "rates": 1.0},
+    "OGM": {"alpha": 0.0},
+    "PMR": {"alpha": 0.0, "mu": 0.0},
+    "RandomFactors": {"terms": [1.0]},
+    "UnimodalLosses": {"weight": 0.0},
 }
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 every_method = pytest.mark.parametrize("name", methods.__all__)

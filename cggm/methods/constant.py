@@ -1,0 +1,90 @@
+"""A constant factor for each encoder: the control of methods whose factors change over time."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from cggm.balancer import Balancer, Step
+from cggm.heads import Criterion
+from cggm.named import Named, check_factors, per_modality
+
+_TARGETS = ("gradient", "update")
+
+
+class ConstantFactors(Balancer):
+    r"""Encoder i is scaled by a constant, whatever happens: a control, of no paper.
+
+    .. math:: \tilde g_i = c_i g_i
+
+    The terms of CGGM (equation 7) lower the encoders' learning rate by :math:`\rho (M-1)/M` on
+    average, relative to fusion and output layer. What CGGM gains over joint training may be owed to
+    that alone; what it gains over this control, with the mean of its terms as ``factors``, is not.
+    A factor per modality separates a lasting preference for a modality from following its progress.
+
+    Not a method to train with: a constant factor is a learning rate to be tuned. Under Adam a
+    constant factor of the gradient cancels, except for clipping and epsilon; ``acts_on="update"``
+    is what Adam feels. Serves any task and any number of modalities. ``factors=1.0`` is joint
+    training.
+
+    Args:
+        task_loss: ``(prediction, target)`` to a scalar.
+        factors: One factor for all encoders, or modality name to factor; ``None`` for
+            :math:`(M-1)/M`, the mean of CGGM's terms at rho 1, and 1 for a single modality.
+        acts_on: ``"gradient"``, or ``"update"`` to scale the step that the optimizer takes.
+
+    Raises:
+        ValueError: If an argument is out of range, or, in ``bind``, if ``factors`` names other
+            modalities than the encoders.
+    """
+
+    def __init__(
+        self,
+        task_loss: Criterion,
+        *,
+        factors: Named | None = None,
+        acts_on: str = "gradient",
+    ) -> None:
+        super().__init__(task_loss)
+        if factors is not None:
+            check_factors("factors", factors)
+        if acts_on not in _TARGETS:
+            raise ValueError(f"Expected `acts_on` to be one of {_TARGETS}, but got {acts_on!r}.")
+        self.factors = factors
+        self.acts_on = acts_on
+        self._factors = torch.ones(0)
+        self._neutral = False
+
+    def bind(
+        self,
+        network: nn.Module | None = None,
+        *,
+        encoders: Mapping[str, nn.Module] | None = None,
+        output_layer: nn.Module | None = None,
+    ) -> Self:
+        """See :meth:`cggm.balancer.Balancer.bind`."""
+        super().bind(network, encoders=encoders, output_layer=output_layer)
+        names = self.binding.names
+        mean = (len(names) - 1) / len(names) if len(names) > 1 else 1.0
+        try:
+            factors = per_modality("factors", mean if self.factors is None else self.factors, names)
+        except ValueError:
+            self.unbind()
+            raise
+        self._neutral = bool((factors == 1).all())
+        self._factors = factors.to(self.binding.device)
+        return self
+
+    def loss(self, step: Step) -> Tensor:
+        """Task loss."""
+        self.readings = {"term": self._factors}
+        return step.loss
+
+    def scales(self, step: Step) -> Tensor | None:
+        """The factors, where they act on gradients."""
+        return self._factors if self.acts_on == "gradient" and not self._neutral else None
+
+    def update_scales(self, step: Step) -> Tensor | None:
+        """The factors, where they act on the optimizer's step."""
+        return self._factors if self.acts_on == "update" and not self._neutral else None

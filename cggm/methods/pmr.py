@@ -1,0 +1,200 @@
+"""PMR: prototypical modal rebalance."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from cggm.balancer import Balancer, Step
+from cggm.containers import map_tensors
+from cggm.distributed import sum_over_ranks
+from cggm.heads import Criterion
+from cggm.prototypes import class_means, log_probabilities, sample_vectors
+
+
+class PMR(Balancer):
+    r"""Prototypical modal rebalance (Fan et al., CVPR 2023).
+
+    The mean feature :math:`c_k^m` of each class judges modality m without parameters. The slow
+    modality is drawn to its prototypes; in the first epochs the fast one's verdict is kept flat:
+
+    .. math::
+        p_m(k|x) = \mathrm{softmax}_k(-\lVert h_m - c_k^m \rVert), \qquad
+        s_m = \sum_b p_m(y_b|x_b), \qquad
+        \beta_m = \min(1, \max(0, \bar s_{-m} / s_m - 1))
+
+        L = L_{task} - \alpha \sum_m \beta_m \overline{\log p_m(y)}
+            - \mu [e \le E] \sum_m \bar\beta_{-m} \overline{H(p_m)}
+
+    where :math:`-m` averages the other modalities, which for two is the paper's pair of ratios.
+    More than two are our extension; one is never modulated. The paper averages a tenth of the
+    training set in evaluation mode before each epoch; we average the features of all training
+    samples over the epoch as training makes them, which takes no pass and sees no other label.
+    Momentum then mixes epochs, as published. A class that no finished epoch held is judged by its
+    mean so far, without the current window (ours); one never seen is left out of the softmax, and
+    its samples out of loss and score. The first step is therefore a joint one.
+
+    Features become one vector per sample by :func:`cggm.prototypes.sample_vectors`.
+
+    Limits: integer classes of shape ``(B,)`` and a linear output layer. Regression has no classes;
+    a dense prediction has no one class per sample. Labels outside the classes are ignored.
+    A loop of one's own must call ``start_epoch``, or prototypes stay the mean of all steps and the
+    entropy term stays on. Do not use it for many classes of few samples, whose means are noise,
+    where a class has several clusters, or where a modality carries no signal: it is the slowest,
+    and is drawn to means that tell nothing.
+
+    Args:
+        task_loss: ``(prediction, target)`` to a scalar.
+        alpha: Weight of the prototype losses, not negative; the paper takes 1 to 2.
+        mu: Weight of the entropy term, not negative; the paper takes 0.001 or 0.01.
+        momentum: Share of the old prototypes, in [0, 1).
+        entropy_epochs: Epochs with the entropy term; the default is our choice.
+
+    Raises:
+        ValueError: If an argument is out of range, or if the task has no class per sample.
+    """
+
+    epoch: Tensor
+
+    def __init__(
+        self,
+        task_loss: Criterion,
+        *,
+        alpha: float = 1.0,
+        mu: float = 0.01,
+        momentum: float = 0.2,
+        entropy_epochs: int = 10,
+    ) -> None:
+        super().__init__(task_loss)
+        if not (min(alpha, mu, entropy_epochs) >= 0 and 0 <= momentum < 1):
+            raise ValueError(
+                "Expected `alpha`, `mu`, `entropy_epochs` not negative and `momentum` in [0, 1), "
+                f"but got {alpha}, {mu}, {entropy_epochs} and {momentum}."
+            )
+        self.alpha, self.mu = alpha, mu
+        self.momentum, self.entropy_epochs = momentum, entropy_epochs
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        # by modality (C, D + 1): the last column counts samples, or is 1 for a known prototype
+        self._sums: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
+        self._window: list[Tensor] | None = None
+
+    def bind(
+        self,
+        network: nn.Module | None = None,
+        *,
+        encoders: Mapping[str, nn.Module] | None = None,
+        output_layer: nn.Module | None = None,
+    ) -> Self:
+        """See :meth:`cggm.balancer.Balancer.bind`; refuses what has no class per sample."""
+        super().bind(network, encoders=encoders, output_layer=output_layer)
+        shape = self.binding.output_weight.shape
+        if not self.binding.channels_last or shape[0] < 2:
+            self.unbind()
+            raise ValueError(
+                "Expected a linear output layer of two or more classes, because PMR needs a class "
+                f"for each sample, but got a weight of shape {tuple(shape)}. Choose another method."
+            )
+        self.set_extra_state(self.get_extra_state())
+        return self
+
+    def loss(self, step: Step) -> Tensor:
+        """Task loss, prototype losses of slow modalities and entropies of fast ones."""
+        labels = self._labels(step)
+        with torch.autocast(labels.device.type, enabled=False):
+            vectors = [sample_vectors(step.features[name]) for name in self.binding.names]
+            losses, entropies, hits = self._judge(vectors, labels)
+            weights = _imbalance(self._gather(vectors, labels, hits)[:-1])
+        self.readings |= {"weight": weights, "prototype_loss": losses.detach()}
+        if self.alpha == 0 and self.mu == 0:
+            return step.loss
+        flat = (_mean_of_others(weights) * entropies).sum() * (self.epoch <= self.entropy_epochs)
+        return step.loss + self.alpha * (weights * losses).sum() - self.mu * flat
+
+    def commit(self) -> None:
+        """Add the window's features to the class sums of the epoch."""
+        assert self._window is not None
+        for name, part in zip(self.binding.names, self._window, strict=False):
+            self._sums[name] = self._sums[name] + part
+        self._window = None
+
+    def restart(self, kept: Tensor | bool) -> None:
+        """Forget the features of a window that led to no step."""
+        if self._window is not None:
+            keep = torch.as_tensor(kept, device=self.epoch.device)
+            self._window = [torch.where(keep, part, 0.0) for part in self._window]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make prototypes of the epoch that ended; told twice, an epoch starts once."""
+        if epoch == int(self.epoch):
+            return
+        self.epoch.fill_(epoch)
+        for name, total in self._sums.items():
+            old, new = self._means[name], class_means(total)
+            mixed = torch.where(old[:, -1:] > 0, torch.lerp(new, old, self.momentum), new)
+            self._means[name] = torch.where(new[:, -1:] > 0, mixed, old)
+            self._sums[name] = torch.zeros_like(total)
+
+    def get_extra_state(self) -> dict[str, dict[str, Tensor]]:
+        """Class sums and prototypes, whose widths the features decide."""
+        return {"sums": dict(self._sums), "means": dict(self._means)}
+
+    def set_extra_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore what :meth:`get_extra_state` gave, on the balancer's device."""
+        state = map_tensors(lambda x: x.to(self.epoch.device), state)
+        self._sums, self._means = state["sums"], state["means"]
+
+    def _labels(self, step: Step) -> Tensor:
+        """Indicators of each sample's class, ``(B, C)``."""
+        target, classes = step.target, self.binding.output_weight.shape[0]
+        expected = (len(step.prediction), classes)
+        integers = isinstance(target, Tensor) and not (
+            target.is_floating_point() or target.is_complex() or target.dtype == torch.bool
+        )
+        if not integers or target.shape != expected[:1] or step.prediction.shape != expected:
+            found = (target.dtype, tuple(target.shape)) if isinstance(target, Tensor) else target
+            raise ValueError(
+                f"Expected integer classes of shape (B,) and a prediction of shape (B, {classes}), "
+                "because PMR needs a class for each sample, but got the target "
+                f"{found} and the prediction {tuple(step.prediction.shape)}. Choose another method."
+            )
+        indicators: Tensor = target[:, None] == torch.arange(classes, device=target.device)
+        return indicators.float()
+
+    def _judge(self, vectors: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Prototype losses and entropies, ``(M,)``; summed probabilities and their number."""
+        rows, seen = [], labels.new_zeros(())
+        for name, vector in zip(self.binding.names, vectors, strict=True):
+            blank = vector.new_zeros(labels.shape[1], vector.shape[1] + 1)
+            running = class_means(self._sums.setdefault(name, blank))
+            means = self._means.setdefault(name, blank)
+            means = torch.where(means[:, -1:] > 0, means, running)
+            known = means[:, -1] > 0
+            log_p = log_probabilities(vector, means[:, :-1], known)
+            p, chosen = log_p.exp(), labels * known
+            seen = chosen.sum()
+            loss = -(chosen * log_p).sum() / seen.clamp_min(1)
+            rows.append((loss, -(p * log_p).sum(1).mean(), (chosen * p.detach()).sum()))
+        losses, entropies, hits = (torch.stack(column) for column in zip(*rows, strict=True))
+        return losses, entropies, torch.cat([hits, seen[None]])
+
+    def _gather(self, vectors: list[Tensor], labels: Tensor, hits: Tensor) -> Tensor:
+        """Add class sums and scores of all ranks to the window; the window's scores."""
+        ones = [nn.functional.pad(v.detach(), (0, 1), value=1.0) for v in vectors]
+        parts = sum_over_ranks([*(labels.T @ one for one in ones), hits])
+        if self._window is not None:
+            parts = [old + new for old, new in zip(self._window, parts, strict=True)]
+        self._window = parts
+        self.readings = {"score": parts[-1][:-1] / parts[-1][-1].clamp_min(1)}
+        return parts[-1]
+
+
+def _mean_of_others(values: Tensor) -> Tensor:
+    return (values.sum() - values) / max(values.numel() - 1, 1)
+
+
+def _imbalance(scores: Tensor) -> Tensor:
+    """How far each modality is behind the others, in [0, 1]; 0 where nothing is known."""
+    ratio = _mean_of_others(scores) / scores
+    return torch.nan_to_num(ratio - 1, nan=0.0, posinf=1.0).clamp(0, 1)

@@ -1,0 +1,99 @@
+"""Joint training with a loss for each modality alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cggm.balancer import Balancer, Step
+from cggm.containers import Features
+from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.scores import Score, ScoreTracker
+
+
+class UnimodalLosses(Balancer):
+    r"""Joint training plus the losses of the heads, from features that are not detached.
+
+    .. math:: L = L(f(x), y) + \gamma \sum_m L(f_m(h_m), y)
+
+    Every encoder learns from the fused prediction and from its own head's, so that a modality the
+    fusion ignores still gets a gradient. This is the uniform baseline of MMPareto (Wei & Hu, ICML
+    2024) and the control that a balancing method has to beat: the same heads, no coefficient. With
+    constant and equal weights it is also gradient blending without its estimate.
+
+    Heads learn as in every method here: from detached features, by an optimizer of their own, whose
+    step does not depend on ``weight``. A second pass through them, with their parameters held
+    constant, gives the network the gradient of the loss above and leaves theirs alone; heads that
+    draw random numbers draw anew in it. Batch statistics move in the first pass only.
+
+    The loss is defined for any number of modalities and any task that the heads serve; published
+    results are for classification. ``weight=0`` is joint training, and skips the second pass.
+
+    Do not use it where a modality carries no signal: its encoder then fits noise, at full strength.
+    Where the target needs modalities together (neither tells it alone) the heads' losses pull
+    encoders away from what the fusion needs. The sum grows with the number of modalities. The
+    heads' activations stay in memory until the backward pass. A network that works in place on
+    what its encoders return changes what the heads see.
+
+    Args:
+        heads: Modality name to head, same names and order as the encoders; each takes what its
+            encoder returns and ends in an attribute ``output_layer`` of the network's shape.
+        task_loss: ``(prediction, target)`` to a scalar, for the network and for every head.
+        score: See :func:`cggm.scores.score_counts`; reported, without effect on training.
+        weight: Weight of each head's loss, not negative.
+        head_optimizer: Builds the heads' optimizer from their parameters.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not finite.
+    """
+
+    heads: Heads
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        task_loss: Criterion,
+        score: Score,
+        *,
+        weight: float = 1.0,
+        head_optimizer: OptimizerFactory = default_optimizer,
+    ) -> None:
+        super().__init__(task_loss)
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"Expected `weight` not negative and finite, but got {weight}.")
+        self.heads = Heads(heads, head_optimizer)
+        self.score = score
+        self.weight = weight
+        self.scores = ScoreTracker(len(heads))
+
+    def loss(self, step: Step) -> Tensor:
+        """Task loss plus the weighted sum of the heads' losses."""
+        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
+        self.scores.add(heads.counts)
+        self.readings = {"score": self.scores.scores(), "head_loss": heads.losses}
+        if self.weight == 0:
+            return step.loss
+        losses = [
+            self._head_loss(head, step.features[name], step.target)
+            for name, head in self.heads.items()
+        ]
+        return step.loss + self.weight * torch.stack(losses).sum()
+
+    def commit(self) -> None:
+        """Move scores and heads by the window that the optimizer stepped on."""
+        self.scores.commit()
+        self.heads.step()
+
+    def restart(self, kept: Tensor | bool) -> None:
+        """Forget scores and head gradients of a window that led to no step."""
+        self.scores.keep(kept)
+        self.heads.keep(kept)
+
+    def _head_loss(self, head: nn.Module, features: Features, target: Any) -> Tensor:  # noqa: ANN401
+        """Loss of a head, differentiable in the features and constant in its parameters."""
+        constants = {name: p.detach() for name, p in head.named_parameters()}
+        buffers = {name: b.clone() for name, b in head.named_buffers()}
+        loss = self.task_loss(functional_call(head, constants | buffers, (features,)), target)
+        return loss.to(torch.promote_types(loss.dtype, torch.float32))
