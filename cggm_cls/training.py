@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.methods.build import build_balancer
+from cggm.methods.build import bound_balancer
 from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.config import write_config
 from cggm.runs.epochs import EpochEnd
@@ -64,7 +64,7 @@ class SequenceTraining:
         self.resume = resume
         self.network = build_network(config, data).to(device)
         with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-            balancer = _balancer(config, self.network, data.classes).bind(self.network)
+            balancer = _balancer(config, self.network, data.classes)
         optimizer = _optimizer(config.optimizer)(self.network.parameters())
         plateau = ReduceLROnPlateau(optimizer, patience=config.optimizer.patience)
         end = EpochEnd(
@@ -166,7 +166,7 @@ def _balancer(
 ) -> Balancer:
     heads = config.optimizer
     regression = classes is None
-    return build_balancer(
+    return bound_balancer(
         config.balancer.name,
         config.balancer.settings,
         {
@@ -175,6 +175,7 @@ def _balancer(
             "score": lambda: negative_mae if regression else accuracy,
             "head_optimizer": lambda: _factory(heads, heads.head_lr, heads.head_weight_decay),
         },
+        network,
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.methods.build import build_balancer
+from cggm.methods.build import bound_balancer
 from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.epochs import EpochEnd
 from cggm.runs.folder import RunFolder
@@ -61,7 +61,7 @@ def build_trainer(
         weight_decay=config.optimizer.weight_decay,
     )
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-        balancer = _balancer(config, network).bind(network)
+        balancer = _balancer(config, network)
     end = EpochEnd(
         run,
         network,
@@ -104,7 +104,7 @@ def build_trainer(
 
 def _balancer(config: BratsConfig, network: MultiEncoderDeepLabV3Plus) -> Balancer:
     heads = config.optimizer
-    return build_balancer(
+    return bound_balancer(
         config.balancer.name,
         config.balancer.settings,
         {
@@ -115,6 +115,7 @@ def _balancer(config: BratsConfig, network: MultiEncoderDeepLabV3Plus) -> Balanc
                 SGD, lr=heads.head_lr, momentum=heads.momentum, weight_decay=heads.weight_decay
             ),
         },
+        network,
     )
 
 

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
+from torch import nn
+
 from cggm import methods
 from cggm.balancer import Balancer
 from cggm.errors import UserError
@@ -43,3 +45,21 @@ def build_balancer(
         return method(**{a: parts[a]() for a in accepted if a in parts}, **settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"Settings of {name}: {error}", "Correct the configuration.") from error
+
+
+def bound_balancer(
+    name: str,
+    settings: Mapping[str, Any],
+    parts: Mapping[str, Callable[[], Any]],
+    network: nn.Module,
+) -> Balancer:
+    """Build a method, see :func:`build_balancer`, and bind it to a network.
+
+    Raises:
+        UserError: As there, or if the method cannot serve this network or its task.
+    """
+    balancer = build_balancer(name, settings, parts)
+    try:
+        return balancer.bind(network)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be used here: {error}", "See configs/methods.") from error

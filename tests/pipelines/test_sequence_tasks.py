@@ -175,6 +175,8 @@ def test_hostile_pickle_is_refused_in_one_line_and_leaves_nothing(tmp_path, caps
         ("mosi", ("--balancer.head_layers", "3"), "Expected balancer.head_layers of 1 or 2"),
         ("mosi", ("--optimizer.lr", "-1"), "Expected optimizer.lr of at least 0, but got -1"),
         ("mosi", ("--balancer.settings", "{{rhoo: 1}}"), "Unknown setting 'rhoo' of CGGM"),
+        ("mosi", ("--method", "pmr"), "PMR cannot be used here: Expected a linear output layer"),
+        ("mfeat", ("--method", "mslr_keep"), "Expected `rates` for the modalities ['pix', 'fou'"),
         ("mosi", ("--lr", "1"), "Unknown option --lr"),
     ],
 )
