@@ -128,6 +128,7 @@ class Balancer(nn.Module):
         binding = Binding(encoders, output_layer, self._before_step, self._after_step)
         try:
             self._check_heads(binding)
+            self.prepare(binding)
         except ValueError:
             binding.remove()
             raise
@@ -178,6 +179,9 @@ class Balancer(nn.Module):
         self.binding.scales = self.scales(step)
         self.binding.update_scales = self.update_scales(step)
         return total
+
+    def prepare(self, binding: Binding) -> None:
+        """Look at the modules while binding; a ``ValueError`` refuses them and leaves no trace."""
 
     def loss(self, step: Step) -> Tensor:
         """What is back-propagated, from one forward pass."""

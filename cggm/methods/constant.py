@@ -1,12 +1,10 @@
 """A constant factor for each encoder: the control of methods whose factors change over time."""
 
-from collections.abc import Mapping
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm.balancer import Balancer, Step
+from cggm.binding import Binding
 from cggm.heads import Criterion
 from cggm.named import Named, check_factors, per_modality
 
@@ -56,25 +54,13 @@ class ConstantFactors(Balancer):
         self._factors = torch.ones(0)
         self._neutral = False
 
-    def bind(
-        self,
-        network: nn.Module | None = None,
-        *,
-        encoders: Mapping[str, nn.Module] | None = None,
-        output_layer: nn.Module | None = None,
-    ) -> Self:
-        """See :meth:`cggm.balancer.Balancer.bind`."""
-        super().bind(network, encoders=encoders, output_layer=output_layer)
-        names = self.binding.names
+    def prepare(self, binding: Binding) -> None:
+        """Put the factors into the order of the encoders."""
+        names = binding.names
         mean = (len(names) - 1) / len(names) if len(names) > 1 else 1.0
-        try:
-            factors = per_modality("factors", mean if self.factors is None else self.factors, names)
-        except ValueError:
-            self.unbind()
-            raise
+        factors = per_modality("factors", mean if self.factors is None else self.factors, names)
         self._neutral = bool((factors == 1).all())
-        self._factors = factors.to(self.binding.device)
-        return self
+        self._factors = factors.to(binding.device)
 
     def loss(self, step: Step) -> Tensor:
         """Task loss."""

@@ -1,12 +1,13 @@
 """MSLR: a learning rate for each modality."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
+from cggm.binding import Binding
 from cggm.epoch_scores import EpochScores
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.named import Named, check_factors, per_modality
@@ -90,23 +91,11 @@ class ModalityLearningRates(Balancer):
         if strategy == "dynamic":
             self._remember(heads, score, window, head_optimizer)
 
-    def bind(
-        self,
-        network: nn.Module | None = None,
-        *,
-        encoders: Mapping[str, nn.Module] | None = None,
-        output_layer: nn.Module | None = None,
-    ) -> Self:
-        """See :meth:`cggm.balancer.Balancer.bind`."""
-        super().bind(network, encoders=encoders, output_layer=output_layer)
-        try:
-            rates = per_modality("rates", self.rates, self.binding.names)
-        except ValueError:
-            self.unbind()
-            raise
+    def prepare(self, binding: Binding) -> None:
+        """Put the rates into the order of the encoders."""
+        rates = per_modality("rates", self.rates, binding.names)
         self._neutral = self.strategy == "keep" and bool((rates == 1).all())
-        self._rates = rates.to(self.binding.device)
-        return self
+        self._rates = rates.to(binding.device)
 
     def loss(self, step: Step) -> Tensor:
         """Task loss; heads of *dynamic* judge and learn beside it."""

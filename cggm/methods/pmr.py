@@ -1,12 +1,10 @@
 """PMR: prototypical modal rebalance."""
 
-from collections.abc import Mapping
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
+from cggm.binding import Binding
 from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
@@ -80,24 +78,15 @@ class PMR(Balancer):
         self._means: dict[str, Tensor] = {}
         self._window: list[Tensor] | None = None
 
-    def bind(
-        self,
-        network: nn.Module | None = None,
-        *,
-        encoders: Mapping[str, nn.Module] | None = None,
-        output_layer: nn.Module | None = None,
-    ) -> Self:
-        """See :meth:`cggm.balancer.Balancer.bind`; refuses what has no class per sample."""
-        super().bind(network, encoders=encoders, output_layer=output_layer)
-        shape = self.binding.output_weight.shape
-        if not self.binding.channels_last or shape[0] < 2:
-            self.unbind()
+    def prepare(self, binding: Binding) -> None:
+        """Refuse what has no class per sample; move to the network's device."""
+        shape = binding.output_weight.shape
+        if not binding.channels_last or shape[0] < 2:
             raise ValueError(
                 "Expected a linear output layer of two or more classes, because PMR needs a class "
                 f"for each sample, but got a weight of shape {tuple(shape)}. Choose another method."
             )
-        self.set_extra_state(self.get_extra_state())
-        return self
+        self._take(self.get_extra_state(), binding.device)
 
     def loss(self, step: Step) -> Tensor:
         """Task loss, prototype losses of slow modalities and entropies of fast ones."""
@@ -142,8 +131,11 @@ class PMR(Balancer):
 
     def set_extra_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what :meth:`get_extra_state` gave, on the balancer's device."""
-        state = map_tensors(lambda x: x.to(self.epoch.device), state)
-        self._sums, self._means = state["sums"], state["means"]
+        self._take(state, self.epoch.device)
+
+    def _take(self, state: dict[str, dict[str, Tensor]], device: torch.device) -> None:
+        moved = map_tensors(lambda x: x.to(device), state)
+        self._sums, self._means = moved["sums"], moved["means"]
 
     def _labels(self, step: Step) -> Tensor:
         """Indicators of each sample's class, ``(B, C)``."""

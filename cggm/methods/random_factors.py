@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm.balancer import Balancer, Step
+from cggm.binding import Binding
 from cggm.functional import balancing_terms
 from cggm.heads import Criterion
 from cggm.named import check_factors, check_names
@@ -70,22 +71,10 @@ class RandomFactors(Balancer):
         self._neutral = not isinstance(terms, Mapping) and set(terms or ()) == {1.0}
         self._steps = 0
 
-    def bind(
-        self,
-        network: nn.Module | None = None,
-        *,
-        encoders: Mapping[str, nn.Module] | None = None,
-        output_layer: nn.Module | None = None,
-    ) -> Self:
-        """See :meth:`cggm.balancer.Balancer.bind`."""
-        super().bind(network, encoders=encoders, output_layer=output_layer)
-        try:
-            if isinstance(self.terms, Mapping):
-                check_names("terms", list(self.terms), self.binding.names)
-        except ValueError:
-            self.unbind()
-            raise
-        return self
+    def prepare(self, binding: Binding) -> None:
+        """Refuse terms of other modalities."""
+        if isinstance(self.terms, Mapping):
+            check_names("terms", list(self.terms), binding.names)
 
     def loss(self, step: Step) -> Tensor:
         """Task loss."""
