@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cggm import CGGM
 from tests.cggm.networks import NAMES, Late, LinearHead, late_batch, make_cggm, make_late, train
+from tests.cggm.synchronization import NoSynchronization
 
 BATCHES = [late_batch(seed=seed) for seed in range(12)]
 
@@ -435,16 +435,6 @@ def test_compiled_network_gives_the_same_terms(bind_first):
     torch.compiler.reset()
     for a, b in zip(terms, again, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-class NoSynchronization(TorchDispatchMode):
-    """Fails on any operation whose result the host must wait for."""
-
-    forbidden = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in self.forbidden, function
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", [{}, {"acts_on": "update"}, {"direction": "weights"}])

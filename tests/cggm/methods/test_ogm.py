@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm.confidence import confidence_ratios, modulation, true_class_probability
 from cggm.methods.ogm import OGM
 from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
+from tests.cggm.networks import train as loop
+from tests.cggm.synchronization import NoSynchronization
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 PAIR = ("audio", "video")
@@ -57,14 +58,7 @@ def sgd(network, lr=0.1):
 
 
 def train(network, criterion, batches, optimizer=None):
-    optimizer = optimizer or sgd(network)
-    terms = []
-    for inputs, target in batches:
-        optimizer.zero_grad()
-        criterion(network(inputs), target).backward()
-        optimizer.step()
-        terms.append(criterion.readings["term"].clone())
-    return terms
+    return loop(network, optimizer or sgd(network), criterion, batches)
 
 
 def gradients(network, criterion, batch):
@@ -375,16 +369,6 @@ def test_wrong_arguments_are_named(settings, message):
         make_ogm({n: LinearHead() for n in NAMES}, **settings)
     with pytest.raises(ValueError, match="heads or logits='split'"):
         make_ogm(None)
-
-
-class NoSynchronization(TorchDispatchMode):
-    """Fails on any operation whose result the host must wait for."""
-
-    forbidden = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in self.forbidden, function
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", [{"noise": True}, {"acts_on": "update"}])

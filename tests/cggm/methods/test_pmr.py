@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm.methods.pmr import PMR
 from cggm.prototypes import log_probabilities, sample_vectors
 from tests.cggm.networks import Convolutional, late_batch, make_late
+from tests.cggm.synchronization import NoSynchronization
 
 BATCHES = [late_batch(seed=seed) for seed in range(8)]
 cross_entropy = nn.functional.cross_entropy
@@ -319,16 +319,6 @@ def test_autocast_keeps_prototypes_in_full_precision(dtype):
     state = method.get_extra_state()["sums"]
     assert all(s.dtype == torch.float32 for s in [*state.values(), *method.readings.values()])
     assert loss.isfinite()
-
-
-class NoSynchronization(TorchDispatchMode):
-    """Fails on any operation whose result the host must wait for."""
-
-    forbidden = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in self.forbidden, function
-        return function(*args, **(kwargs or {}))
 
 
 def test_a_step_never_waits_for_the_device():
