@@ -16,10 +16,11 @@ _LEVELS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose random numbers cost the processor a seventh of torch's.
+    """Dropout whose random numbers cost the processor less than torch's.
 
-    In networks this narrow that saves about an eighth of a training step. The probability is
-    rounded to a multiple of 2^-16; elsewhere than on the processor this is ``nn.Dropout``.
+    With torch's, a training step of a network this narrow takes 1.1 to 1.2 times the time. The
+    probability is rounded to a multiple of 2^-16; elsewhere than on the processor this is
+    ``nn.Dropout``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ class AttentionLayer(nn.TransformerEncoderLayer):
     Modules, initialization and outputs are those of ``nn.TransformerEncoderLayer``. It attends
     without transposing to time-major order, and for some queries alone where only they are read.
     Dropout acts on its two residual branches and the hidden layer but not on attention weights:
-    torch's fused attention on the processor cannot, and without it a layer takes twice the time.
+    torch's fused attention on the processor cannot, and without it a layer over 154 steps takes 1.6
+    times the time.
 
     Args:
         width: Features of a step.
