@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm.binding import Binding, unwrap
+from cggm.binding import Binding, Callbacks, Decode, Inputs, unwrap
 from cggm.containers import Features, plain
 from cggm.heads import Criterion, Heads
 
@@ -17,28 +17,34 @@ class Step:
     """One training forward pass, as a method sees it.
 
     Attributes:
-        features: Output of each encoder by modality, with its graph.
+        inputs: Positional and keyword arguments of each encoder by modality.
+        features: Output of each encoder by modality, with its graph, as it was before ``fuse``.
         prediction: The network's prediction, ``(B, ...)``.
         target: What the task loss compares it with.
         loss: Task loss of the prediction, a scalar.
         layer_input: Input of the output layer, ``(B, D, *S)`` or ``(*S, D)``.
         layer_output: Output of the output layer, ``(B, C, *S)`` or ``(*S, C)``.
+        unimodal: Prediction of each modality alone by a late-fusion network's own heads; empty for
+            any other network. Where it is not empty, the two attributes above are empty tensors.
     """
 
+    inputs: Mapping[str, Inputs]
     features: Mapping[str, Features]
     prediction: Tensor
     target: Any
     loss: Tensor
     layer_input: Tensor
     layer_output: Tensor
+    unimodal: Mapping[str, Tensor]
 
 
 class Balancer(nn.Module):
     """A criterion with memory; this base class is joint training.
 
     Bound to a network, it is called as ``loss = balancer(prediction, target)`` and returns what is
-    back-propagated. A method overrides ``loss``, ``scales``, ``edit_gradients``, ``commit``,
-    ``restart``, ``start_epoch`` or ``end_epoch``, and keeps what it remembers in buffers.
+    back-propagated. A method overrides ``prepare``, ``fuse``, ``identify``, ``loss``, ``scales``,
+    ``update_scales``, ``edit_gradients``, ``commit``, ``restart``, ``start_epoch`` or
+    ``end_epoch``, and keeps what it remembers in buffers.
 
     In eval mode and under ``torch.no_grad`` the call gives the task loss.
 
@@ -97,6 +103,7 @@ class Balancer(nn.Module):
         *,
         encoders: Mapping[str, nn.Module] | None = None,
         output_layer: nn.Module | None = None,
+        decode: Decode | None = None,
     ) -> Self:
         """Tie this balancer to a network's modules.
 
@@ -104,10 +111,11 @@ class Balancer(nn.Module):
         network, and before loading a state of this balancer.
 
         Args:
-            network: Has ``encoders: nn.ModuleDict`` and ``output_layer``; may be wrapped by DDP or
-                ``torch.compile``.
+            network: Has ``encoders: nn.ModuleDict`` and ``output_layer``, and ``decode`` where a
+                method asks for it; may be wrapped by DDP or ``torch.compile``.
             encoders: Modality name to encoder, for any other network.
             output_layer: Its last parametrized layer, linear or a 1x1 convolution.
+            decode: What its encoders return, by modality, to its prediction.
 
         Returns:
             This balancer.
@@ -122,10 +130,12 @@ class Balancer(nn.Module):
             inner = unwrap(network)
             encoders = encoders or _attribute(inner, "encoders")
             output_layer = output_layer or _attribute(inner, "output_layer")
+            decode = decode or getattr(inner, "decode", None)
         if encoders is None or output_layer is None:
             raise ValueError("Expected a network, or both `encoders` and `output_layer`.")
         encoders = {name: unwrap(module) for name, module in encoders.items()}
-        binding = Binding(encoders, output_layer, self._before_step, self._after_step)
+        callbacks = Callbacks(self.fuse, self._before_step, self._after_step)
+        binding = Binding(encoders, output_layer, callbacks, decode)
         try:
             self._check_heads(binding)
             self.prepare(binding)
@@ -166,15 +176,7 @@ class Balancer(nn.Module):
             self.restart(self.binding.window_kept())
         self.calls += 1
         self._micro_batches += 1
-        captured = self.binding.take()
-        step = Step(
-            captured.features,
-            prediction,
-            target,
-            loss,
-            captured.layer_input,
-            captured.layer_output,
-        )
+        step = self._step(prediction, target, loss)
         total = self.loss(step)
         self.binding.scales = self.scales(step)
         self.binding.update_scales = self.update_scales(step)
@@ -182,6 +184,21 @@ class Balancer(nn.Module):
 
     def prepare(self, binding: Binding) -> None:
         """Look at the modules while binding; a ``ValueError`` refuses them and leaves no trace."""
+
+    def identify(self, samples: Tensor) -> None:
+        """Positions of the batch's samples in the training data, ``(B,)``, before the criterion.
+
+        Called by loops, see :class:`cggm.BalanceHandler`; only a method that remembers samples
+        needs it.
+        """
+
+    def fuse(self, name: str, features: Features) -> Features:
+        """What the network gets in place of an encoder's output, in training only.
+
+        Called as each encoder returns; while a checkpointed region is recomputed it has to repeat
+        itself, see ``binding.recomputing``.
+        """
+        return features
 
     def loss(self, step: Step) -> Tensor:
         """What is back-propagated, from one forward pass."""
@@ -210,6 +227,14 @@ class Balancer(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Called at the end of each epoch."""
 
+    def _step(self, prediction: Tensor, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
+        captured = self.binding.take()
+        layer, unimodal = (captured.layer_input, captured.layer_output), {}
+        if self.binding.late_fusion:
+            unimodal = captured.layer_output
+            layer = (prediction.new_empty(0), prediction.new_empty(0))
+        return Step(captured.inputs, captured.features, prediction, target, loss, *layer, unimodal)
+
     def _before_step(self, optimizer: Optimizer) -> None:
         if self.measure_norms:
             self.norms = self.binding.gradient_norms(optimizer)
@@ -228,6 +253,12 @@ class Balancer(nn.Module):
             raise ValueError(
                 f"Expected one head per encoder, {binding.names}, but got {list(self.heads)}. "
                 "Give heads by the encoders' names, in their order."
+            )
+        if binding.late_fusion:
+            raise ValueError(
+                f"Expected a network that fuses features, but its modalities have heads of their "
+                f"own, and {type(self).__name__} compares one output layer with heads. "
+                "Use a network with one output layer."
             )
         expected = binding.output_weight.shape
         for name in self.heads:

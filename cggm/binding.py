@@ -1,6 +1,7 @@
 """Ties a balancer to a network by removable hooks: the only file that registers or removes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +16,47 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from cggm.containers import Features, map_tensors, plain
+from cggm.late import LateFusion
 
 # Hooks run eagerly between a compiled network's graphs: they must see every forward pass.
 _outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.compiler.disable
 
 _LAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Decode = Callable[[Mapping[str, Features]], Tensor]
+
 
 @dataclass(frozen=True)
 class Captured:
-    """What one forward pass left behind: encoder outputs, and the last layer's input and output."""
+    """What one forward pass left behind.
 
+    Attributes:
+        inputs: Arguments of each encoder.
+        features: Output of each encoder.
+        layer_input: Input of the last layer.
+        layer_output: Output of the last layer; of a late-fusion network predictions by modality.
+    """
+
+    inputs: Mapping[str, Inputs]
     features: Mapping[str, Features]
-    layer_input: Tensor
-    layer_output: Tensor
+    layer_input: Any
+    layer_output: Any
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a binding calls.
+
+    Args:
+        fuse: Modality and its encoder's output to what the network gets in its place.
+        before_step: Called before an optimizer that owns a bound parameter steps.
+        after_step: Called after such an optimizer really stepped.
+    """
+
+    fuse: Callable[[str, Features], Features]
+    before_step: Callable[[Optimizer], None]
+    after_step: Callable[[], None]
 
 
 class Binding:
@@ -43,9 +71,10 @@ class Binding:
 
     Args:
         encoders: Modality name to encoder.
-        output_layer: The network's last parametrized layer, linear or a 1x1 convolution.
-        before_step: Called before an optimizer that owns a bound parameter steps.
-        after_step: Called after such an optimizer really stepped.
+        output_layer: The network's last parametrized layer, linear or a 1x1 convolution, or
+            :class:`cggm.late.LateFusion`.
+        callbacks: What is called, and when.
+        decode: Features of all modalities to the network's prediction, where it can be had.
 
     Raises:
         ValueError: If a module cannot serve, naming it and the remedy.
@@ -55,8 +84,8 @@ class Binding:
         self,
         encoders: Mapping[str, nn.Module],
         output_layer: nn.Module,
-        before_step: Callable[[Optimizer], None],
-        after_step: Callable[[], None],
+        callbacks: Callbacks,
+        decode: Decode | None = None,
     ) -> None:
         _check_encoders(encoders, output_layer)
         _check_output_layer(output_layer)
@@ -64,15 +93,18 @@ class Binding:
         self.output_layer = output_layer
         self.scales: Tensor | None = None
         self.update_scales: Tensor | None = None
-        self._before_step, self._after_step = before_step, after_step
+        self._callbacks = callbacks
+        self._decode = decode
+        self._decoding = False
+        self._inputs: dict[str, Inputs] = {}
         self._features: dict[str, Features] = {}
-        self._layer: tuple[Tensor, Tensor] | None = None
+        self._layer: tuple[Any, Any] | None = None
         self._before_update: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         self._parameter_ids = {
             id(p) for module in (*encoders.values(), output_layer) for p in module.parameters()
         }
         self._handles: list[RemovableHandle] = [
-            encoder.register_forward_hook(self._encoder_hook(name, index))
+            encoder.register_forward_hook(self._encoder_hook(name, index), with_kwargs=True)
             for index, (name, encoder) in enumerate(encoders.items())
         ]
         self._handles += [
@@ -102,9 +134,59 @@ class Binding:
         return isinstance(self.output_layer, nn.Linear)
 
     @property
+    def late_fusion(self) -> bool:
+        """Whether the network predicts from each modality alone and combines the predictions."""
+        return isinstance(self.output_layer, LateFusion)
+
+    @property
     def active(self) -> bool:
         """Whether a forward pass now is one of training."""
         return self.output_layer.training and torch.is_grad_enabled()
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether this is the recomputation of a checkpointed region, no new forward pass."""
+        return _in_backward()
+
+    def require_decode(self, method: str) -> None:
+        """Refuse a network whose fusion cannot be run again.
+
+        Raises:
+            ValueError: If the network was bound without a ``decode``.
+        """
+        if self._decode is None:
+            raise ValueError(
+                f"Expected `decode`, with which {method} runs the fusion on other features, but "
+                "got none. Give the network a method `decode(features)` that takes what its "
+                "encoders return by modality, or pass `decode=` to `bind`."
+            )
+
+    def require_late_fusion(self, method: str) -> None:
+        """Refuse a network that does not predict from each modality alone.
+
+        Raises:
+            ValueError: If the output layer is no :class:`cggm.late.LateFusion`.
+        """
+        if not self.late_fusion:
+            raise ValueError(
+                f"Expected a late-fusion network, because {method} trains a prediction of each "
+                f"modality, but the output layer is {type(self.output_layer).__name__}. "
+                "Use a network whose `output_layer` is a `cggm.late.LateFusion`."
+            )
+
+    def decode(self, features: Mapping[str, Features]) -> Tensor:
+        """The network's prediction from other features: one more pass through its fusion.
+
+        Args:
+            features: Modality to features like those that its encoder returns.
+        """
+        assert self._decode is not None
+        self._decoding = True
+        try:
+            prediction: Tensor = plain(self._decode(features))
+        finally:
+            self._decoding = False
+        return prediction
 
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
         """Pass the network's output through a function, in training only; removable alone."""
@@ -131,8 +213,8 @@ class Binding:
                 "bind before the first call of a compiled network; use activation checkpointing "
                 "with use_reentrant=False."
             )
-        captured = Captured(self._features, *self._layer)
-        self._features, self._layer = {}, None
+        captured = Captured(self._inputs, self._features, *self._layer)
+        self._inputs, self._features, self._layer = {}, {}, None
         return captured
 
     def window_kept(self) -> Tensor | bool:
@@ -170,23 +252,28 @@ class Binding:
                 return tensor
             return _ScaledGradient.apply(tensor, self, index)  # type: ignore[no-any-return]
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Features) -> Features:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Features
+        ) -> Features:
             if not self.active or module is not self.encoders[name]:  # a copy keeps hooks
                 return output
             if not _in_backward():
+                self._inputs[name] = (args, kwargs)
                 self._features[name] = map_tensors(plain, output)
-            return map_tensors(scale, output)
+            return self._callbacks.fuse(name, map_tensors(scale, output))
 
         return _outside_graphs(hook)
 
-    def _output_hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.active and module is self.output_layer and not _in_backward():
+    def _output_hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        if self._decoding or _in_backward():
+            return
+        if self.active and module is self.output_layer:
             self._layer = (args[0], output)
 
     def _pre_step_hook(self, optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
         if not self._owns(optimizer):
             return
-        self._before_step(optimizer)
+        self._callbacks.before_step(optimizer)
         if self.update_scales is not None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for name, encoder in self.encoders.items():
@@ -199,7 +286,7 @@ class Binding:
             return
         self._scale_update()
         if not _was_skipped(optimizer):
-            self._after_step()
+            self._callbacks.after_step()
 
     @torch.no_grad()
     def _scale_update(self) -> None:
@@ -232,6 +319,29 @@ class _ScaledGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         scales = ctx.binding.scales
         return gradient if scales is None else gradient * scales[ctx.index], None, None
+
+
+@contextmanager
+def recorded(encoders: Mapping[str, nn.Module]) -> Iterator[dict[str, Features]]:
+    """What each encoder returns, by modality, filled by every forward pass in any mode.
+
+    Args:
+        encoders: Modality name to encoder.
+    """
+    features: dict[str, Features] = {}
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Features) -> None:
+            features[name] = map_tensors(plain, output)
+
+        return hook
+
+    handles = [e.register_forward_hook(hook_of(name)) for name, e in encoders.items()]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def last_weight(layer: nn.Module) -> Tensor:
@@ -294,6 +404,8 @@ def _check_encoders(encoders: Mapping[str, nn.Module], output_layer: nn.Module) 
 
 
 def _check_output_layer(layer: nn.Module) -> None:
+    if isinstance(layer, LateFusion):
+        return
     weight = getattr(layer, "weight", None)
     remedy = "Give the last layer with parameters; interpolation and softmax may follow it."
     if not isinstance(layer, _LAST_LAYERS) or not isinstance(weight, Tensor):

@@ -28,3 +28,23 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Tensor) and type(value) not in (Tensor, torch.nn.Parameter):
         return value.as_subclass(Tensor)
     return value
+
+
+def absent(features: Features) -> Features:
+    """Features of a modality that is not there: zeros, and no real step where masks are bool."""
+    return map_tensors(torch.zeros_like, features)
+
+
+def keep_samples(features: Features, kept: Tensor) -> Features:
+    """Features in which some samples are absent.
+
+    Args:
+        features: Tensors whose first axis is the batch's.
+        kept: Bool, shape ``(B,)``.
+    """
+
+    def keep(tensor: Tensor) -> Tensor:
+        mask = kept.reshape(-1, *[1] * (tensor.ndim - 1))
+        return torch.where(mask, tensor, torch.zeros_like(tensor))
+
+    return map_tensors(keep, features)

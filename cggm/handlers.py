@@ -41,6 +41,8 @@ class BalanceHandler:
         scaler: As given to the trainer, where it is a GradScaler; one that the trainer made itself
             is found.
         accumulation_steps: As given to the trainer (``gradient_accumulation_steps``).
+        identify: A batch to the positions of its samples in the training data, ``(B,)``, for
+            methods that remember samples (QMF).
 
     Raises:
         ValueError: If ``accumulation_steps`` is not positive.
@@ -55,6 +57,7 @@ class BalanceHandler:
         model_transform: Callable[[Any], Any] = lambda output: output,
         scaler: torch.amp.GradScaler | None = None,
         accumulation_steps: int = 1,
+        identify: Callable[[Any], Tensor] | None = None,
     ) -> None:
         if accumulation_steps < 1:
             raise ValueError(f"Expected `accumulation_steps` >= 1, but got {accumulation_steps}.")
@@ -64,6 +67,7 @@ class BalanceHandler:
         self.model_transform = model_transform
         self.scaler = scaler
         self.accumulation_steps = accumulation_steps
+        self.identify = identify
         self._binds = False
         self._engine: Engine | None = None
         self._output_hook: RemovableHandle | None = None
@@ -75,6 +79,7 @@ class BalanceHandler:
             engine.add_event_handler(monai, self._replace_loss)
         engine.add_event_handler(Events.STARTED, self._start, monai is not None)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._identify)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._publish)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         engine.add_event_handler(Events.COMPLETED, self._complete)
@@ -106,6 +111,10 @@ class BalanceHandler:
 
     def _start_epoch(self, engine: Engine) -> None:
         self.balancer.start_epoch(engine.state.epoch)
+
+    def _identify(self, engine: Engine) -> None:
+        if self.identify is not None:
+            self.balancer.identify(self.identify(engine.state.batch))
 
     def _end_epoch(self, engine: Engine) -> None:
         self.balancer.end_epoch(engine.state.epoch)

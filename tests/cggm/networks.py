@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm import CGGM
+from cggm.late import LateFusion
 
 NAMES = ("text", "audio", "video")
 
@@ -27,8 +28,10 @@ class Late(nn.Module):
         self.output_layer = nn.Linear(width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        parts = [e(x) for e, x in zip(self.encoders.values(), inputs.unbind(1), strict=True)]
-        return self.output_layer(self.fusion(torch.cat(parts, dim=-1)))
+        return self.decode(encode(self, inputs))
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.output_layer(self.fusion(torch.cat(list(features.values()), dim=-1)))
 
 
 class Convolutional(nn.Module):
@@ -43,12 +46,31 @@ class Convolutional(nn.Module):
         self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[dims]
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = []
-        for encoder, image in zip(self.encoders.values(), images.unbind(1), strict=True):
-            features = encoder(image[:, None])
-            parts += [features["low"], features["rest"][0]]
+        return self.decode(encode(self, images[:, :, None]))
+
+    def decode(self, features: Mapping[str, Mapping[str, object]]) -> Tensor:
+        parts = [p for f in features.values() for p in (f["low"], f["rest"][0])]
         logits = self.output_layer(torch.relu(self.decoder(torch.cat(parts, 1))))
         return nn.functional.interpolate(logits, scale_factor=2, mode=self.mode)
+
+
+class LateFused(nn.Module):
+    """The encoders of :class:`Late` or of :class:`Convolutional`, with a head each."""
+
+    def __init__(self, encoders: nn.ModuleDict, head, rule: str = "mean") -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.output_layer = LateFusion({name: head() for name in encoders}, rule)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        images = inputs[:, :, None] if inputs.ndim > 3 else inputs
+        return self.output_layer.combine(self.output_layer(encode(self, images)))
+
+
+def encode(network: nn.Module, inputs: Tensor) -> dict[str, object]:
+    """What each encoder returns for its slice of the inputs."""
+    pairs = zip(network.encoders.items(), inputs.unbind(1), strict=True)
+    return {name: encoder(x) for (name, encoder), x in pairs}
 
 
 class SkipEncoder(nn.Module):
@@ -106,6 +128,12 @@ def make_late(names=NAMES, seed: int = 0, **network) -> tuple[Late, dict[str, nn
     """A network and its heads, always the same."""
     torch.manual_seed(seed)
     return Late(names, **network), {name: LinearHead() for name in names}
+
+
+def make_late_fused(names=NAMES, seed: int = 0, rule: str = "mean") -> LateFused:
+    """A network of late fusion, always the same."""
+    torch.manual_seed(seed)
+    return LateFused(Late(names).encoders, LinearHead, rule)
 
 
 def make_cggm(heads: Mapping[str, nn.Module], **settings) -> CGGM:
