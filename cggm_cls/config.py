@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs.options import BalancerConfig, RunConfig, require
+from cggm.runs.options import BalancerConfig, FusionRule, RunConfig, require
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,9 @@ class NetworkConfig:
         width: Features of a step inside the network, a multiple of the attention heads.
         attention_heads: Heads of each attention layer.
         encoder_layers: Layers of each modality's encoder.
-        fusion_layers: Layers over the concatenated sequences.
+        fusion: What is fused: features, by a transformer, or the predictions of a head for each
+            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
+        fusion_layers: Layers over the concatenated sequences, or of each head.
         dropout: Dropout probability of embeddings, residual branches and the residual head.
         readout: What is read: the prediction token, the first real step, or the mean.
     """
@@ -23,6 +25,7 @@ class NetworkConfig:
     width: int = 40
     attention_heads: int = 5
     encoder_layers: int = 5
+    fusion: FusionRule = "features"
     fusion_layers: int = 3
     dropout: float = 0.1
     readout: Literal["token", "first", "mean"] = "token"

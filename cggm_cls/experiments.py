@@ -46,8 +46,10 @@ def run_experiment(
     load = lru_cache(maxsize=1)(load)
 
     def assemble(one: SequenceConfig, run: RunFolder, resume: bool) -> SequenceTraining:
-        fold = getattr(one, "fold", 1)
-        return SequenceTraining(one, run, load(fold), device, resume=resume)
+        data = load(getattr(one, "fold", 1))
+        if one.modalities is not None:
+            data = data.only(one.modalities)
+        return SequenceTraining(one, run, data, device, resume=resume)
 
     run_repeats(group, config, _repeats(config, folds), assemble)
 

@@ -1,10 +1,14 @@
 """Per-modality heads of CGGM for the network on sequences; they exist in training only."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from cggm_cls.layers import AttentionStack
-from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.layers import AttentionStack, Readout
 from cggm_cls.sequences import MaskedSequence
+
+if TYPE_CHECKING:
+    from cggm_cls.networks import MultimodalTransformer
 
 
 class AttentionHead(nn.Module):
@@ -15,17 +19,27 @@ class AttentionHead(nn.Module):
     that it draws no random number and the network's dropout is the same as without heads.
 
     Args:
-        network: The network whose width, attention and readout the head takes.
+        width: Features of a step.
+        classes: Number of classes, or ``None`` for regression.
         layers: Attention layers.
+        attention_heads: Heads of each layer.
+        readout: See :class:`cggm_cls.networks.MultimodalTransformer`.
     """
 
-    def __init__(self, network: MultimodalTransformer, layers: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        classes: int | None,
+        *,
+        layers: int,
+        attention_heads: int,
+        readout: Readout,
+    ) -> None:
         super().__init__()
-        last = network.output_layer
-        self.regression = network.classes is None
-        self.readout = network.readout
-        self.stack = AttentionStack(layers, last.in_features, network.attention_heads, dropout=0.0)
-        self.output_layer = nn.Linear(last.in_features, last.out_features)
+        self.regression = classes is None
+        self.readout: Readout = readout
+        self.stack = AttentionStack(layers, width, attention_heads, dropout=0.0)
+        self.output_layer = nn.Linear(width, 1 if classes is None else classes)
 
     def forward(self, encoded: MaskedSequence) -> Tensor:
         """Logits of shape ``(B, classes)``, or values of shape ``(B,)``, as the network's.
@@ -37,7 +51,9 @@ class AttentionHead(nn.Module):
         return output.squeeze(-1) if self.regression else output
 
 
-def unimodal_heads(network: MultimodalTransformer, *, layers: int = 1) -> dict[str, AttentionHead]:
+def unimodal_heads(
+    network: "MultimodalTransformer", *, layers: int = 1
+) -> dict[str, AttentionHead]:
     """One head per encoder of a network, in the order of its encoders.
 
     Args:
@@ -47,5 +63,14 @@ def unimodal_heads(network: MultimodalTransformer, *, layers: int = 1) -> dict[s
     Returns:
         Heads by modality, on the device of the network.
     """
-    device = network.output_layer.weight.device
-    return {name: AttentionHead(network, layers).to(device) for name in network.encoders}
+    device = next(network.parameters()).device
+    return {
+        name: AttentionHead(
+            network.width,
+            network.classes,
+            layers=layers,
+            attention_heads=network.attention_heads,
+            readout=network.readout,
+        ).to(device)
+        for name in network.encoders
+    }

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cggm.late import LateFusion
+from cggm.runs.options import FusionRule, late_rule
 from cggm_cls.encoders import SequenceEncoder
+from cggm_cls.heads import unimodal_heads
 from cggm_cls.layers import AttentionStack, Dropout, Readout, append_token, learned_step
 from cggm_cls.sequences import MaskedSequence
 
@@ -75,7 +78,11 @@ class MultimodalTransformer(nn.Module):
         width: Features of a step inside, a multiple of ``attention_heads``.
         attention_heads: Heads of each layer.
         encoder_layers: Layers of each encoder; 5 for CMU-MOSI, 4 for IEMOCAP and Food-101.
-        fusion_layers: Layers of the fusion; the paper's are ``encoder_layers - 2``.
+        fusion: ``"features"``, or how the predictions of a head for each modality are combined, see
+            :func:`cggm.runs.options.late_rule`. A missing modality then still votes, with what its
+            head says of an empty sequence.
+        fusion_layers: Layers of the fusion, or of each head; the paper's are
+            ``encoder_layers - 2``.
         dropout: Dropout of embeddings, residual branches and hidden layers.
         readout: What the prediction is read from: the fusion's ``"token"``, the ``"first"`` real
             step of the first modality (the released code) or the ``"mean"`` of all real steps.
@@ -83,7 +90,8 @@ class MultimodalTransformer(nn.Module):
     Attributes:
         modalities: Names of the modalities, in order.
         encoders: Modality to :class:`SequenceEncoder`.
-        output_layer: Linear, of weight shape ``(classes, width)``, or ``(1, width)``.
+        output_layer: Linear, of weight shape ``(classes, width)``, or ``(1, width)``; where
+            predictions are fused, a :class:`cggm.late.LateFusion`.
 
     Raises:
         ValueError: If no modality is named, or ``readout`` is unknown.
@@ -97,6 +105,7 @@ class MultimodalTransformer(nn.Module):
         width: int = 40,
         attention_heads: int = 5,
         encoder_layers: int = 5,
+        fusion: FusionRule = "features",
         fusion_layers: int = 3,
         dropout: float = 0.1,
         readout: Readout = "token",
@@ -105,6 +114,7 @@ class MultimodalTransformer(nn.Module):
         _check(widths, readout)
         self.modalities = tuple(widths)
         self.widths = dict(widths)
+        self.width = width
         self.classes = classes
         self.attention_heads = attention_heads
         self.dropout = dropout
@@ -115,10 +125,15 @@ class MultimodalTransformer(nn.Module):
                 for name, features in widths.items()
             }
         )
-        self.fusion = Fusion(
-            self.modalities, width, fusion_layers, attention_heads, dropout, readout
-        )
-        self.output_layer = nn.Linear(width, 1 if classes is None else classes)
+        self.output_layer: nn.Linear | LateFusion
+        if fusion == "features":
+            self.fusion = Fusion(
+                self.modalities, width, fusion_layers, attention_heads, dropout, readout
+            )
+            self.output_layer = nn.Linear(width, 1 if classes is None else classes)
+        else:
+            heads = unimodal_heads(self, layers=fusion_layers)
+            self.output_layer = LateFusion(heads, late_rule(fusion, classes is None))
 
     def forward(self, inputs: Sequences) -> Tensor:
         """Logits of shape ``(B, classes)``, or values of shape ``(B,)``; float32 under autocast.
@@ -138,6 +153,8 @@ class MultimodalTransformer(nn.Module):
 
     def decode(self, encoded: Sequences) -> Tensor:
         """Prediction from the encoded sequences of all modalities, see ``forward``."""
+        if isinstance(self.output_layer, LateFusion):
+            return self.output_layer.combine(self.output_layer(encoded))
         output: Tensor = self.output_layer(self.fusion(encoded)).float()
         return output.squeeze(-1) if self.classes is None else output
 

@@ -1,13 +1,15 @@
 """Sequences of any length per modality: how they are kept, and the batches a network takes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from cggm.runs.options import require_names
 
 
 class MaskedSequence(NamedTuple):
@@ -36,11 +38,13 @@ class Batch(TypedDict):
         inputs: Modality to sequences.
         target: Shape ``(B,)``, int64 classes or float32 values.
         ids: Identifier of each sample.
+        positions: Of each sample in its split, int64, shape ``(B,)``.
     """
 
     inputs: dict[str, MaskedSequence]
     target: Tensor
     ids: list[str]
+    positions: Tensor
 
 
 class RaggedSequences:
@@ -158,10 +162,12 @@ class SequenceDataset(Dataset[Batch]):
             name: sequences.pad(self._entries(name, positions, epoch))
             for name, sequences in self.inputs.items()
         }
+        chosen = torch.as_tensor(positions)
         return {
             "inputs": inputs,
-            "target": self.target[torch.as_tensor(positions)],
+            "target": self.target[chosen],
             "ids": [self.ids[position] for position in positions],
+            "positions": chosen,
         }
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
@@ -202,3 +208,18 @@ class TaskData:
     def widths(self) -> dict[str, int]:
         """Features of a step of each modality."""
         return self.train.widths
+
+    def only(self, modalities: Sequence[str]) -> "TaskData":
+        """The same samples without the other modalities.
+
+        Raises:
+            UserError: If a modality is unknown, none is named, or one twice.
+        """
+        known = list(self.widths)
+        require_names("modalities", modalities, known)
+        names = [name for name in known if name in modalities]
+
+        def keep(split: SequenceDataset) -> SequenceDataset:
+            return replace(split, inputs={name: split.inputs[name] for name in names})
+
+        return replace(self, train=keep(self.train), valid=keep(self.valid), test=keep(self.test))

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+from cggm.balancer import Balancer
+from cggm.late import LateFusion
 from cggm.runs.checkpoint import load_network_weights
 from cggm.runs.curves import plot_curves
 from cggm.runs.folder import RunFolder, write_atomically
 from cggm.runs.summary import describe_training
 from cggm_cls.config import SequenceConfig
-from cggm_cls.evaluation import evaluate
+from cggm_cls.evaluation import evaluate, evaluate_heads
 from cggm_cls.networks import MultimodalTransformer
 from cggm_cls.sequences import TaskData
 
@@ -45,7 +47,11 @@ def describe(
 
 
 def finish(
-    config: SequenceConfig, run: RunFolder, network: MultimodalTransformer, data: TaskData
+    config: SequenceConfig,
+    run: RunFolder,
+    network: MultimodalTransformer,
+    balancer: Balancer,
+    data: TaskData,
 ) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves and print the metrics.
 
@@ -55,9 +61,12 @@ def finish(
         config: The configuration.
         run: The finished run.
         network: A network like the trained one; gets the weights of the best checkpoint.
+        balancer: The method; its heads, if any, are evaluated as they were in that checkpoint.
         data: The splits.
     """
-    best = load_network_weights(run.checkpoints, network)
+    best = load_network_weights(run.checkpoints, network, {"balancer": balancer})
+    own = network.output_layer
+    heads = own if isinstance(own, LateFusion) else balancer.heads
     names = network.modalities
     subsets = [s for k in range(1, len(names)) for s in combinations(names, k)]
 
@@ -75,6 +84,9 @@ def finish(
         "validation_score": best.score,
         "test": test,
         "subsets": rows,
+        "heads": {}
+        if heads is None
+        else evaluate_heads(network, heads, data.test, batch_size=config.batch_size),
     }
     plot_curves(run)
     write_atomically(run.results, json.dumps(result, indent=2).encode())

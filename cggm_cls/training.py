@@ -1,33 +1,31 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from ignite.engine import Engine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.methods.build import bound_balancer
 from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.config import write_config
 from cggm.runs.epochs import EpochEnd
 from cggm.runs.folder import RunFolder
 from cggm.runs.progress import TrainingProgress
 from cggm.runs.seeds import seed_everything
-from cggm_cls.config import OptimizerConfig, SequenceConfig
+from cggm_cls.balancing import build_balancer, factory
+from cggm_cls.config import SequenceConfig
 from cggm_cls.evaluation import evaluate
-from cggm_cls.heads import unimodal_heads
 from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.scores import accuracy, negative_mae
 from cggm_cls.sequences import Batch, TaskData, move
 from cggm_cls.summary import describe, finish, numbers
 
@@ -64,8 +62,10 @@ class SequenceTraining:
         self.resume = resume
         self.network = build_network(config, data).to(device)
         with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-            balancer = _balancer(config, self.network, data.classes)
-        optimizer = _optimizer(config.optimizer)(self.network.parameters())
+            balancer = build_balancer(config, self.network, data)
+        self.balancer = balancer
+        rates = config.optimizer
+        optimizer = factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
         plateau = ReduceLROnPlateau(optimizer, patience=config.optimizer.patience)
         end = EpochEnd(
             run,
@@ -108,7 +108,7 @@ class SequenceTraining:
         describe(config, folder, self.network, self.data, done=self.done)
         if self.done < config.max_epochs:
             self._continue(len(loader.batch_sampler), loader)  # type: ignore[arg-type]
-        finish(config, folder, self.network, self.data)
+        finish(config, folder, self.network, self.balancer, self.data)
 
     def _continue(self, steps: int, loader: DataLoader[Batch]) -> None:
         state = self.trainer.state
@@ -134,6 +134,7 @@ def build_network(config: SequenceConfig, data: TaskData) -> MultimodalTransform
         width=config.network.width,
         attention_heads=config.network.attention_heads,
         encoder_layers=config.network.encoder_layers,
+        fusion=config.network.fusion,
         fusion_layers=config.network.fusion_layers,
         dropout=config.network.dropout,
         readout=config.network.readout,
@@ -152,6 +153,7 @@ def _step(
 ) -> dict[str, Tensor]:
     network.train()
     inputs = move(batch["inputs"], device)
+    balancer.identify(batch["positions"].to(device))
     optimizer.zero_grad()
     loss: Tensor = balancer(network(inputs), batch["target"].to(device))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -159,35 +161,6 @@ def _step(
         clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
     return {"loss": loss.detach()}
-
-
-def _balancer(
-    config: SequenceConfig, network: MultimodalTransformer, classes: int | None
-) -> Balancer:
-    heads = config.optimizer
-    regression = classes is None
-    return bound_balancer(
-        config.balancer.name,
-        config.balancer.settings,
-        {
-            "task_loss": nn.L1Loss if regression else nn.CrossEntropyLoss,
-            "heads": partial(unimodal_heads, network, layers=config.balancer.head_layers),
-            "score": lambda: negative_mae if regression else accuracy,
-            "head_optimizer": lambda: _factory(heads, heads.head_lr, heads.head_weight_decay),
-        },
-        network,
-    )
-
-
-def _optimizer(config: OptimizerConfig) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    return _factory(config, config.lr, config.weight_decay)
-
-
-def _factory(
-    config: OptimizerConfig, lr: float, weight_decay: float
-) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    kind = Adam if config.name == "adam" else AdamW
-    return partial(kind, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def _loader(config: SequenceConfig, data: TaskData, first_epoch: int) -> DataLoader[Batch]:

@@ -36,15 +36,21 @@ class SliceCache:
 
     Args:
         files: Case identifier to its entry, as made by :func:`build_cache`.
+        channels: Positions of the modalities that are read, in order; all of them if ``None``.
     """
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, Path], channels: Sequence[int] | None = None) -> None:
         self.case_ids: tuple[str, ...] = tuple(files)
         self._files = dict(files)
+        self._channels = slice(None) if channels is None else list(channels)
         self._entries: dict[str, _Entry] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_entries": {}}
+
+    def only(self, channels: Sequence[int]) -> "SliceCache":
+        """The same cases without the other modalities."""
+        return SliceCache(self._files, channels)
 
     def depth(self, case_id: str) -> int:
         """Number of slices of a case."""
@@ -71,7 +77,7 @@ class SliceCache:
         if not 0 <= z < len(entry.class_counts):
             raise IndexError(f"Expected `z` in [0, {len(entry.class_counts)}), but got {z}.")
         images = entry.slices.get_slice("images")[z]
-        return zscore(images, entry.statistics), entry.slices.get_slice("label")[z]
+        return zscore(images, entry.statistics)[self._channels], entry.slices.get_slice("label")[z]
 
     def _entry(self, case_id: str) -> _Entry:
         if case_id not in self._entries:

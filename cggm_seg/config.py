@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cggm.runs.options import BalancerConfig, RunConfig, require
+from cggm.runs.options import BalancerConfig, FusionRule, RunConfig, require, require_names
+from cggm_seg.cases import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class NetworkConfig:
 
     Args:
         encoder_name: Encoder of each modality, any of smp at output stride 16.
+        fusion: What is fused: features, by a decoder, or the predictions of a decoder for each
+            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
         decoder_channels: Channels of the decoder and of the output layer's input.
         low_level_channels: Channels of each modality's stride-4 skip.
         atrous_rates: Dilations of the ASPP.
@@ -21,6 +24,7 @@ class NetworkConfig:
     """
 
     encoder_name: str = "resnet101"
+    fusion: FusionRule = "features"
     decoder_channels: int = 256
     low_level_channels: int = 48
     atrous_rates: tuple[int, int, int] = (2, 4, 6)
@@ -164,8 +168,15 @@ class BratsConfig(RunConfig):
         affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
         return min(self.workers, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The modalities that the network sees, in the order of its channels."""
+        return tuple(m for m in MODALITIES if m in (self.modalities or MODALITIES))
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.modalities is not None:
+            require_names("modalities", self.modalities, MODALITIES)
         size, share = self.batch_size, self.validation_fraction
         require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
         require(0 < share < 1, "validation_fraction", "between 0 and 1", share)

@@ -19,11 +19,13 @@ class SliceItem(TypedDict):
         image: Z-scores, float32, shape ``(M, size, size)``.
         label: Classes 0 to 3, int64, shape ``(size, size)``.
         case: Identifier of the case.
+        position: Of the case in the data set.
     """
 
     image: Tensor
     label: Tensor
     case: str
+    position: int
 
 
 class SliceDataset(Dataset[SliceItem]):
@@ -86,7 +88,8 @@ class SliceDataset(Dataset[SliceItem]):
         if not 0 <= position < len(self):
             raise IndexError(f"Expected `position` in [0, {len(self)}), but got {position}.")
         rng = np.random.default_rng([self.seed, epoch, position])
-        case_id = self.case_ids[position // self.slices_per_case]
+        number = position // self.slices_per_case
+        case_id = self.case_ids[number]
         image, label = self._draw(case_id, rng)
         if self.augment:
             image, label = augmentation.augment(image, label, rng)
@@ -94,6 +97,7 @@ class SliceDataset(Dataset[SliceItem]):
             image=torch.from_numpy(image),
             label=torch.from_numpy(label).long(),
             case=case_id,
+            position=number,
         )
 
     def _draw(self, case_id: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

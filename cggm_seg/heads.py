@@ -1,86 +1,7 @@
 """Per-modality heads of CGGM for the segmentation network; they exist in training only."""
 
-from collections.abc import Mapping
-
-import torch
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import SeparableConv2d
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from cggm_seg.blocks import to_full_resolution, upsample
+from cggm_seg.decoders import UnimodalDecoder
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-
-
-class UnimodalDecoder(nn.Module):
-    """Head of one modality: predicts the segmentation from that modality's features alone.
-
-    The light decoder projects both features linearly before it upsamples and adds them, which
-    equals a 1x1 convolution of their concatenation at a fraction of the cost. The full one is a
-    DeepLabv3+ decoder, two separable 3x3 convolutions at stride 4; the released code's are dense.
-
-    Args:
-        decoder_channels: Channels of the ``high`` feature and of the output layer's input.
-        low_level_channels: Channels of the ``low`` feature.
-        classes: Number of classes, the background included.
-        light: Whether to use the light decoder.
-    """
-
-    def __init__(
-        self,
-        decoder_channels: int,
-        low_level_channels: int,
-        classes: int,
-        *,
-        light: bool = True,
-    ) -> None:
-        super().__init__()
-        fuse = _LightFusion if light else _FullFusion
-        self.fusion = fuse(decoder_channels, low_level_channels)
-        self.output_layer = nn.Conv2d(decoder_channels, classes, kernel_size=1)
-
-    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Logits of shape ``(B, classes, H, W)``.
-
-        Args:
-            features: ``high`` of shape ``(B, decoder_channels, H / 16, W / 16)`` and ``low`` of
-                shape ``(B, low_level_channels, H / 4, W / 4)``; detach them to spare the encoder.
-        """
-        return to_full_resolution(self.output_layer(self.fusion(features["high"], features["low"])))
-
-
-class _LightFusion(nn.Module):
-    def __init__(self, decoder_channels: int, low_level_channels: int) -> None:
-        super().__init__()
-        self.high = nn.Sequential(
-            SeparableConv2d(decoder_channels, decoder_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(decoder_channels),
-        )
-        self.low = nn.Conv2d(low_level_channels, decoder_channels, kernel_size=1)
-
-    def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        # Stride 4 is bound by memory traffic: BatchNorm stays at stride 16, ReLU works in place.
-        return F.relu(upsample(self.high(high)) + self.low(low), inplace=True)
-
-
-class _FullFusion(nn.Module):
-    def __init__(self, decoder_channels: int, low_level_channels: int) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(
-            _separable(decoder_channels + low_level_channels, decoder_channels),
-            _separable(decoder_channels, decoder_channels),
-        )
-
-    def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        fused: Tensor = self.convs(torch.cat([upsample(high), low], dim=1))
-        return fused
-
-
-def _separable(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        SeparableConv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
 
 
 def unimodal_heads(
@@ -95,10 +16,10 @@ def unimodal_heads(
     Returns:
         Heads by modality, on the device of the network.
     """
-    layer = network.output_layer
+    device = next(network.parameters()).device
     return {
         name: UnimodalDecoder(
-            layer.in_channels, network.low_level_channels, layer.out_channels, light=light
-        ).to(layer.weight.device)
+            network.decoder_channels, network.low_level_channels, network.classes, light=light
+        ).to(device)
         for name in network.encoders
     }

@@ -1,53 +1,20 @@
 """The segmentation network: one DeepLabv3+ branch per modality and a fusing decoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from cggm_seg.blocks import conv_norm_relu, to_full_resolution, upsample
+from cggm.late import LateFusion
+from cggm.runs.options import FusionRule, late_rule
+from cggm_seg.blocks import to_full_resolution
 from cggm_seg.cases import MODALITIES
+from cggm_seg.decoders import Features, FusionDecoder, UnimodalDecoder
 from cggm_seg.encoders import OUTPUT_STRIDE, ModalityEncoder
 
 __all__ = ["OUTPUT_STRIDE", "FusionDecoder", "ModalityEncoder", "MultiEncoderDeepLabV3Plus"]
-
-Features = Mapping[str, Mapping[str, Tensor]]
-
-
-class FusionDecoder(nn.Module):
-    """Concatenates the features of all modalities and decodes them to stride 4.
-
-    Args:
-        modalities: How many modalities are fused.
-        decoder_channels: Channels of each ``high`` feature and of the result.
-        low_level_channels: Channels of each ``low`` feature.
-    """
-
-    def __init__(self, modalities: int, decoder_channels: int, low_level_channels: int) -> None:
-        super().__init__()
-        self.high = nn.Sequential(
-            conv_norm_relu(modalities * decoder_channels, decoder_channels, kernel_size=1),
-            conv_norm_relu(decoder_channels, decoder_channels, kernel_size=3),
-        )
-        self.fuse = nn.Sequential(
-            conv_norm_relu(
-                decoder_channels + modalities * low_level_channels, decoder_channels, kernel_size=3
-            ),
-            conv_norm_relu(decoder_channels, decoder_channels, kernel_size=3),
-        )
-
-    def forward(self, features: Features) -> Tensor:
-        """Fused feature of shape ``(B, decoder_channels, H / 4, W / 4)``.
-
-        Args:
-            features: What :class:`ModalityEncoder` returns, by modality.
-        """
-        high = self.high(torch.cat([feature["high"] for feature in features.values()], dim=1))
-        low = [feature["low"] for feature in features.values()]
-        fused: Tensor = self.fuse(torch.cat([upsample(high), *low], dim=1))
-        return fused
 
 
 class MultiEncoderDeepLabV3Plus(nn.Module):
@@ -59,6 +26,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
     Args:
         modalities: Names of the input channels in order; one encoder each.
         encoder_name: See :class:`ModalityEncoder`; ``resnet101`` is the paper's.
+        fusion: ``"features"``, or how the predictions of a full decoder for each modality are
+            combined, see :func:`cggm.runs.options.late_rule`.
         classes: Number of classes, the background included.
         decoder_channels: Channels of the ASPP feature, the decoder and the output layer's input.
         low_level_channels: Channels of the stride-4 skip of each modality.
@@ -77,6 +46,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         modalities: Sequence[str] = MODALITIES,
         *,
         encoder_name: str = "resnet101",
+        fusion: FusionRule = "features",
         classes: int = 4,
         decoder_channels: int = 256,
         low_level_channels: int = 48,
@@ -88,6 +58,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         if not modalities or len(set(modalities)) != len(modalities):
             raise ValueError(f"Expected `modalities` to be distinct names, but got {modalities!r}.")
         self.modalities = tuple(modalities)
+        self.classes = classes
+        self.decoder_channels = decoder_channels
         self.low_level_channels = low_level_channels
         self.encoders = nn.ModuleDict(
             {
@@ -97,8 +69,16 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
                 for name in modalities
             }
         )
-        self.decoder = FusionDecoder(len(modalities), decoder_channels, low_level_channels)
-        self.output_layer = nn.Conv2d(decoder_channels, classes, kernel_size=1)
+        self.output_layer: nn.Conv2d | LateFusion
+        if fusion == "features":
+            self.decoder = FusionDecoder(len(modalities), decoder_channels, low_level_channels)
+            self.output_layer = nn.Conv2d(decoder_channels, classes, kernel_size=1)
+        else:
+            heads = {
+                name: UnimodalDecoder(decoder_channels, low_level_channels, classes, light=False)
+                for name in modalities
+            }
+            self.output_layer = LateFusion(heads, late_rule(fusion, regression=False))
         if encoder_weights is not None:
             for encoder in self.encoders.values():
                 cast(ModalityEncoder, encoder).load_encoder(encoder_weights)
@@ -124,6 +104,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
 
     def decode(self, features: Features) -> Tensor:
         """Logits from the features of all modalities in order, see ``forward``."""
+        if isinstance(self.output_layer, LateFusion):
+            return self.output_layer.combine(self.output_layer(features))
         logits: Tensor = _eager_full_resolution(self.output_layer(self.decoder(features)))
         return logits
 

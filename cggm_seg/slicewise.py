@@ -1,7 +1,6 @@
 """How a volume is cut into slices, batched and computed."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,6 +10,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from cggm.errors import UserError
+from cggm.modes import evaluating
 from cggm_seg.networks import OUTPUT_STRIDE
 from cggm_seg.preprocessing import brain_box, intensity_statistics, zscore
 
@@ -127,16 +127,3 @@ def _within_memory(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
             raise
     torch.cuda.empty_cache()
     return torch.cat([_within_memory(run, half) for half in batch.tensor_split(2)])
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module gets back the mode that it had."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:  # module by module: some may have been frozen in evaluation mode
-        for module in training:
-            module.training = True

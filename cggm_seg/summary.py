@@ -55,8 +55,8 @@ def finish(
 ) -> None:
     """Evaluate the best checkpoint, plot the curves and print where everything is.
 
-    Writes ``subsets.json``: mean Dice of the validation cases for every subset of modalities, or
-    for all modalities alone where ``config.subsets`` is off.
+    Writes ``results.json``, and ``subsets.json``: mean Dice of the validation cases for every
+    subset of modalities, or for all modalities alone where ``config.subsets`` is off.
 
     Args:
         config: The configuration.
@@ -73,6 +73,16 @@ def finish(
     )
     table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in results.items()}
     write_atomically(run.path / "subsets.json", json.dumps(table, indent=2).encode())
+    whole = "+".join(network.modalities)
+    result = {
+        "epoch": best.epoch,
+        "max_epochs": config.max_epochs,
+        "simulated": _is_simulated(data),
+        "validation_score": best.score,
+        "validation": table[whole],
+        "subsets": {name: row for name, row in table.items() if name != whole},
+    }
+    write_atomically(run.results, json.dumps(result, indent=2).encode())
     plot_curves(run)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
     print(f"\nmean Dice of {cases}, epoch {best.epoch}")
@@ -84,8 +94,12 @@ def _cases(ids: Sequence[str], kind: str = "") -> str:
     return f"{len(ids)} {kind}case{'' if len(ids) == 1 else 's'}"
 
 
+def _is_simulated(data: Path) -> bool:
+    return (data / "cohort.json").is_file()
+
+
 def _if_simulated(data: Path) -> str:
-    return " (SIMULATED)" if (data / "cohort.json").is_file() else ""
+    return " (SIMULATED)" if _is_simulated(data) else ""
 
 
 def _aligned(table: dict[str, dict[str, float]]) -> str:

@@ -10,22 +10,18 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.methods.build import bound_balancer
 from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.epochs import EpochEnd
 from cggm.runs.folder import RunFolder
 from cggm.runs.progress import TrainingProgress
 from cggm.runs.schedule import WarmupCosine
+from cggm_seg.balancing import build_balancer, factory, training_slices
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig, OptimizerConfig
-from cggm_seg.dataset import SliceDataset, SliceItem
-from cggm_seg.heads import unimodal_heads
-from cggm_seg.losses import SoftDiceCELoss
+from cggm_seg.dataset import SliceItem
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.regions import region_dice_counts
 from cggm_seg.split import Split
 from cggm_seg.validation import mean_dice
 
@@ -54,14 +50,9 @@ def build_trainer(
     Raises:
         UserError: If the method, the number of slices or the checkpoint does not fit.
     """
-    optimizer = SGD(
-        network.parameters(),
-        lr=config.optimizer.lr_start,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-    )
+    optimizer = factory(config.optimizer, config.optimizer.lr_start)(network.parameters())
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-        balancer = _balancer(config, network)
+        balancer = build_balancer(config, network, cache, split)
     end = EpochEnd(
         run,
         network,
@@ -95,43 +86,17 @@ def build_trainer(
     trainer.state.epoch = done
     trainer.state.iteration = done * len(loader.batch_sampler)  # type: ignore[arg-type]
     _schedule(config.optimizer, optimizer).attach(trainer)
-    BalanceHandler(balancer).attach(trainer)
+    BalanceHandler(balancer, identify=itemgetter("position")).attach(trainer)
     BalanceRecorder(balancer, run.balance, every=config.balancer.record_every).attach(trainer)
     TrainingProgress(optimizer).attach(trainer)
     end.attach(trainer)
     return trainer
 
 
-def _balancer(config: BratsConfig, network: MultiEncoderDeepLabV3Plus) -> Balancer:
-    heads = config.optimizer
-    return bound_balancer(
-        config.balancer.name,
-        config.balancer.settings,
-        {
-            "task_loss": partial(SoftDiceCELoss, config.loss.class_weights, config.loss.ce_weight),
-            "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
-            "score": lambda: region_dice_counts,
-            "head_optimizer": lambda: partial(
-                SGD, lr=heads.head_lr, momentum=heads.momentum, weight_decay=heads.weight_decay
-            ),
-        },
-        network,
-    )
-
-
 def _loader(
     config: BratsConfig, cache: SliceCache, split: Split, first_epoch: int
 ) -> DataLoader[SliceItem]:
-    slices = config.slices
-    dataset = SliceDataset(
-        cache,
-        split.training,
-        size=slices.size,
-        slices_per_case=slices.per_case,
-        lesion_fraction=slices.lesion_fraction,
-        seed=config.seed,
-        augment=slices.augment,
-    )
+    dataset = training_slices(config, cache, split.training)
     if len(dataset) < 2:
         raise UserError(
             "Expected at least 2 training slices in an epoch, for BatchNorm, but got 1.",

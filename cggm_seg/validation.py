@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cggm.modes import evaluating
 from cggm.scores import ratio_score
 from cggm_seg.cache import SliceCache
 from cggm_seg.networks import OUTPUT_STRIDE, Features, MultiEncoderDeepLabV3Plus
 from cggm_seg.regions import REGIONS, region_dice_counts
-from cggm_seg.slicewise import evaluating
 
 Subset = tuple[str, ...]
 Rows = list[dict[str, float | str]]
@@ -81,7 +81,7 @@ def _count(
     batch_size: int,
 ) -> dict[Subset, Tensor]:
     """Numerators and denominators of Dice, ``(2, 3)``, of each subset."""
-    device = network.output_layer.weight.device
+    device = next(network.parameters()).device
     counts = {subset: torch.zeros(2, len(REGIONS), device=device) for subset in subsets}
     partial = any(len(subset) < len(network.modalities) for subset in subsets)
     absent: Features = {}

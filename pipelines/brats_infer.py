@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         mode=options.mode, precision=options.precision, batch_size=options.batch_size
     )
     device = choose_device(options.device)
-    network = build_network(config.network, pretrained=False)
+    network = build_network(config.network, config.used, pretrained=False)
     load_network_weights(folder.checkpoints, network)
     with logging_redirect_tqdm():
         written, damaged = predict_cases(

@@ -17,7 +17,7 @@ from cggm.runs.cli import (
 )
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.cases import find_cases
+from cggm_seg.cases import MODALITIES, find_cases
 from cggm_seg.config import BratsConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "brats"
@@ -51,12 +51,14 @@ def main(argv: Sequence[str]) -> None:
 
     seed_everything(config.seed)
     device = choose_device(config.device)
-    network = build_network(config.network, pretrained=not options.resume).to(device)
+    network = build_network(config.network, config.used, pretrained=not options.resume)
+    network = network.to(device)
     cache, damaged = build_cache(
         cases, config.cache or data / ".slices", workers=config.processes, strict=config.strict
     )
     problems += damaged
     check_problems(cache.case_ids, problems, needed=2)
+    cache = cache.only([MODALITIES.index(name) for name in config.used])
     split = split_cases(cache.case_ids, config.validation_fraction, config.seed)
     trainer = build_trainer(
         config, folder, network, cache, split, device, resume=options.resume is not None

@@ -1,6 +1,7 @@
 """Imports run one way: cggm <- cggm_seg, cggm_cls <- pipelines, and methods stand alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_hooks_are_registered_in_one_file():
     users = [
         str(file.relative_to(ROOT))
         for file in sources("cggm")
-        if "register_" in file.read_text() and "hook" in file.read_text()
+        if re.search(r"register_\w*hook", file.read_text())
     ]
     assert users == ["cggm/binding.py"]
 

@@ -129,12 +129,15 @@ def load_checkpoint(
     return progress
 
 
-def load_network_weights(folder: Path, network: nn.Module) -> Progress:
+def load_network_weights(
+    folder: Path, network: nn.Module, parts: Mapping[str, Stateful] | None = None
+) -> Progress:
     """Load the network of the checkpoint with the highest score, or the last one without scores.
 
     Args:
         folder: Folder of the checkpoints.
         network: A network built like the saved one.
+        parts: What else of the same checkpoint to take over, by name; inference needs nothing.
 
     Raises:
         UserError: If there is no checkpoint, or it is damaged or holds another network.
@@ -143,6 +146,10 @@ def load_network_weights(folder: Path, network: nn.Module) -> Progress:
     path = max(headers, key=lambda p: _rank(headers[p]["progress"]))
     module = unwrap(network)
     module.load_state_dict(_read_weights(path, headers[path], module))
+    if parts:
+        training = torch.load(_verified(path, _TRAINING, headers[path]), "cpu", weights_only=True)
+        for name, part in parts.items():
+            _load_part(path, name, part, training["parts"][name])
     return Progress(**headers[path]["progress"])
 
 

@@ -1,10 +1,33 @@
 """Options that every training has, whatever its task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cggm.errors import UserError
+
+FusionRule = Literal["features", "average", "sum", "energy"]
+
+
+def late_rule(fusion: FusionRule, regression: bool) -> str:
+    """The rule of :class:`cggm.late.LateFusion` that a configuration means.
+
+    Args:
+        fusion: ``"average"`` averages probabilities, or values for regression; others are rules.
+        regression: Whether predictions are values.
+
+    Raises:
+        UserError: If values have no energy.
+    """
+    if fusion == "energy" and regression:
+        raise UserError(
+            "Expected classes where network.fusion is energy, but the task is a regression.",
+            "Use average or sum.",
+        )
+    if fusion == "average":
+        return "mean" if regression else "probabilities"
+    return fusion
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:
@@ -21,6 +44,21 @@ def require(condition: bool, name: str, expected: str, value: object) -> None:
     """
     if not condition:
         raise UserError(f"Expected {name} {expected}, but got {value}.", f"Correct --{name}.")
+
+
+def require_names(name: str, value: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse an option that names what is not there, nothing, or the same twice.
+
+    Args:
+        name: The option, such as ``modalities``.
+        value: What was given.
+        known: What can be named.
+
+    Raises:
+        UserError: Unless every name is known and given once.
+    """
+    fits = bool(value) and len(set(value)) == len(value) and set(value) <= set(known)
+    require(fits, name, f"to name some of {', '.join(known)}, each once", ", ".join(value))
 
 
 @dataclass(frozen=True)
@@ -52,12 +90,14 @@ class RunConfig:
 
     Args:
         data: Folder of the data; the demo data where not given.
+        modalities: Modalities to train on; all of them where not given.
         max_epochs: Passes over the training data.
         seed: Seed of everything random.
         device: Where to compute; CUDA if there is one, where not given.
     """
 
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
     device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})

@@ -1,0 +1,102 @@
+"""What a BraTS training provides to a balancing method."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from cggm.balancer import Balancer
+from cggm.methods.build import bound_balancer
+from cggm.runs.batches import EndlessBatches, EpochSampler
+from cggm.trials import Trials
+from cggm_seg.cache import SliceCache
+from cggm_seg.config import BratsConfig, OptimizerConfig
+from cggm_seg.dataset import SliceDataset
+from cggm_seg.heads import unimodal_heads
+from cggm_seg.losses import SoftDiceCELoss
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.regions import region_dice_counts
+from cggm_seg.split import Split
+
+
+def build_balancer(
+    config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
+) -> Balancer:
+    """The method of a configuration, bound to the network.
+
+    Args:
+        config: The configuration.
+        network: The network, on its device.
+        cache: Where slices are read.
+        split: Methods that train copies hold out the validation cases.
+
+    Raises:
+        UserError: If the method, or a setting of it, is unknown or cannot serve.
+    """
+    task_loss = SoftDiceCELoss(config.loss.class_weights, config.loss.ce_weight)
+    rates = config.optimizer
+    return bound_balancer(
+        config.balancer.name,
+        config.balancer.settings,
+        {
+            "task_loss": lambda: task_loss,
+            "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
+            "score": lambda: region_dice_counts,
+            "head_optimizer": lambda: factory(rates, rates.head_lr),
+            "samples": lambda: len(split.training),
+            "trials": lambda: _trials(config, network, cache, split, task_loss),
+        },
+        network,
+    )
+
+
+def factory(config: OptimizerConfig, lr: float) -> Callable[[Iterable[nn.Parameter]], SGD]:
+    """Parameters to the optimizer of a configuration."""
+    return partial(SGD, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def training_slices(
+    config: BratsConfig, cache: SliceCache, case_ids: tuple[str, ...]
+) -> SliceDataset:
+    """Slices of some cases, drawn and augmented as the configuration says."""
+    slices = config.slices
+    return SliceDataset(
+        cache,
+        case_ids,
+        size=slices.size,
+        slices_per_case=slices.per_case,
+        lesion_fraction=slices.lesion_fraction,
+        seed=config.seed,
+        augment=slices.augment,
+    )
+
+
+def _trials(
+    config: BratsConfig,
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    split: Split,
+    task_loss: nn.Module,
+) -> Trials:
+    batches = partial(_batches, config=config, device=next(network.parameters()).device)
+    return Trials(
+        network,
+        task_loss,
+        partial(batches, dataset=training_slices(config, cache, split.training)),
+        partial(batches, dataset=training_slices(config, cache, split.validation)),
+        factory(config.optimizer, config.optimizer.lr_peak),
+        seed=config.seed,
+    )
+
+
+def _batches(
+    epoch: int, *, dataset: SliceDataset, config: BratsConfig, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    sampler = EpochSampler(len(dataset), seed=config.seed)
+    batches = EndlessBatches(sampler, config.batch_size, first_epoch=epoch)
+    loader = DataLoader(dataset, batch_sampler=batches, generator=torch.Generator())
+    for _, batch in zip(range(len(batches)), loader, strict=False):
+        yield batch["image"].to(device), batch["label"].to(device)
