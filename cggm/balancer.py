@@ -231,7 +231,7 @@ class Balancer(nn.Module):
         captured = self.binding.take()
         layer, unimodal = (captured.layer_input, captured.layer_output), {}
         if self.binding.late_fusion:
-            unimodal = captured.layer_output
+            unimodal = {name: plain(part) for name, part in captured.layer_output.items()}
             layer = (prediction.new_empty(0), prediction.new_empty(0))
         return Step(captured.inputs, captured.features, prediction, target, loss, *layer, unimodal)
 

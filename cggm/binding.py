@@ -88,7 +88,7 @@ class Binding:
         decode: Decode | None = None,
     ) -> None:
         _check_encoders(encoders, output_layer)
-        _check_output_layer(output_layer)
+        _check_output_layer(output_layer, list(encoders))
         self.encoders = dict(encoders)
         self.output_layer = output_layer
         self.scales: Tensor | None = None
@@ -152,13 +152,20 @@ class Binding:
         """Refuse a network whose fusion cannot be run again.
 
         Raises:
-            ValueError: If the network was bound without a ``decode``.
+            ValueError: If the network was bound without a ``decode``, or with one whose modules
+                cannot be found.
         """
         if self._decode is None:
             raise ValueError(
                 f"Expected `decode`, with which {method} runs the fusion on other features, but "
                 "got none. Give the network a method `decode(features)` that takes what its "
                 "encoders return by modality, or pass `decode=` to `bind`."
+            )
+        if self._decoder is None:
+            raise ValueError(
+                f"Expected `decode` to be a module or a method of one, because {method} sets the "
+                "mode of its modules and keeps their running statistics, but got "
+                f"{type(self._decode).__name__}. Pass a bound method such as `network.decode`."
             )
 
     def require_late_fusion(self, method: str) -> None:
@@ -174,16 +181,24 @@ class Binding:
                 "Use a network whose `output_layer` is a `cggm.late.LateFusion`."
             )
 
-    def decode(self, features: Mapping[str, Features]) -> Tensor:
+    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Tensor:
         """The network's prediction from other features: one more pass through its fusion.
+
+        It has gradients and leaves no trace: running statistics, such as BatchNorm's, move by the
+        network's own forward pass alone.
 
         Args:
             features: Modality to features like those that its encoder returns.
+            training: Whether modules keep the mode they are in; otherwise the pass runs in eval
+                mode, without dropout and by running statistics.
         """
         assert self._decode is not None
+        assert self._decoder is not None
+        modules = self._decoder.named_modules(memo=set(self.encoders.values()))
         self._decoding = True
         try:
-            prediction: Tensor = plain(self._decode(features))
+            with _untouched([module for _, module in modules], training):
+                prediction: Tensor = plain(self._decode(features))
         finally:
             self._decoding = False
         return prediction
@@ -245,6 +260,12 @@ class Binding:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    @property
+    def _decoder(self) -> nn.Module | None:
+        """The module that ``decode`` is, or is a method of."""
+        owner = getattr(self._decode, "__self__", self._decode)
+        return owner if isinstance(owner, nn.Module) else None
 
     def _encoder_hook(self, name: str, index: int) -> Callable[..., Features]:
         def scale(tensor: Tensor) -> Tensor:
@@ -344,6 +365,22 @@ def recorded(encoders: Mapping[str, nn.Module]) -> Iterator[dict[str, Features]]
             handle.remove()
 
 
+@contextmanager
+def _untouched(modules: list[nn.Module], training: bool) -> Iterator[None]:
+    """Run modules in their mode or in eval mode, and give them their mode and buffers back."""
+    before = [(module, module.training, module._buffers) for module in modules]
+    try:
+        for module, mode, buffers in before:
+            module.training = mode and training
+            if module.training:
+                # copies take the updates: writing old values back would upset a later backward
+                module._buffers = {k: None if b is None else b.clone() for k, b in buffers.items()}
+        yield
+    finally:
+        for module, mode, buffers in before:
+            module.training, module._buffers = mode, buffers
+
+
 def last_weight(layer: nn.Module) -> Tensor:
     """Weight of a linear or convolutional layer."""
     weight = layer.weight
@@ -403,8 +440,13 @@ def _check_encoders(encoders: Mapping[str, nn.Module], output_layer: nn.Module) 
         owner |= {id(parameter): name for parameter in module.parameters()}
 
 
-def _check_output_layer(layer: nn.Module) -> None:
+def _check_output_layer(layer: nn.Module, names: list[str]) -> None:
     if isinstance(layer, LateFusion):
+        if list(layer) != names:
+            raise ValueError(
+                f"Expected a late fusion of the encoders {names}, but got one of {list(layer)}. "
+                "Name its heads like the encoders, in their order."
+            )
         return
     weight = getattr(layer, "weight", None)
     remedy = "Give the last layer with parameters; interpolation and softmax may follow it."

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from cggm.containers import Features, map_tensors
@@ -102,6 +103,25 @@ class Heads(nn.ModuleDict):
         self._micro_batches += 1
         (gradients,) = mean_over_ranks([gradients])
         return HeadReadings(losses, counts, gradients)
+
+    def losses(self, features: Mapping[str, Features], target: Any, task_loss: Criterion) -> Tensor:  # noqa: ANN401
+        """Loss of each head, ``(M,)``, differentiable in the features; heads are constants.
+
+        One more pass through the heads, which leaves their gradients and batch statistics alone.
+
+        Args:
+            features: Output of each encoder, with its graph.
+            target: What the task loss compares predictions with.
+            task_loss: ``(prediction, target)`` to a scalar.
+        """
+        losses = []
+        for name, head in self.items():
+            constants = {key: p.detach() for key, p in head.named_parameters()}
+            buffers = {key: b.clone() for key, b in head.named_buffers()}
+            prediction = functional_call(head, constants | buffers, (features[name],))
+            loss = task_loss(prediction, target)
+            losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
+        return torch.stack(losses)
 
     def step(self) -> None:
         """Let the heads' optimizer step by the mean gradient of the window and of all ranks."""

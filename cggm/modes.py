@@ -10,11 +10,17 @@ from torch import nn
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every module gets back the mode that it had."""
+    with frozen(network), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Eval mode with gradients; every module gets back the mode that it had."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:  # module by module: some may have been frozen in evaluation mode
         for module in training:
             module.training = True

@@ -1,19 +1,21 @@
 """Short trainings of copies, for methods that measure or prepare before they balance."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cggm.binding import recorded, unwrap
+from cggm import binding
 from cggm.containers import Features
-from cggm.distributed import mean_over_ranks, sum_over_ranks
+from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
 from cggm.heads import Criterion, OptimizerFactory
 
 Batches = Callable[[int], Iterable[tuple[Any, Any]]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Trials:
         self.seed = seed
 
     def copy(self, heads: Mapping[str, nn.Module]) -> "Trial":
-        """A copy of the network as it is now, with copies of heads.
+        """A copy of the network as it is now, with copies of heads on its device.
 
         Args:
             heads: Modality name to module that takes what the encoder returns.
         """
-        return Trial(self, deepcopy(unwrap(self.network)), deepcopy(nn.ModuleDict(dict(heads))))
+        return Trial(self, unhooked_copy(binding.unwrap(self.network)), heads)
 
 
 class Trial:
@@ -80,10 +82,12 @@ class Trial:
         encoders: Encoders of the copy.
     """
 
-    def __init__(self, trials: Trials, network: nn.Module, heads: nn.ModuleDict) -> None:
+    def __init__(self, trials: Trials, network: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         self.trials = trials
         self.network = network
-        self.heads = heads
+        self.device = next(network.parameters()).device
+        self.heads = deepcopy(nn.ModuleDict(dict(heads))).to(self.device)
+        broadcast_from_first(self.heads.parameters())
         encoders = network.encoders
         assert isinstance(encoders, nn.ModuleDict)
         self.encoders = encoders
@@ -92,7 +96,8 @@ class Trial:
         """Train the copy on a weighted sum of its branches' losses.
 
         Heads learn from features that are not detached. With a weight for each head and none for
-        the fused prediction, the modalities do not meet and every one is trained as if alone.
+        the fused prediction, the modalities do not meet and every one is trained as if alone, by
+        any optimizer that treats parameters one by one.
 
         Args:
             weights: Of each modality's loss in order, then of the fused prediction's, ``(M + 1,)``.
@@ -101,46 +106,59 @@ class Trial:
         parameters = [*self.network.parameters(), *self.heads.parameters()]
         parameters = [p for p in parameters if p.requires_grad]
         optimizer = self.trials.optimizer(parameters)
-        device = parameters[0].device
-        devices = [device] if device.type == "cuda" else []
-        self._train(True)
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(self.trials.seed)
+        # 0 times a loss would be no 0 if it is not finite, and decay what it does not train
+        chosen = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
+        with self._apart(training=True), torch.enable_grad():
             for epoch in range(1, epochs + 1):
                 for inputs, target in self.trials.train(epoch):
                     optimizer.zero_grad()
-                    losses = self._losses(inputs, target)
-                    chosen = weights.to(losses) != 0  # 0 times a loss that is not finite
-                    (weights.to(losses)[chosen] * losses[chosen]).sum().backward()  # type: ignore[no-untyped-call]
+                    losses, _ = self._losses(inputs, target)
+                    sum(weight * losses[k] for k, weight in chosen).backward()
                     _average(parameters)
                     optimizer.step()
 
     def losses(self) -> TrialLosses:
-        """Losses of every branch as they are now."""
-        self._train(False)
-        return TrialLosses(self._mean(self.trials.train), self._mean(self.trials.valid))
+        """Losses of every branch as they are now, each sample counted once."""
+        with self._apart(training=False), torch.no_grad():
+            return TrialLosses(self._mean(self.trials.train), self._mean(self.trials.valid))
 
-    @torch.no_grad()
     def _mean(self, batches: Batches) -> Tensor:
-        total, count = torch.zeros(()), torch.zeros(())
+        total = torch.zeros(len(self.heads) + 1, device=self.device)
+        count = torch.zeros(1, device=self.device)
         for inputs, target in batches(1):
-            losses = self._losses(inputs, target)
-            size = len(target)
-            total, count = total.to(losses) + size * losses, count.to(losses) + size
+            losses, size = self._losses(inputs, target)
+            total, count = total + size * torch.stack(losses).float(), count + size
         total, count = sum_over_ranks([total, count])
         return total / count
 
-    def _losses(self, inputs: Any, target: Any) -> Tensor:  # noqa: ANN401
+    def _losses(self, inputs: Any, target: Any) -> tuple[list[Tensor], int]:  # noqa: ANN401
+        """Loss of every branch, and the number of samples."""
         features: dict[str, Features]
-        with recorded(dict(self.encoders.items())) as features:
+        with binding.recorded(dict(self.encoders.items())) as features:
             prediction = self.network(inputs)
         predictions = [head(features[name]) for name, head in self.heads.items()]
         losses = [self.trials.task_loss(p, target) for p in [*predictions, prediction]]
-        return torch.stack(losses).float()
+        return losses, len(prediction)
 
-    def _train(self, mode: bool) -> None:
-        self.network.train(mode)
-        self.heads.train(mode)
+    @contextmanager
+    def _apart(self, *, training: bool) -> Iterator[None]:
+        """Random numbers of its own, for data loaders too, and the copy's mode."""
+        self.network.train(training)
+        self.heads.train(training)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.trials.seed)
+            yield
+
+
+def unhooked_copy(module: Module) -> Module:
+    """A copy without the hooks that a balancer put on the original."""
+    copy = deepcopy(module)
+    for part in copy.modules():
+        for key, hook in list(part._forward_hooks.items()):
+            if getattr(hook, "__module__", None) == binding.__name__:
+                del part._forward_hooks[key]
+    return copy
 
 
 def _average(parameters: Iterable[nn.Parameter]) -> None:

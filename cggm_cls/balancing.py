@@ -59,6 +59,14 @@ def factory(
     return partial(kind, lr=lr, weight_decay=weight_decay, fused=True)
 
 
+def training_batches(
+    config: SequenceConfig, network: MultimodalTransformer, data: TaskData
+) -> Iterator[Pair]:
+    """The batches of one epoch on the network's device."""
+    device = next(network.parameters()).device
+    return _batches(1, dataset=data.train, size=config.batch_size, seed=config.seed, device=device)
+
+
 def _trials(
     config: SequenceConfig, network: MultimodalTransformer, data: TaskData, task_loss: nn.Module
 ) -> Trials:

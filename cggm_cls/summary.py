@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from cggm.balancer import Balancer
+from cggm.gradients import direction_vectors, write_vectors
 from cggm.late import LateFusion
 from cggm.runs.checkpoint import load_network_weights
 from cggm.runs.curves import plot_curves
 from cggm.runs.folder import RunFolder, write_atomically
 from cggm.runs.summary import describe_training
+from cggm_cls.balancing import training_batches
 from cggm_cls.config import SequenceConfig
 from cggm_cls.evaluation import evaluate, evaluate_heads
 from cggm_cls.networks import MultimodalTransformer
@@ -88,6 +90,10 @@ def finish(
         if heads is None
         else evaluate_heads(network, heads, data.test, batch_size=config.batch_size),
     }
+    if config.gradients and balancer.heads is not None:
+        batches = islice(training_batches(config, network, data), config.gradients)
+        vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
+        write_vectors(run.gradients, vectors)
     plot_curves(run)
     write_atomically(run.results, json.dumps(result, indent=2).encode())
     print(f"\ntest split{_if_simulated(data)}, epoch {best.epoch}, selected on validation")

@@ -61,9 +61,7 @@ class SequenceTraining:
         self.data = data
         self.resume = resume
         self.network = build_network(config, data).to(device)
-        with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-            balancer = build_balancer(config, self.network, data)
-        self.balancer = balancer
+        self.balancer = balancer = build_balancer(config, self.network, data)
         rates = config.optimizer
         optimizer = factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
         plateau = ReduceLROnPlateau(optimizer, patience=config.optimizer.patience)

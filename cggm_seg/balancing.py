@@ -74,6 +74,15 @@ def training_slices(
     )
 
 
+def training_batches(
+    config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch on the network's device."""
+    dataset = training_slices(config, cache, split.training)
+    device = next(network.parameters()).device
+    return _batches(1, dataset=dataset, config=config, device=device)
+
+
 def _trials(
     config: BratsConfig,
     network: MultiEncoderDeepLabV3Plus,

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from cggm.balancer import Balancer
+from cggm.gradients import direction_vectors, write_vectors
 from cggm.runs.checkpoint import load_network_weights
 from cggm.runs.curves import plot_curves
 from cggm.runs.folder import RunFolder, write_atomically
 from cggm.runs.summary import describe_training
+from cggm_seg.balancing import training_batches
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig
 from cggm_seg.evaluation import subset_names
@@ -49,6 +53,7 @@ def finish(
     config: BratsConfig,
     run: RunFolder,
     network: MultiEncoderDeepLabV3Plus,
+    balancer: Balancer,
     cache: SliceCache,
     split: Split,
     data: Path,
@@ -62,11 +67,12 @@ def finish(
         config: The configuration.
         run: The finished run.
         network: A network like the trained one; gets the weights of the best checkpoint.
+        balancer: The method; gets its state of that checkpoint.
         cache: Where slices are read.
         split: Cases of training and validation.
         data: Folder of the cases.
     """
-    best = load_network_weights(run.checkpoints, network)
+    best = load_network_weights(run.checkpoints, network, {"balancer": balancer})
     subsets = subset_names(network.modalities) if config.subsets else [network.modalities]
     results = evaluate_cached(
         network, cache, split.validation, subsets=subsets, progress="Evaluating"
@@ -83,6 +89,10 @@ def finish(
         "subsets": {name: row for name, row in table.items() if name != whole},
     }
     write_atomically(run.results, json.dumps(result, indent=2).encode())
+    if config.gradients and balancer.heads is not None:
+        batches = islice(training_batches(config, network, cache, split), config.gradients)
+        vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
+        write_vectors(run.gradients, vectors)
     plot_curves(run)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
     print(f"\nmean Dice of {cases}, epoch {best.epoch}")

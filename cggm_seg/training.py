@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
 from cggm.runs.batches import EndlessBatches, EpochSampler
@@ -17,7 +18,7 @@ from cggm.runs.epochs import EpochEnd
 from cggm.runs.folder import RunFolder
 from cggm.runs.progress import TrainingProgress
 from cggm.runs.schedule import WarmupCosine
-from cggm_seg.balancing import build_balancer, factory, training_slices
+from cggm_seg.balancing import factory, training_slices
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig, OptimizerConfig
 from cggm_seg.dataset import SliceItem
@@ -30,6 +31,7 @@ def build_trainer(
     config: BratsConfig,
     run: RunFolder,
     network: MultiEncoderDeepLabV3Plus,
+    balancer: Balancer,
     cache: SliceCache,
     split: Split,
     device: torch.device,
@@ -42,17 +44,16 @@ def build_trainer(
         config: The configuration.
         run: Folder that it writes to, once it runs.
         network: The network, on the device.
+        balancer: The method, bound to it.
         cache: Where slices are read.
         split: Cases of training and validation.
         device: Where to compute.
         resume: Whether to continue from the run's last checkpoint.
 
     Raises:
-        UserError: If the method, the number of slices or the checkpoint does not fit.
+        UserError: If the number of slices or the checkpoint does not fit.
     """
     optimizer = factory(config.optimizer, config.optimizer.lr_start)(network.parameters())
-    with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
-        balancer = build_balancer(config, network, cache, split)
     end = EpochEnd(
         run,
         network,

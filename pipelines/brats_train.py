@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     check_problems(cases, problems, strict=config.strict)
 
     from cggm.runs.seeds import seed_everything
+    from cggm_seg.balancing import build_balancer
     from cggm_seg.build import build_network
     from cggm_seg.cache import build_cache
     from cggm_seg.split import split_cases
@@ -60,8 +61,9 @@ def main(argv: Sequence[str]) -> None:
     check_problems(cache.case_ids, problems, needed=2)
     cache = cache.only([MODALITIES.index(name) for name in config.used])
     split = split_cases(cache.case_ids, config.validation_fraction, config.seed)
+    balancer = build_balancer(config, network, cache, split)
     trainer = build_trainer(
-        config, folder, network, cache, split, device, resume=options.resume is not None
+        config, folder, network, balancer, cache, split, device, resume=options.resume is not None
     )
     if not options.resume:
         folder.make()
@@ -70,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     describe(config, folder, network, split, data, done=trainer.state.epoch)
     if trainer.state.epoch < config.max_epochs:
         trainer.run()
-    finish(config, folder, network, cache, split, data)
+    finish(config, folder, network, balancer, cache, split, data)
     report_problems(problems)
 
 

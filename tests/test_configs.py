@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from cggm.methods.build import build_balancer
 from cggm.runs.config import read_config
+from cggm.trials import Trials
 from cggm_cls.config import FoodConfig, IemocapConfig, MfeatConfig, MosiConfig
 from cggm_seg.config import BratsConfig
-from tests.cggm.networks import NAMES, LinearHead, accuracy
+from tests.cggm.networks import NAMES, LinearHead, accuracy, make_late
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
@@ -39,6 +41,10 @@ def test_every_method_builds_on_every_data_set(base, method):
         "task_loss": nn.CrossEntropyLoss,
         "heads": lambda: {n: LinearHead() for n in NAMES},
         "score": lambda: accuracy,
+        "samples": lambda: 16,
+        "trials": lambda: Trials(
+            make_late()[0], nn.CrossEntropyLoss(), iter, iter, torch.optim.SGD
+        ),
     }
     balancer = build_balancer(config.balancer.name, config.balancer.settings, parts)
     assert type(balancer).__name__ == config.balancer.name

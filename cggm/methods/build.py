@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 
 from cggm import methods
@@ -53,12 +54,13 @@ def bound_balancer(
     parts: Mapping[str, Callable[[], Any]],
     network: nn.Module,
 ) -> Balancer:
-    """Build a method, see :func:`build_balancer`, and bind it to a network.
+    """Build a method, see :func:`build_balancer`, and bind it to a network; draws nothing.
 
     Raises:
         UserError: As there, or if the method cannot serve this network or its task.
     """
-    balancer = build_balancer(name, settings, parts)
+    with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
+        balancer = build_balancer(name, settings, parts)
     try:
         return balancer.bind(network)
     except ValueError as error:

@@ -1,14 +1,10 @@
 """Joint training with a loss for each modality alone."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cggm.balancer import Balancer, Step
-from cggm.containers import Features
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.scores import Score, ScoreTracker
 
@@ -75,11 +71,8 @@ class UnimodalLosses(Balancer):
         self.readings = {"score": self.scores.scores(), "head_loss": heads.losses}
         if self.weight == 0:
             return step.loss
-        losses = [
-            self._head_loss(head, step.features[name], step.target)
-            for name, head in self.heads.items()
-        ]
-        return step.loss + self.weight * torch.stack(losses).sum()
+        losses = self.heads.losses(step.features, step.target, self.task_loss)
+        return step.loss + self.weight * losses.sum()
 
     def commit(self) -> None:
         """Move scores and heads by the window that the optimizer stepped on."""
@@ -90,10 +83,3 @@ class UnimodalLosses(Balancer):
         """Forget scores and head gradients of a window that led to no step."""
         self.scores.keep(kept)
         self.heads.keep(kept)
-
-    def _head_loss(self, head: nn.Module, features: Features, target: Any) -> Tensor:  # noqa: ANN401
-        """Loss of a head, differentiable in the features and constant in its parameters."""
-        constants = {name: p.detach() for name, p in head.named_parameters()}
-        buffers = {name: b.clone() for name, b in head.named_buffers()}
-        loss = self.task_loss(functional_call(head, constants | buffers, (features,)), target)
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))

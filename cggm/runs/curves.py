@@ -24,7 +24,7 @@ _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _GRAYS = ("#333333", "#777777", "#999999", "#AAAAAA")
 _DASHES = ("-", "--", ":", "-.")
 _MOST_DOTS = 1000
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -88,7 +88,7 @@ def plot_curves(run: RunFolder | Path) -> list[Path]:
         raise UserError(f"{run.path}: nothing was logged yet.", "Give the folder of a run.")
     run.curves.mkdir(exist_ok=True)
     files = {panel.name: [panel] for panel in panels} | {"curves": panels}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, shown in files.items():
             with replacing(run.curves / f"{name}.png") as temporary:
                 _figure(shown).savefig(temporary, dpi=150, format="png")

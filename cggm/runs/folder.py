@@ -182,6 +182,11 @@ class RunFolder:
         return self.path / "balance.jsonl"
 
     @property
+    def gradients(self) -> Path:
+        """Last-layer gradients of some batches, see :mod:`cggm.gradients`."""
+        return self.path / "gradients.npz"
+
+    @property
     def results(self) -> Path:
         """What a finished run came to, JSON."""
         return self.path / "results.json"
@@ -220,6 +225,12 @@ def _unmakable(path: Path, error: OSError) -> UserError:
 def _unused(path: Path) -> Path:
     numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
     return next(p for p in (path, *numbered) if not p.exists())
+
+
+def machine() -> str:
+    """The processor and how many cores this process may use, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {_processor()}"
 
 
 def _environment() -> dict[str, Any]:

@@ -93,6 +93,8 @@ class RunConfig:
         modalities: Modalities to train on; all of them where not given.
         max_epochs: Passes over the training data.
         seed: Seed of everything random.
+        gradients: Training batches whose last-layer gradients are kept in the end, see
+            cggm.gradients; needs heads.
         device: Where to compute; CUDA if there is one, where not given.
     """
 
@@ -100,6 +102,7 @@ class RunConfig:
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
+    gradients: int = field(default=0, metadata={"metavar": "N"})
     device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class RunConfig:
                 f"but got {self.max_epochs} and {self.seed}.",
                 "Correct --max_epochs or --seed.",
             )
+        require(self.gradients >= 0, "gradients", "of at least 0", self.gradients)
 
 
 @dataclass(frozen=True)

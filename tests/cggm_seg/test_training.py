@@ -9,6 +9,7 @@ from cggm.errors import UserError
 from cggm.runs.config import read_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.logs import read_jsonl
+from cggm_seg.balancing import build_balancer
 from cggm_seg.build import build_network
 from cggm_seg.cache import build_cache
 from cggm_seg.cases import MODALITIES, find_cases
@@ -54,8 +55,9 @@ class Training:
         self.run = RunFolder(folder)
         self.network = build_network(config.network)
         split = split_cases(cache.case_ids, 0.25, 0)
+        balancer = build_balancer(config, self.network, cache, split)
         self.trainer = build_trainer(
-            config, self.run, self.network, cache, split, CPU, resume=resume
+            config, self.run, self.network, balancer, cache, split, CPU, resume=resume
         )
 
 

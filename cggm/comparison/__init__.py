@@ -1,0 +1,1 @@
+"""What turns finished runs of several methods into statistics, tables and figures."""

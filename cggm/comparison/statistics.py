@@ -1,0 +1,162 @@
+"""Means over seeds, and paired differences with their uncertainty."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+import numpy as np
+
+from cggm.comparison.records import Record, by_seed, methods, of_method
+
+Verdict = Literal["better", "worse", "no difference"]
+RESAMPLES = 10_000
+FEWEST_SEEDS = 5
+_TAIL = 0.025
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is an error or a distance: ``mae`` and ``hd95*``."""
+    return metric == "mae" or metric.startswith("hd95")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and standard deviation of a sample; NaN where too few values define them."""
+
+    n: int
+    mean: float
+    sd: float
+
+
+def summarize(values: Iterable[float]) -> Summary:
+    r"""Mean and standard deviation over seeds.
+
+    .. math:: \bar x = \frac1n \sum_i x_i, \qquad s = \sqrt{\frac1{n-1} \sum_i (x_i - \bar x)^2}
+
+    The standard deviation says how much one run differs from another, not how well the mean is
+    known. It is undefined for a single value, the mean for none.
+
+    Args:
+        values: One per seed.
+    """
+    known = sorted(values)
+    mean = fmean(known) if known else math.nan
+    return Summary(len(known), mean, stdev(known) if len(known) > 1 else math.nan)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method minus the reference, over the seeds that both have.
+
+    Args:
+        n: Number of these seeds.
+        mean: Mean difference, in the metric's unit; NaN without a seed.
+        low: Lower end of the interval, possibly infinite; NaN with fewer than two seeds.
+        high: Upper end.
+        verdict: What may be said.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+def paired_difference(
+    values: Mapping[int, float], reference: Mapping[int, float], *, lower_better: bool
+) -> Difference:
+    """Difference of two methods, paired by seed, with :func:`bootstrap_interval`.
+
+    It is "better" or "worse" where the interval lies on one side of zero and at least five seeds
+    are common, else "no difference": nothing was shown, which is not proof of equality. Each
+    comparison errs in 5 % of the cases by itself; of twenty methods that change nothing, one is
+    expected to look different.
+
+    Args:
+        values: The method's metric by seed.
+        reference: The reference's.
+        lower_better: Direction of the metric.
+    """
+    common = values.keys() & reference.keys()
+    differences = [values[seed] - reference[seed] for seed in sorted(common)]
+    low, high = bootstrap_interval(differences)
+    verdict: Verdict = "no difference"
+    if len(common) >= FEWEST_SEEDS and not low <= 0.0 <= high:
+        verdict = "better" if (high < 0.0) == lower_better else "worse"
+    return Difference(len(common), summarize(differences).mean, low, high, verdict)
+
+
+def compare(
+    records: Sequence[Record], metric: str, *, reference: str = "joint"
+) -> dict[str, Difference]:
+    """Difference of every other method to the reference, see :func:`paired_difference`.
+
+    Args:
+        records: Of one task.
+        metric: A key of ``test``; tells the direction.
+        reference: What the others are compared with.
+
+    Returns:
+        By method; without the reference itself.
+    """
+    values = {
+        name: by_seed(of_method(records, name), lambda r: r.test.get(metric))
+        for name in methods(records)
+    }
+    base = values.pop(reference, {})
+    lower_better = lower_is_better(metric)
+    return {n: paired_difference(v, base, lower_better=lower_better) for n, v in values.items()}
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    r"""95 % confidence interval of a mean by the bootstrap-t (studentized bootstrap).
+
+    .. math:: \left[\bar x - t_{0.975}\, s/\sqrt n,\; \bar x - t_{0.025}\, s/\sqrt n\right],
+        \qquad t^* = \frac{\bar x^* - \bar x}{s^*/\sqrt n}
+
+    with the quantiles of :math:`t^*` over 10,000 resamples under a fixed seed. A resample of equal
+    values has :math:`t^* = \pm\infty`; where they are common (three values, or many ties as of
+    accuracies on few cases) an end of the interval is infinite and nothing can be concluded.
+
+    Not the percentile interval, which is too narrow for few values. Measured coverage, from 4,000
+    samples each:
+
+    ===================  ==========  ===========
+    differences          percentile  bootstrap-t
+    ===================  ==========  ===========
+    normal, n = 3        0.754       1.000 (mostly infinite)
+    normal, n = 5        0.842       0.954
+    normal, n = 10       0.901       0.949
+    exponential, n = 5   0.788       0.930
+    exponential, n = 10  0.867       0.946
+    ===================  ==========  ===========
+
+    BCa was no better than percentile (normal, n = 5: 0.837 in 2,000 samples). The price is width:
+    at n = 5 twice that of the percentile interval (median 3.05 against 1.38 standard deviations).
+
+    Args:
+        values: Independent values; their order does not matter.
+
+    Returns:
+        Lower and upper end: NaN for fewer than two values, a point where all are equal.
+    """
+    x = np.sort(np.asarray(values, float))
+    n = len(x)
+    if n < 2:
+        return math.nan, math.nan
+    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
+    rounding = 1e-9 * float(np.abs(x).max())
+    if error <= rounding:
+        return mean, mean
+    resamples = x[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))]
+    shift, errors = resamples.mean(1) - mean, resamples.std(1, ddof=1) / math.sqrt(n)
+    shift[np.abs(shift) <= rounding] = 0.0
+    infinite = np.where(shift == 0.0, 0.0, np.copysign(np.inf, shift))
+    known = errors > rounding
+    t = np.where(known, shift / np.where(known, errors, 1.0), infinite)
+    # Quantiles that are values of the sample: between two infinities there is nothing to average.
+    first, last = np.quantile(t, [_TAIL, 1 - _TAIL], method="inverted_cdf")
+    return mean - float(last) * error, mean - float(first) * error

@@ -1,0 +1,197 @@
+"""OPM: on-the-fly prediction modulation."""
+
+from collections.abc import Mapping
+from functools import partial
+from random import Random
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cggm.balancer import Balancer, Step
+from cggm.binding import Binding
+from cggm.confidence import confidence_ratios, is_classification, true_class_probability
+from cggm.containers import map_tensors
+from cggm.distributed import sum_over_ranks, world_size
+from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.scores import Score, ratio_score
+
+
+class OPM(Balancer):
+    r"""On-the-fly prediction modulation (Wei et al., TPAMI 2024), the sibling of :class:`OGM`.
+
+    Beyond the systems that CGGM was compared with. Units of the features of a modality that is
+    ahead are dropped with the probability q, and kept ones enlarged to the same expectation, so
+    that the fusion cannot lean on it. With the summed probability of the true class,
+    :math:`s_m = \sum_b \mathrm{softmax}(z_m)_{b, y_b}`,
+
+    .. math:: \rho_m = \frac{s_m}{\mathrm{mean}_{k \neq m} s_k}, \quad
+              q_m = q_{base} (1 + \lambda \tanh(\rho_m - 1)) \text{ if } \rho_m > 1 \text{ else } 0,
+              \quad \tilde h_m = \frac{\mathrm{Bern}(1 - q_m) \odot h_m}{1 - q_m}
+
+        L = L_{task}(f(\tilde h), y)
+
+    At each optimizer step this happens with the probability :math:`p_{exe}`; other steps are joint
+    ones. It acts in the forward pass, so that no optimizer cancels it. It costs the heads and,
+    where it happens, one more pass through the fusion in the mode that the network is in. That
+    pass moves no running statistics: they see the undropped features, as at inference.
+
+    Published: two modalities, classification, features that are vectors. Our extensions:
+
+    - heads that learn from detached features judge, on features of which nothing is dropped;
+    - three and more modalities: each against the mean of the others; a single one is left alone;
+    - regression and dense prediction by ``score``. If a score is negative, such as a negated error,
+      exponentials of the scores are compared;
+    - a unit is an entry of the last axis of a feature where the output layer is linear, of the
+      second axis where it is a convolution, and is dropped for all steps or places of a sample.
+      Tensors of other types than floats stay, so that masks do.
+
+    Under accumulation the scores are the window's so far. A draw is a function of the seed, the
+    rank, the optimizer steps made and the micro-batch; whether to drop is drawn alike on all ranks
+    and in a window.
+
+    Do not use it where a modality carries no signal: the others are thinned out for nothing. q
+    jumps from 0 to its base where the ratio passes 1, so one of two near equals is always thinned.
+    A loop of one's own must call ``start_epoch``, or it stays in epoch 1, a warm-up by default.
+
+    Args:
+        heads: Modality name to head, see :class:`cggm.CGGM`.
+        task_loss: ``(prediction, target)`` to a scalar, for the network and for every head.
+        score: See :func:`cggm.scores.score_counts`. Used where the prediction is not logits
+            ``(B, C)`` or the target not class indices ``(B,)``; there the published one serves.
+        q_base: Probability of dropping at ratio 1, not negative; 0 is joint training.
+        lam: How much it grows with the ratio, not negative; ``q_base * (1 + lam)`` is below 1.
+        p_exe: Probability that a step drops, in [0, 1].
+        warmup_epochs: Epochs of joint training at first, while heads are untrained.
+        seed: Seed of the draws; the same on all ranks.
+        head_optimizer: Builds the heads' optimizer from their parameters.
+
+    Raises:
+        ValueError: If an argument is out of range; in ``bind``, if the network has no ``decode``;
+            in the first call, if a score is needed and missing.
+    """
+
+    heads: Heads
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        task_loss: Criterion,
+        score: Score | None = None,
+        *,
+        q_base: float = 0.4,
+        lam: float = 0.5,
+        p_exe: float = 0.7,
+        warmup_epochs: int = 5,
+        seed: int = 0,
+        head_optimizer: OptimizerFactory = default_optimizer,
+    ) -> None:
+        super().__init__(task_loss)
+        if min(q_base, lam) < 0 or q_base * (1 + lam) >= 1:
+            raise ValueError(
+                "Expected `q_base` and `lam` not negative and q_base * (1 + lam) below 1, the "
+                f"largest probability of dropping, but got {q_base} and {lam}."
+            )
+        if not 0 <= p_exe <= 1 or warmup_epochs < 0:
+            raise ValueError(
+                "Expected `p_exe` in [0, 1] and `warmup_epochs` not negative, "
+                f"but got {p_exe} and {warmup_epochs}."
+            )
+        self.heads = Heads(heads, head_optimizer)
+        self.score, self.q_base, self.lam, self.p_exe = score, q_base, lam, p_exe
+        self.warmup_epochs, self.seed = warmup_epochs, seed
+        self._state = {"epoch": 1, "steps": 0}
+        self._window: Tensor | None = None
+
+    def prepare(self, binding: Binding) -> None:
+        """Refuse a fusion that cannot be run again."""
+        binding.require_decode("OPM")
+
+    def loss(self, step: Step) -> Tensor:
+        """Task loss, where it happens of a prediction from thinned features."""
+        drops = self._judge(step)
+        draw = Random(f"{self.seed} {self._state['steps']}").random()
+        warm = self._state["epoch"] > self.warmup_epochs
+        if self.q_base == 0 or len(drops) == 1 or not warm or draw >= self.p_exe:
+            return step.loss
+        axis = -1 if self.binding.channels_last else 1
+        generator = self._generator()
+        features = {}
+        for name, drop in zip(self.binding.names, drops, strict=True):
+            thin = partial(_thinned, drop=drop, axis=axis, generator=generator)
+            features[name] = map_tensors(thin, step.features[name])
+        return self.task_loss(self.binding.decode(features), step.target)
+
+    def commit(self) -> None:
+        """Open the next window."""
+        self.heads.step()
+        self._state["steps"] += 1
+        self._window = None
+
+    def restart(self, kept: Tensor | bool) -> None:
+        """Forget scores and head gradients of a window that led to no step."""
+        self.heads.keep(kept)
+        if self._window is not None:
+            self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Note the epoch."""
+        self._state["epoch"] = epoch
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Epoch and steps so far."""
+        return dict(self._state)
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self._state = dict(state)
+
+    def _judge(self, step: Step) -> Tensor:
+        """Probability of dropping a unit of each modality, ``(M,)``."""
+        score = self.score
+        if is_classification(step.prediction, step.target):
+            score = true_class_probability
+        if score is None:
+            raise ValueError(
+                "Expected logits (B, C) and class indices (B,), or a `score`, but got a prediction "
+                f"of shape {tuple(step.prediction.shape)} and no score. Give one."
+            )
+        heads = self.heads.observe(step.features, step.target, self.task_loss, score)
+        (counts,) = sum_over_ranks([heads.counts])
+        self._window = counts if self._window is None else self._window + counts
+        scores = ratio_score(self._window)
+        ratios = confidence_ratios(scores)
+        drops = drop_probabilities(ratios, self.q_base, self.lam)
+        self.readings = {
+            "score": scores,
+            "ratio": ratios,
+            "term": 1 - drops,
+            "head_loss": heads.losses,
+        }
+        return drops
+
+    def _generator(self) -> torch.Generator:
+        rank = dist.get_rank() if world_size() > 1 else 0
+        draw = Random(f"{self.seed} {self._state['steps']} {rank} {self.micro_batches}")
+        return torch.Generator(self.binding.device).manual_seed(draw.getrandbits(63))
+
+
+def drop_probabilities(ratios: Tensor, q_base: float, lam: float) -> Tensor:
+    """Probabilities q of :class:`OPM` from ratios, both ``(M,)``; 0 where a ratio is undefined.
+
+    Example:
+        >>> drop_probabilities(torch.tensor([2.0, 0.5]), 0.4, 0.5)
+        tensor([0.5523, 0.0000])
+    """
+    drops = q_base * (1 + lam * (ratios - 1).tanh())
+    return torch.where(ratios > 1, drops, 0.0)
+
+
+def _thinned(values: Tensor, drop: Tensor, axis: int, generator: torch.Generator) -> Tensor:
+    """Values of which units are dropped at random."""
+    if not values.is_floating_point():
+        return values
+    shape = [1] * values.ndim
+    shape[0], shape[axis] = values.shape[0], values.shape[axis]
+    kept = torch.rand(shape, generator=generator, device=values.device) >= drop
+    return values * torch.where(kept, 1 / (1 - drop), 0.0).to(values.dtype)

@@ -1,0 +1,92 @@
+"""Compare balancing methods: trainings of methods x seeds, then tables and figures.
+
+    python pipelines/compare.py --task mosi --methods joint,cggm,ogm --seeds 5 --output comparison
+
+Run again with the same output it repeats nothing that is finished; methods and seeds may be added.
+A method is a name of configs/methods, with settings where wanted (cggm:rho=0.5), or "unimodal" for
+every modality alone. Several tasks are separated by commas and ranked together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cggm.runs.cli import parse_options, run
+from cggm.runs.options import require
+
+ROOT = Path(__file__).parent.parent
+METHODS = (
+    "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,greedy,ogm,ogm_ge,agm,pmr,umt,"
+    "ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
+)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare balancing methods.
+
+    Args:
+        task: brats, mosi, iemocap, food101 or mfeat; several separated by commas.
+        output: Folder of the comparison.
+        methods: Names of configs/methods, separated by commas.
+        seeds: Trainings of each method, with consecutive seeds from 0 on.
+        sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
+        jobs: Trainings side by side.
+        data: Folder of the data; the demo data where not given.
+        config: Configuration laid over the defaults of every training.
+        max_epochs: Passes over the training data; those of the configuration where not given.
+        device: Where to compute; CUDA if there is one, where not given.
+    """
+
+    task: str = field(metadata={"metavar": "NAME"})
+    output: Path = field(metadata={"metavar": "DIR"})
+    methods: str = field(default=METHODS, metadata={"metavar": "A,B"})
+    seeds: int = field(default=5, metadata={"metavar": "N"})
+    sweep: bool = False
+    jobs: int = field(default=1, metadata={"metavar": "N"})
+    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
+    max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
+    device: str | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs"):
+            require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What every training is told."""
+        names = ("data", "config", "max_epochs", "device")
+        given = {name: getattr(self, name) for name in names}
+        return tuple(t for n, v in given.items() if v is not None for t in (f"--{n}", str(v)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, assemble, run."""
+    options = parse_options(CompareOptions, "Compare balancing methods.", argv)
+
+    from cggm.comparison.summary import summarize
+
+    from cggm.comparison.plan import Plan
+    from cggm.comparison.progress import Progress
+    from cggm.comparison.queue import Queue
+
+    plan = Plan(
+        tuple(options.task.split(",")),
+        tuple(options.methods.split(",")),
+        tuple(range(options.seeds)),
+        options.arguments,
+        sweep=options.sweep,
+    )
+    runs = plan.runs(ROOT / "configs" / "methods")
+    plan.keep(options.output)
+    progress = Progress(runs, jobs=options.jobs)
+    queue = Queue(options.output, ROOT / "pipelines", jobs=options.jobs, report=progress.show)
+    failed = queue.run(runs)
+    summarize(options.output, plan, queue.records(), queue.refused())
+    progress.close(failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

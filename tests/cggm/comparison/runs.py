@@ -1,0 +1,17 @@
+"""Records of runs that never were, with numbers chosen by the test."""
+
+from cggm.comparison.records import Record
+
+
+def run(method, seed, test, *, task="mosi", simulated=False, seconds=1.0, mb=None, **parts):
+    subsets, heads = parts.get("subsets", {}), parts.get("heads", {})
+    return Record(task, method, seed, seconds, mb, simulated, test, subsets, heads, "runs/x")
+
+
+def runs(method, values, metric="acc", **kwargs):
+    """A run per value, of seeds 0, 1, ...; ``None`` for a seed that failed."""
+    return [
+        run(method, seed, {metric: value}, **kwargs)
+        for seed, value in enumerate(values)
+        if value is not None
+    ]

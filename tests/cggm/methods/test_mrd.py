@@ -1,0 +1,255 @@
+"""Modality dropout: how often what is dropped, what dropping means, and that draws repeat."""
+
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from cggm.methods.mrd import ModalityDropout
+from tests.cggm.networks import NAMES, late_batch, make_late, train
+from tests.cggm.synchronization import NoSynchronization
+
+PAIR = ("audio", "video")
+P = {"video": 0.75, "audio": 0.5}
+
+
+def make(names=NAMES, **settings):
+    network, _ = make_late(names)
+    return network, ModalityDropout(nn.functional.cross_entropy, **settings).bind(network)
+
+
+def sgd(network, lr=0.1):
+    return torch.optim.SGD(network.parameters(), lr=lr)
+
+
+def masks(dropout, size=20_000, names=PAIR):
+    """Which samples keep which modality, ``(B, M)``."""
+    return torch.stack([dropout.fuse(name, torch.ones(size, 1))[:, 0] for name in names], 1)
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_modalities_stay_as_often_as_the_condition_says(per):
+    # q = (1 - p) / (1 - .5 * .75) = .8 and .4 (reference, section 3, redraw variant); none is
+    # left empty; both stay with .5 * .25 / .625 = .2
+    _, dropout = make(PAIR, p=P, per=per)
+    if per == "sample":
+        kept = masks(dropout)
+    else:
+        rows = []
+        for _ in range(2000):
+            rows.append(masks(dropout, 3))
+            assert (rows[-1] == rows[-1][:1]).all()
+            dropout.commit()
+        kept = torch.stack([row[0] for row in rows])
+    assert kept.any(1).all()
+    assert_close(kept.mean(0), torch.tensor([0.8, 0.4]), rtol=0, atol=0.03)
+    assert_close(kept.all(1).float().mean(), torch.tensor(0.2), rtol=0, atol=0.03)
+
+
+def test_scaled_features_keep_their_mean():
+    _, dropout = make(PAIR, p=P, scale=True)
+    kept = masks(dropout)
+    assert_close(kept.max(0).values, torch.tensor([1 / 0.8, 1 / 0.4]))
+    assert_close(kept.mean(0), torch.ones(2), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("names", [PAIR, NAMES])
+def test_uniform_subsets_are_equally_likely(names):
+    _, dropout = make(names, subsets="uniform", p=0.0)
+    kept = masks(dropout, names=names)
+    codes = (kept * 2 ** torch.arange(len(names))).sum(1).long()
+    shares = torch.bincount(codes, minlength=2 ** len(names)) / len(codes)
+    expected = torch.full_like(shares, 1 / (2 ** len(names) - 1))
+    expected[0] = 0
+    assert_close(shares, expected, rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_single_modality_is_never_dropped(scale):
+    _, dropout = make(("audio",), p=0.9, scale=scale)
+    assert (masks(dropout, names=("audio",)) == 1).all()
+
+
+def test_masks_become_false_and_numbers_zero():
+    _, dropout = make(PAIR, p=0.5, scale=True)
+    features = {"x": torch.ones(50, 4, 3), "real": torch.ones(50, 4, dtype=torch.bool), "tag": "a"}
+    dropped = dropout.fuse("audio", features)
+    kept = dropped["x"].amax((1, 2)) > 0
+    assert 0 < kept.sum() < 50
+    assert torch.equal(dropped["real"], kept[:, None].expand(50, 4))
+    assert_close(dropped["x"], kept[:, None, None] * torch.ones(50, 4, 3) * 1.5)
+    assert dropped["tag"] == "a"
+    assert features["real"].all()
+
+
+def test_dropped_samples_give_gradients_of_zero():
+    network, dropout = make(PAIR, p={"audio": 0.0, "video": 0.999}, per="batch")
+    inputs, target = late_batch(names=PAIR)
+    dropout(network(inputs), target).backward()
+    assert dropout.readings["term"].tolist() == [1.0, 0.0]
+    assert all((p.grad == 0).all() for p in network.encoders["video"].parameters())
+    assert network.encoders["audio"][0].weight.grad.abs().sum() > 0
+
+
+def test_heads_and_batch_statistics_see_what_was_not_dropped():
+    network, dropout = make(p=0.9)
+    seen = {}
+    dropout.loss = lambda step: seen.update(step.features) or step.loss
+    inputs, target = late_batch()
+    dropout(network(inputs), target)
+    for name, x in zip(NAMES, inputs.unbind(1), strict=True):
+        assert torch.equal(seen[name], network.eval().encoders[name](x))
+
+
+def test_readings_are_the_shares_kept():
+    network, dropout = make(p=0.5)
+    inputs, target = late_batch()
+    kept = masks(dropout, 16, NAMES)
+    dropout(network(inputs), target)
+    assert torch.equal(dropout.readings["term"], kept.mean(0))
+    assert 0 < kept.mean() < 1
+
+
+def test_draws_change_with_seed_step_and_micro_batch_and_touch_no_generator():
+    network, dropout = make(p=0.5)
+    _, other = make(p=0.5, seed=1)
+    state = torch.get_rng_state()
+    first = masks(dropout, 64)
+    assert torch.equal(first, masks(dropout, 64))
+    assert not torch.equal(first, masks(other, 64))
+    inputs, target = late_batch()
+    dropout(network(inputs), target)
+    second = masks(dropout, 64)
+    sgd(network).step()
+    third = masks(dropout, 64)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_resume_repeats_the_draws():
+    network, dropout = make(p=0.5)
+    optimizer = sgd(network)
+    train(network, optimizer, dropout, [late_batch(seed=s) for s in range(2)])
+    file = io.BytesIO()
+    torch.save(dropout.state_dict(), file)
+    whole = train(network, optimizer, dropout, [late_batch(seed=s) for s in range(2, 5)])
+    file.seek(0)
+    network, again = make(p=0.5)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    resumed = train(network, sgd(network), again, [late_batch(seed=s) for s in range(2, 5)])
+    assert torch.equal(torch.stack(whole), torch.stack(resumed))
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_a_recomputed_region_repeats_its_masks():
+    gradients = []
+    for recomputed in (False, True):
+        network, dropout = make(p=0.5)
+        forward = network.forward
+
+        def checkpointed(inputs, forward=forward):
+            return checkpoint(forward, inputs, use_reentrant=False)
+
+        run = checkpointed if recomputed else forward
+        for seed in range(2):
+            inputs, target = late_batch(seed=seed)
+            dropout(run(inputs), target).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_nothing_dropped_is_joint_training(scale):
+    network, dropout = make(p=0.0, scale=scale)
+    joint = copy.deepcopy(network)
+    batches = [late_batch(seed=seed) for seed in range(4)]
+    train(network, sgd(network), dropout, batches)
+    optimizer = sgd(joint)
+    for inputs, target in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(joint(inputs), target).backward()
+        optimizer.step()
+    for p, q in zip(network.parameters(), joint.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_evaluation_drops_nothing():
+    network, dropout = make(p=0.9)
+    inputs, _ = late_batch()
+    network.eval()
+    prediction = network(inputs)
+    dropout.unbind()
+    assert torch.equal(prediction, network(inputs))
+
+
+def test_a_step_never_waits_for_the_device():
+    network, dropout = make(p=0.5, scale=True)
+    inputs, target = late_batch()
+    with NoSynchronization():
+        dropout(network(inputs), target).backward()
+        sgd(network).step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"p": 1.0}, r"`p` in \[0, 1\), but got 1.0"),
+        ({"p": {"audio": -0.1}}, r"`p` in \[0, 1\), but got -0.1"),
+        ({"p": float("nan")}, "but got nan"),
+        ({"per": "step"}, "`per` 'sample' or 'batch', but got 'step'"),
+        ({"subsets": "all"}, "`subsets` 'independent' or 'uniform', but got 'all'"),
+        ({"p": {"audio": 0.1}}, r"`p` for the modalities .*got \['audio'\]"),
+    ],
+)
+def test_wrong_arguments_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_batches_of_different_sizes_are_refused():
+    network, dropout = make(p=0.5)
+    inputs, target = late_batch()
+    prediction = network(inputs)
+    network.encoders["video"](torch.zeros(32, 5))
+    with pytest.raises(ValueError, match=r"sizes \{'text': 16, 'audio': 16, 'video': 32\}"):
+        dropout(prediction, target)
+
+
+RANK = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tests.cggm.networks import late_batch
+from tests.cggm.methods.test_mrd import make, masks, sgd
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+sizes = {"sample": 40, "batch": 40 + rank}
+kept = {per: masks(make(p=0.5, per=per)[1], size) for per, size in sizes.items()}
+network, dropout = make(p=0.5)
+dropout.unbind()
+wrapped = DistributedDataParallel(network)
+dropout.bind(wrapped)
+inputs, target = late_batch(seed=rank)
+dropout(wrapped(inputs), target).backward()
+sgd(network).step()
+torch.save([kept, network.state_dict()], f"{folder}/rank{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_draw_apart_for_samples_and_alike_for_batches(tmp_path):
+    command = [sys.executable, "-c", RANK, str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    (first, ours), (second, theirs) = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    assert not torch.equal(first["sample"], second["sample"])
+    assert torch.equal(first["batch"], second["batch"][:40])
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
