@@ -91,6 +91,55 @@ def balancing_terms(gains: Tensor, rho: float = 1.0, kind: str = "abs") -> Tenso
     return torch.where(torch.isfinite(terms).all(), terms, neutral)
 
 
+def signal_gates(signal: Tensor) -> Tensor:
+    r"""How far each modality is above chance, as a share of the one that is furthest.
+
+    .. math:: w_i = \max(0, s_i) / \max_k s_k
+
+    Args:
+        signal: Score less the score of chance, higher is better, shape ``(M,)``.
+
+    Returns:
+        Shares in [0, 1], shape ``(M,)``; 0 for all where none is above chance.
+
+    Example:
+        >>> signal_gates(torch.tensor([0.4, 0.1, -0.2]))
+        tensor([1.0000, 0.2500, 0.0000])
+    """
+    above = torch.where(signal > 0, signal, 0.0)
+    best = above.max()
+    return torch.where(best > 0, above / torch.where(best > 0, best, 1.0), 0.0)
+
+
+def gated_terms(gains: Tensor, gates: Tensor, rho: float = 1.0, kind: str = "abs") -> Tensor:
+    r"""Balancing terms between those modalities that carry a signal. Ours, not in the paper.
+
+    .. math:: B_i = c + w_i \max_{k \neq i} w_k \, (B_i(w \Delta\varepsilon) - c), \quad
+        c = \rho (M - 1) / M
+
+    A gain counts by its gate, and a term leaves the neutral one only as far as both the modality
+    and another one carry a signal: there must be two for one to be ahead.
+
+    Args:
+        gains: Change of each head's score, higher is better, shape ``(M,)``.
+        gates: Trust in each modality in [0, 1], shape ``(M,)``.
+        rho: Scale of the terms, positive.
+        kind: See :func:`balancing_terms`.
+
+    Returns:
+        One factor per encoder, shape ``(M,)``; those of ``balancing_terms`` where all gates are 1.
+    """
+    count = gains.numel()
+    if count == 1:
+        return torch.ones_like(gains)
+    best, second = gates.topk(2).values
+    other = torch.where(torch.arange(count, device=gates.device) == gates.argmax(), second, best)
+    neutral = rho * (count - 1) / count
+    return torch.lerp(
+        torch.full_like(gains, neutral), balancing_terms(gains * gates, rho, kind), gates * other
+    )
+
+
 def debiased(average: Tensor, beta: float, steps: Tensor) -> Tensor:
     """Bias-corrected exponential moving average that started from zero.
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks
-from cggm.functional import ema_gains
+from cggm.functional import ema_gains, signal_gates
 
 Score = Callable[[Tensor, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -31,6 +32,26 @@ def score_counts(score: Score, prediction: Tensor, target: Any) -> Tensor:  # no
         return torch.stack([part.float().reshape(-1) for part in value])
     size = prediction.shape[0]
     return torch.stack([value.detach().float() * size, value.new_full((), size).float()])[:, None]
+
+
+def with_chance(score: Score) -> Score:
+    """A score and what chance gives: the same predictions against the next sample's target.
+
+    Args:
+        score: See :func:`score_counts`.
+
+    Returns:
+        Score of twice as many numerators and denominators, those of chance in the second half; a
+        batch of one sample is its own chance.
+    """
+
+    def both(prediction: Tensor, target: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        moved = map_tensors(lambda x: x.roll(1, 0), target)
+        counts = [score_counts(score, prediction, t) for t in (target, moved)]
+        above, below = torch.cat(counts, 1)
+        return above, below
+
+    return both
 
 
 def ratio_score(counts: Tensor) -> Tensor:
@@ -99,6 +120,14 @@ class ScoreTracker(nn.Module):
             return scores - self.last
         return ema_gains(*self._averaged(scores), self.steps + 1, self.betas)
 
+    def level(self) -> Tensor:
+        """Fast moving average of the scores with the window's, without bias correction."""
+        return self._averaged(self.scores())[0]
+
+    def gates(self) -> Tensor:
+        """Trust in each modality, ``(M,)``: full."""
+        return torch.ones_like(self.last)
+
     def commit(self) -> None:
         """Move the state by the window's scores and open the next window."""
         scores = self.scores()
@@ -117,3 +146,43 @@ class ScoreTracker(nn.Module):
     def _averaged(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         fast, slow = self.betas
         return torch.lerp(scores, self.fast, fast), torch.lerp(scores, self.slow, slow)
+
+
+class SignalTracker(ScoreTracker):
+    """Scores, gains, and trust by how far the scores are above chance.
+
+    Takes counts of :func:`with_chance`. Signal is the fast moving average of the scores less that
+    of chance, whichever way gains are taken.
+
+    Args:
+        modalities: Number of heads.
+        gain: See :class:`ScoreTracker`.
+        betas: See :class:`ScoreTracker`.
+    """
+
+    def __init__(
+        self, modalities: int, gain: str = "ema", betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        super().__init__(modalities, gain, betas)
+        self.chance = ScoreTracker(modalities, gain, betas)
+
+    def add(self, counts: Tensor) -> None:
+        """Add one micro-batch, ``(M, 2, 2K)``, to the window."""
+        found, chance = counts.chunk(2, -1)
+        super().add(found)
+        self.chance.add(chance)
+
+    def gates(self) -> Tensor:
+        """Trust in each modality, ``(M,)``, see :func:`cggm.functional.signal_gates`."""
+        # without bias correction, which is the same factor for all and cancels in shares
+        return signal_gates(self.level() - self.chance.level())
+
+    def commit(self) -> None:
+        """Move the state by the window's scores and open the next window."""
+        super().commit()
+        self.chance.commit()
+
+    def keep(self, kept: Tensor | bool) -> None:
+        """Forget the window unless ``kept``, without asking the device."""
+        super().keep(kept)
+        self.chance.keep(kept)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Vectors = NDArray[np.floating]
-_MARKERS = {"head": ("o", "head"), "unimodal": ("x", "unimodal training")}
+_MARKERS = {"head": ("o", "head"), "unimodal": ("x", "network with one modality")}
 _SETTINGS = {"rho": "rho, strength of the magnitude", "lambda": "lambda, weight of the direction"}
 
 
@@ -133,7 +133,7 @@ def plot_gradients(
     *,
     simulated: bool = False,
 ) -> None:
-    """Draw gradients of heads and of unimodal training in the plane by t-SNE: the paper's figure 4.
+    """Draw gradients of heads and of the network with one modality by t-SNE: the paper's figure 4.
 
     Each panel is an embedding of its own. t-SNE keeps neighbors, so that clusters may be told
     apart or not, but neither distances between clusters nor their sizes mean anything.

@@ -7,12 +7,20 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.distributed import mean_over_ranks
-from cggm.functional import TERMS, balancing_terms, cosines, direction_loss, last_layer_gradient
+from cggm.functional import (
+    TERMS,
+    balancing_terms,
+    cosines,
+    direction_loss,
+    gated_terms,
+    last_layer_gradient,
+)
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.scores import Score, ScoreTracker
+from cggm.scores import Score, ScoreTracker, SignalTracker, with_chance
 
 _DIRECTIONS = ("gradients", "weights", None)
 _TARGETS = ("gradient", "update")
+_GATES = ("signal", None)
 
 
 class CGGM(Balancer):
@@ -38,9 +46,13 @@ class CGGM(Balancer):
     joint training   ``rho=None, direction=None``; heads still learn and report
     ================ ==============================================================================
 
-    Do not use it where a modality carries no signal: its head never improves, so its encoder gets
-    the largest factor and its direction is noise. Where all modalities are learnt at one pace it
-    makes no difference. Under Adam the constant part of a gradient factor cancels; see ``acts_on``.
+    Do not use it ungated where a modality carries no signal: its head never improves, so its
+    encoder gets the largest factor, the others are held back, and its direction is noise. With
+    ``gate="signal"`` (ours) a modality counts by its head's score above chance, as a share of the
+    best head's; the others' terms become neutral without it. The gate also holds back a modality
+    that is merely behind, and opens slowly as samples are memorized. Where all modalities are
+    learnt at one pace CGGM makes no difference. Under Adam the constant part of a gradient factor
+    cancels; see ``acts_on``.
 
     Args:
         heads: Modality name to head, same names and order as the encoders; each takes what its
@@ -57,6 +69,7 @@ class CGGM(Balancer):
         warmup: Optimizer steps without any modulation, while the heads are still untrained.
         acts_on: ``"gradient"``, or ``"update"`` to scale the step that the optimizer takes, which
             Adam cannot cancel.
+        gate: ``"signal"`` or ``None``; with one sample in a micro-batch it stays shut.
         head_optimizer: Builds the heads' optimizer from their parameters.
         betas: Decay of the moving averages of ``gain="ema"``.
 
@@ -81,6 +94,7 @@ class CGGM(Balancer):
         direction: str | None = "gradients",
         warmup: int = 0,
         acts_on: str = "gradient",
+        gate: str | None = None,
         head_optimizer: OptimizerFactory = default_optimizer,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
@@ -88,19 +102,18 @@ class CGGM(Balancer):
         _check_choice("terms", terms, tuple(TERMS))
         _check_choice("direction", direction, _DIRECTIONS)
         _check_choice("acts_on", acts_on, _TARGETS)
+        _check_choice("gate", gate, _GATES)
         if rho is not None and rho <= 0:
             raise ValueError(f"Expected `rho` to be positive or None, but got {rho}.")
         if lam < 0 or warmup < 0:
             raise ValueError(f"Expected `lam` and `warmup` not negative, but got {lam}, {warmup}.")
         self.heads = Heads(heads, head_optimizer)
-        self.score = score
-        self.rho = rho
-        self.lam = lam
-        self.terms = terms
-        self.direction = direction
-        self.warmup = warmup
-        self.acts_on = acts_on
-        self.scores = ScoreTracker(len(heads), gain, betas)
+        self.score = score if gate is None else with_chance(score)
+        self.rho, self.lam, self.warmup = rho, lam, warmup
+        self.terms, self.direction = terms, direction
+        self.acts_on, self.gate = acts_on, gate
+        tracker = ScoreTracker if gate is None else SignalTracker
+        self.scores = tracker(len(heads), gain, betas)
         if direction == "weights":
             shape = self.heads.output_weight(next(iter(heads))).shape
             self.register_buffer("late_gradient", torch.zeros(shape))
@@ -111,8 +124,8 @@ class CGGM(Balancer):
         """Task loss plus, where asked for, the direction loss of equation (13)."""
         heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
         self.scores.add(heads.counts)
-        gains = self.scores.gains()
-        terms = self._warmed_up(balancing_terms(gains, self.rho or 1.0, self.terms))
+        gains, gates = self.scores.gains(), self.scores.gates()
+        terms = self._warmed_up(gated_terms(gains, gates, self.rho or 1.0, self.terms))
         fused = self._fused_gradient(step)
         self.readings = {
             "score": self.scores.scores(),
@@ -121,12 +134,15 @@ class CGGM(Balancer):
             "cosine": cosines(fused.detach(), heads.gradients),
             "head_loss": heads.losses,
         }
+        if self.gate is not None:
+            self.readings["gate"] = gates
         if self.direction is None or self.lam == 0:
             return step.loss
         if self.direction == "weights":
-            return step.loss + self.lam * self._late_direction_loss(gains)
+            return step.loss + self.lam * self._late_direction_loss(gains, gates)
         weight = self.lam * (self.scores.steps >= self.warmup)
-        return step.loss + weight.to(fused.dtype) * direction_loss(fused, heads.gradients, terms)
+        aligned = direction_loss(fused, heads.gradients, gates * terms)
+        return step.loss + weight.to(fused.dtype) * aligned
 
     def scales(self, step: Step) -> Tensor | None:
         """Balancing terms, equation (8)."""
@@ -167,12 +183,13 @@ class CGGM(Balancer):
         (mean,) = mean_over_ranks([gradient.detach()])
         return gradient + (mean - gradient).detach()
 
-    def _late_direction_loss(self, gains: Tensor) -> Tensor:
+    def _late_direction_loss(self, gains: Tensor, gates: Tensor) -> Tensor:
         """Direction loss of the released code: the last step's, and its gradient there."""
         weight = self.binding.output_weight
         heads = torch.stack([self.heads.output_weight(n).detach().flatten(1) for n in self.heads])
         now = weight.detach().requires_grad_()
-        loss = direction_loss(now.flatten(1), heads, balancing_terms(gains, 1.0, self.terms))
+        terms = gates * gated_terms(gains, gates, 1.0, self.terms)
+        loss = direction_loss(now.flatten(1), heads, terms)
         (gradient,) = torch.autograd.grad(loss, now)
         self._next_late = (gradient, loss.detach())
         return self.late_loss + (self.late_gradient * (weight - weight.detach())).sum()

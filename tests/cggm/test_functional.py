@@ -15,7 +15,9 @@ from cggm.functional import (
     cosines,
     direction_loss,
     ema_gains,
+    gated_terms,
     last_layer_gradient,
+    signal_gates,
     weight_gradient,
 )
 from tests.cggm.direction import Problem, check_direction_loss
@@ -42,6 +44,37 @@ def test_terms_of_mixed_signs_by_hand():
     weights = [math.exp(-2), math.exp(0.5), math.exp(-0.5)]
     expected = tensor(*(2 * w / sum(weights) for w in weights))
     assert_close(balancing_terms(gains, 1.0, "softmax"), expected)
+
+
+def test_gates_are_shares_of_the_best_signal():
+    assert_close(signal_gates(tensor(0.4, 0.1, -0.2)), tensor(1.0, 0.25, 0.0))
+    assert_close(signal_gates(tensor(-0.4, 0.0)), tensor(0.0, 0.0))
+    assert_close(signal_gates(tensor(0.4, math.nan)), tensor(1.0, 0.0))
+
+
+def test_gated_terms_by_hand():
+    # gated gains .3 .05 0, so 1/7 6/7 1 before trust .5 .5 0 draws them to 2/3
+    found = gated_terms(tensor(0.3, 0.1, 0.1), tensor(1.0, 0.5, 0.0), 1.2)
+    assert_close(found, 1.2 * tensor(17 / 42, 16 / 21, 2 / 3))
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_open_gates_leave_the_terms_as_they_are(kind):
+    for gains in (tensor(0.3, -0.2, 0.1), tensor(0.0, 0.0), tensor(0.7), torch.randn(4)):
+        expected = balancing_terms(gains, 1.3, kind)
+        assert torch.equal(gated_terms(gains, torch.ones_like(gains), 1.3, kind), expected)
+
+
+def test_a_modality_without_signal_changes_nothing():
+    gates = tensor(1.0, 0.8, 0.0)
+    found = gated_terms(tensor(0.3, 0.1, 0.7), gates)
+    assert_close(found, gated_terms(tensor(0.3, 0.1, -0.4), gates))
+    assert_close(found[2], tensor(2 / 3)[0])
+    # alone with a signal, a modality is not ahead of anyone
+    assert_close(gated_terms(tensor(0.3, 0.1), tensor(1.0, 0.0)), tensor(0.5, 0.5))
+    # two equally good ones trust each other
+    alike = gated_terms(tensor(0.3, 0.1), tensor(1.0, 1.0))
+    assert_close(alike, tensor(0.25, 0.75))
 
 
 def test_released_terms_by_hand():

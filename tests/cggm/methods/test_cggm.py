@@ -192,9 +192,10 @@ def test_the_window_of_a_skipped_step_is_forgotten(set_to_none):
             assert torch.equal(value, other.heads.state_dict()[key])
 
 
-def test_resume_from_state_dict_is_exact():
+@pytest.mark.parametrize("gate", [None, "signal"])
+def test_resume_from_state_dict_is_exact(gate):
     network, heads = make_late()
-    settings = {"head_optimizer": lambda p: torch.optim.Adam(p, lr=0.05)}
+    settings = {"head_optimizer": lambda p: torch.optim.Adam(p, lr=0.05), "gate": gate}
     cggm = make_cggm(heads, **settings).bind(network)
     optimizer = sgd(network, momentum=0.9)
     train(network, optimizer, cggm, BATCHES[:5])
@@ -223,6 +224,8 @@ def test_resume_from_state_dict_is_exact():
         {"rho": None},
         {"terms": "relu", "acts_on": "update"},
         {"terms": "softmax", "warmup": 2},
+        {"gate": "signal"},
+        {"gate": "signal", "gain": "batch", "terms": "released", "direction": "weights"},
     ],
 )
 def test_every_setting_trains(settings):
@@ -232,7 +235,8 @@ def test_every_setting_trains(settings):
     terms = train(network, sgd(network), cggm, BATCHES)
     assert all(t.isfinite().all() for t in terms)
     assert not equal(network, start)
-    assert set(cggm.readings) == {"score", "raw_term", "term", "cosine", "head_loss"}
+    gate = {"gate"} if "gate" in settings else set()
+    assert set(cggm.readings) == {"score", "raw_term", "term", "cosine", "head_loss"} | gate
 
 
 def test_permuted_modalities_permute_the_terms():
@@ -277,16 +281,44 @@ def test_paper_setting_on_hand_computed_numbers():
     assert_close(terms[2], torch.tensor([2.4, -1.2, 1.2]), rtol=1e-5, atol=1e-6)
 
 
-def test_total_loss_is_equation_13():
+def test_gated_setting_on_hand_computed_numbers():
     network, heads = make_late()
-    cggm = make_cggm(heads, gain="batch", lam=0.3, rho=1.2).bind(network)
+    # each head's score and chance: signals .4 .1 0, gates 1 .25 0, gated gains .5 .05 0
+    scores = [[0.5, 0.1, 0.2, 0.1, 0.1, 0.1]]
+    cggm = CGGM(
+        heads, nn.functional.cross_entropy, Scripted(scores), gain="batch", terms="raw",
+        rho=1.2, gate="signal",
+    ).bind(network)  # fmt: skip
+    (terms,) = train(network, sgd(network), cggm, BATCHES[:1])
+    assert_close(cggm.readings["gate"], torch.tensor([1.0, 0.25, 0.0]))
+    by_hand = [2 / 3 + 0.25 * (1 / 11 - 2 / 3), 2 / 3 + 0.25 * (10 / 11 - 2 / 3), 2 / 3]
+    assert_close(terms, 1.2 * torch.tensor(by_hand))
+
+
+def test_a_useless_modality_is_told_from_the_others():
+    network, heads = make_late()
+    cggm = make_cggm(heads, gate="signal").bind(network)
+    batches = [late_batch(64, seed=seed) for seed in range(150)]
+    alone = [(x, x[:, 0, :4].argmax(1)) for x, _ in batches]
+    train(network, sgd(network), cggm, alone)
+    gates, terms = cggm.readings["gate"], cggm.readings["term"]
+    assert gates[0] == 1
+    assert gates[1:].max() < 0.3
+    assert (terms - 2 / 3).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("gate", [None, "signal"])
+def test_total_loss_is_equation_13(gate):
+    network, heads = make_late()
+    cggm = make_cggm(heads, gain="batch", lam=0.3, rho=1.2, gate=gate).bind(network)
     inputs, target = BATCHES[0]
     prediction = network(inputs)
     total = cggm(prediction, target)
     task = nn.functional.cross_entropy(prediction, target)
     (fused,) = torch.autograd.grad(task, network.output_layer.weight, retain_graph=True)
     expected = task
-    for name, term in zip(NAMES, cggm.readings["term"], strict=True):
+    weights = cggm.readings["term"] * cggm.readings.get("gate", 1.0)
+    for name, term in zip(NAMES, weights, strict=True):
         head = heads[name]
         alone = nn.functional.cross_entropy(
             head(network.encoders[name](inputs[:, NAMES.index(name)])), target
@@ -437,7 +469,9 @@ def test_compiled_network_gives_the_same_terms(bind_first):
         assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"acts_on": "update"}, {"direction": "weights"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"acts_on": "update"}, {"direction": "weights"}, {"gate": "signal"}]
+)
 def test_a_step_never_waits_for_the_device(settings):
     network, heads = make_late()
     cggm = make_cggm(heads, warmup=1, **settings).bind(network)
@@ -462,6 +496,7 @@ def test_a_step_never_waits_for_the_device(settings):
         ({"terms": "tanh"}, "`terms` to be one of"),
         ({"direction": "gradient"}, "`direction` to be one of.*'gradients'"),
         ({"acts_on": "loss"}, "`acts_on`"),
+        ({"gate": "noise"}, "`gate` to be one of.*'signal'"),
         ({"betas": (0.99, 0.9)}, "`betas`"),
         ({"warmup": -1}, "`warmup`"),
     ],

@@ -1,0 +1,170 @@
+"""What methods do on simulated data where the right answer is known.
+
+    python benchmarks/known_answer.py [--quick] [--seeds 10] [--jobs 2] [--json FILE]
+
+Two modalities, three tasks, four scenarios, see known_data.py, where what a balancing method should
+do in each is written down beforehand. For one seed all methods get the same data, batches and
+initial weights, so that each is compared with joint training in pairs. Scores are in hundredths:
+accuracy, negative mean absolute error, Dice. "probe" is the lower of the two scores that ridge
+regression on one encoder's features reaches. Intervals are Student's at 95 %; the last column is
+the verdict on what the scenario is judged by: the score, or in (d) the score without A.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+from known_data import NOISE, SCENARIOS, TASKS
+from known_speed import measure_speed
+from known_training import RATES, Case, Row, run
+from machine import machine
+
+METHODS = {
+    "joint": Row("Balancer"),
+    "unimodal losses": Row("UnimodalLosses"),
+    "constant": Row("ConstantFactors"),
+    "constant A 1, B 1.8": Row("ConstantFactors", {"factors": {"A": 1.0, "B": 1.8}}),
+    "random": Row("RandomFactors"),
+    "CGGM": Row("CGGM"),
+    "CGGM magnitude": Row("CGGM", {"direction": None}),
+    "CGGM direction": Row("CGGM", {"rho": None}),
+    "CGGM update": Row("CGGM", {"acts_on": "update", "rho": 2.0}),
+    "CGGM gated update": Row("CGGM", {"gate": "signal", "acts_on": "update", "rho": 2.0}),
+    "CGGM rho 2": Row("CGGM", {"rho": 2.0}),
+    "CGGM gated": Row("CGGM", {"gate": "signal"}),
+    "CGGM gated rho 2": Row("CGGM", {"gate": "signal", "rho": 2.0}),
+    "CGGM paper": Row("CGGM", {"gain": "batch", "terms": "raw"}),
+    "OGM": Row("OGM"),
+}
+QUICK = ("joint", "constant", "random", "CGGM", "CGGM gated")
+KEYS = ("task", "scenario", "optimizer")
+EPOCHS = {"classification": 30, "regression": 20, "segmentation": 25}
+# Two-sided 95 % quantiles of Student's distribution for 1, 2, ... degrees of freedom.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
+
+
+def main() -> None:
+    options = parse()
+    with get_context("spawn").Pool(options.jobs) as pool:
+        speed = measure_speed(pool, options)
+        results = measure(pool, options)
+    rows = summarize(results)
+    print_tables(rows)
+    if options.json:
+        record = {
+            "machine": machine("torch"),
+            "settings": {k: v for k, v in vars(options).items() if k != "json"},
+            "epochs": EPOCHS, "rates": RATES, "noise": NOISE,
+            "speed": speed, "rows": rows, "runs": results,
+        }  # fmt: skip
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="few methods and seeds, half the epochs, SGD alone"
+    )
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--optimizers", nargs="+", choices=RATES)
+    options = parser.parse_args()
+    quick = options.quick
+    options.seeds = options.seeds or (2 if quick else 10)
+    options.methods = options.methods or list(QUICK if quick else METHODS)
+    options.optimizers = options.optimizers or list(RATES)[: 1 if quick else None]
+    return options
+
+
+def measure(pool: Pool, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record per run."""
+    jobs = [
+        (Case(task, scenario, optimizer, seed), method, EPOCHS[task] // (1 + options.quick))
+        for task in options.tasks
+        for scenario in options.scenarios
+        for optimizer in options.optimizers
+        for seed in range(options.seeds)
+        for method in options.methods
+    ]
+    return list(pool.imap(run_job, jobs))
+
+
+def run_job(job: tuple[Case, str, int]) -> dict[str, Any]:
+    case, method, epochs = job
+    return vars(case) | {"method": method} | run(case, METHODS[method], epochs)
+
+
+def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means and paired differences to joint training, one row per setting and method."""
+    groups: dict[tuple[str, str, str], dict[str, dict[int, Any]]] = {}
+    for result in results:
+        key = (result["task"], result["scenario"], result["optimizer"])
+        groups.setdefault(key, {}).setdefault(result["method"], {})[result["seed"]] = result
+    rows = []
+    for key, methods in groups.items():
+        joint = methods["joint"]
+        for method, runs in methods.items():
+            row = dict(zip(KEYS, key, strict=True)) | {"method": method}
+            for name, figure in FIGURES.items():
+                values = [figure(runs[seed]) for seed in joint]
+                gaps = [figure(runs[seed]) - figure(joint[seed]) for seed in joint]
+                row[name] = statistics.mean(values)
+                row[f"{name} - joint"] = interval(gaps)
+                row[f"{name} - joint by seed"] = gaps
+            rows.append(row)
+    return rows
+
+
+FIGURES = {
+    "score": lambda run: run["score"],
+    "probe": lambda run: min(run["probe"].values()),
+    "without A": lambda run: run["without"]["A"],
+    "without B": lambda run: run["without"]["B"],
+    "seconds": lambda run: run["seconds"],
+}
+SHOWN = list(FIGURES)[:4]
+
+
+def interval(gaps: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval."""
+    if len(gaps) < 2:
+        return gaps[0], math.inf
+    quantile = STUDENT[len(gaps) - 2] if len(gaps) - 2 < len(STUDENT) else 2.1
+    return statistics.mean(gaps), quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def verdict(mean: float, half: float) -> str:
+    return "gain" if mean > half else "loss" if mean < -half else "no difference"
+
+
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    previous = None
+    for row in rows:
+        head = (row["scenario"], row["task"], row["optimizer"])
+        if head != previous:
+            scenario = SCENARIOS[row["scenario"]]
+            print(f"\n({row['scenario']}) {scenario.text}: {row['task']}, {row['optimizer']}")
+            print(f"    expected: {scenario.expectation}")
+            print(f"{'':20}" + "".join(f"{n:>10}{'- joint':>15}" for n in SHOWN) + "     s")
+        previous = head
+        cells = [
+            f"{row[n]:10.1f}{row[f'{n} - joint'][0]:+8.1f} +-{row[f'{n} - joint'][1]:4.1f}"
+            for n in SHOWN
+        ]
+        judged = "without A" if SCENARIOS[row["scenario"]].absent else "score"
+        found = verdict(*row[f"{judged} - joint"])
+        print(f"{row['method']:20}" + "".join(cells) + f"{row['seconds']:6.1f}  {found}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""One training of the benchmark with a known answer."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from known_data import (
+    NAMES,
+    SCENARIOS,
+    SCORES,
+    SLOW_SCALES,
+    Inputs,
+    make_data,
+    task_loss,
+)
+from known_networks import Head, LateNetwork, Network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cggm import Balancer
+from cggm.containers import absent
+from cggm.methods.build import bound_balancer
+from cggm.scores import ratio_score, score_counts
+from cggm.trials import Trials
+
+BATCH = {"classification": 64, "regression": 64, "segmentation": 16}
+RATES = {
+    "sgd": {"classification": 0.02, "regression": 0.02, "segmentation": 0.2},
+    "adam": {"classification": 1e-3, "regression": 1e-3, "segmentation": 1e-2},
+}
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and its settings.
+
+    Args:
+        method: A public name of ``cggm.methods``.
+        settings: Its arguments.
+        rule: Of late fusion; ``None`` for a network that fuses features.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on what."""
+
+    task: str
+    scenario: str
+    optimizer: str
+    seed: int
+
+
+def make_optimizer(case: Case, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    rate = RATES[case.optimizer][case.task]
+    if case.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=0.9)
+    return torch.optim.Adam(parameters, rate)
+
+
+def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
+    """Train once; scores on test data, in hundredths, higher is better."""
+    torch.set_num_threads(1)
+    data = make_data(
+        case.task,
+        SCENARIOS[case.scenario],
+        SLOW_SCALES[case.task, case.optimizer],
+        case.seed,
+    )
+    torch.manual_seed(case.seed)
+    network = LateNetwork(case.task, row.rule) if row.rule else Network(case.task)
+    train = partial(batches, data["train"], case)
+    balancer = make_balancer(case, row, network, data, train)
+    start = time.perf_counter()
+    readings = fit(case, network, balancer, train, epochs)
+    seconds = time.perf_counter() - start
+    return judge(case, network, data) | {"readings": readings, "seconds": seconds}
+
+
+def make_balancer(
+    case: Case, row: Row, network: nn.Module, data: Mapping[str, Any], train: Callable[..., Any]
+) -> Balancer:
+    torch.manual_seed(case.seed + 1000)
+    valid = data["valid"]
+    optimizer = partial(make_optimizer, case)
+    parts: dict[str, Callable[[], Any]] = {
+        "task_loss": lambda: task_loss(case.task),
+        "heads": lambda: {name: Head(case.task) for name in NAMES},
+        "score": lambda: SCORES[case.task],
+        "trials": lambda: Trials(
+            network, task_loss(case.task), train, lambda epoch: [valid], optimizer
+        ),
+    }
+    return bound_balancer(row.method, row.settings, parts, network)
+
+
+def batches(
+    split: tuple[Inputs, Tensor], case: Case, epoch: int
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The same batches in the same order for every method."""
+    for index in positions(split, case, epoch):
+        yield {name: x[index] for name, x in split[0].items()}, split[1][index]
+
+
+def positions(split: tuple[Inputs, Tensor], case: Case, epoch: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1000 * case.seed + epoch)
+    return torch.randperm(len(split[1]), generator=generator).split(BATCH[case.task])
+
+
+def fit(
+    case: Case,
+    network: nn.Module,
+    balancer: Balancer,
+    train: Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]],
+    epochs: int,
+) -> dict[str, list[Any]]:
+    """Train; the mean of each reading over the steps of every fifth of the training."""
+    optimizer = make_optimizer(case, network.parameters())
+    torch.manual_seed(case.seed + 2000)
+    history: list[dict[str, Tensor]] = []
+    for epoch in range(1, epochs + 1):
+        balancer.start_epoch(epoch)
+        for index, (inputs, target) in zip(
+            positions(train.args[0], case, epoch), train(epoch), strict=True
+        ):
+            balancer.identify(index)
+            optimizer.zero_grad()
+            balancer(network(inputs), target).backward()
+            optimizer.step()
+            history.append({k: v.detach().clone() for k, v in balancer.readings.items()})
+        balancer.end_epoch(epoch)
+    balancer.unbind()
+    return by_fifths(history)
+
+
+def by_fifths(history: list[dict[str, Tensor]]) -> dict[str, list[Any]]:
+    """Mean of each reading over each fifth of the steps."""
+    parts = torch.arange(len(history)).chunk(5)
+    return {
+        name: [torch.stack([history[i][name] for i in part]).mean(0).tolist() for part in parts]
+        for name in history[0]
+    }
+
+
+@torch.no_grad()
+def judge(case: Case, network: nn.Module, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Score, score without each modality, and scores of linear probes of each encoder."""
+    network.eval()
+    (inputs, target), (known, labels) = data["test"], data["train"]
+    features = {name: network.encoders[name](inputs[name]) for name in NAMES}
+    trained = {name: network.encoders[name](known[name]) for name in NAMES}
+    return {
+        "score": score(case, network.decode(features), target),
+        "train": score(case, network.decode(trained), labels),
+        "without": {
+            name: score(case, network.decode(features | {name: absent(features[name])}), target)
+            for name in NAMES
+        },
+        "probe": {
+            name: score(case, probe(case, trained[name], labels, features[name]), target)
+            for name in NAMES
+        },
+    }
+
+
+def score(case: Case, prediction: Tensor, target: Tensor) -> float:
+    return 100 * float(ratio_score(score_counts(SCORES[case.task], prediction, target)[None]))
+
+
+def probe(case: Case, features: Tensor, target: Tensor, others: Tensor) -> Tensor:
+    """Predictions of ridge regression from features to targets, the same for every method."""
+    x, z = _rows(features), _rows(others)
+    classes = int(target.max()) + 1
+    y = target[:, None] if case.task == "regression" else F.one_hot(target.flatten(), classes)
+    gram = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1])
+    found = z @ torch.linalg.solve(gram, x.T @ y.float() / len(x))
+    if case.task == "segmentation":
+        return found.reshape(len(others), *others.shape[2:], classes).movedim(-1, 1)
+    return found.squeeze(-1)
+
+
+def _rows(features: Tensor) -> Tensor:
+    flat = features.movedim(1, -1).reshape(-1, features.shape[1])
+    return torch.cat([flat, torch.ones(len(flat), 1)], 1)

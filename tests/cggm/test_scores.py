@@ -1,0 +1,53 @@
+"""Scores against chance, by hand."""
+
+import torch
+from torch.testing import assert_close
+
+from cggm.scores import SignalTracker, score_counts, with_chance
+from tests.cggm.networks import accuracy
+
+LOGITS = torch.tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])  # classes 0 1 0 1
+
+
+def test_chance_is_the_score_against_the_next_samples_target():
+    counts = score_counts(with_chance(accuracy), LOGITS, torch.tensor([0, 1, 1, 1]))
+    # three of four right; of the targets moved on, 1 0 1 1, the last alone
+    assert_close(counts, torch.tensor([[3.0, 1.0], [4.0, 4.0]]))
+
+
+def test_targets_in_containers_move_together():
+    def score(prediction, target):
+        classes, weight = target["classes"], target["rest"][0]
+        right = (prediction.argmax(1) == classes).float() * weight
+        return torch.stack([right.sum(), right.max()]), torch.stack([weight.sum(), weight.max()])
+
+    target = {"classes": torch.tensor([0, 1, 1, 1]), "rest": [torch.tensor([1.0, 2, 3, 4])]}
+    counts = score_counts(with_chance(score), LOGITS, target)
+    # weights of right ones 1 2 4, then 3 alone: the fourth meets the third's target
+    assert_close(counts, torch.tensor([[7.0, 4, 3, 3], [10.0, 4, 10, 4]]))
+
+
+def test_a_single_sample_is_its_own_chance():
+    counts = score_counts(with_chance(accuracy), LOGITS[:1], torch.tensor([0]))
+    tracker = SignalTracker(1)
+    tracker.add(counts[None])
+    assert tracker.gates().tolist() == [0.0]
+
+
+def counts_of(*scores):
+    """Counts of heads by their score and chance, in hundredths."""
+    return torch.tensor([[[score, chance], [100.0, 100.0]] for score, chance in scores])
+
+
+def test_signal_is_averaged_and_gates_look_ahead():
+    tracker = SignalTracker(2, betas=(0.5, 0.9))
+    tracker.add(counts_of((50, 10), (20, 10)))
+    assert_close(tracker.gates(), torch.tensor([1.0, 0.25]))
+    tracker.commit()
+    tracker.add(counts_of((30, 10), (50, 10)))
+    # averages .25 * .4 + .5 * .2 = .2 and .25 * .1 + .5 * .4 = .225
+    assert_close(tracker.gates(), torch.tensor([0.2 / 0.225, 1.0]))
+    tracker.keep(torch.tensor(False))
+    tracker.add(counts_of((50, 10), (20, 10)))
+    assert_close(tracker.gates(), torch.tensor([1.0, 0.25]))
+    assert_close(tracker.scores(), torch.tensor([0.5, 0.2]))
