@@ -89,12 +89,14 @@ class LateFusion(nn.ModuleDict):
             predictions: Modality name to prediction, all of one shape.
 
         Raises:
-            ValueError: If the rule needs logits and gets values of shape ``(B,)``.
+            ValueError: If the rule needs logits and gets values of shape ``(B,)`` or ``(B, 1)``.
         """
         stacked = torch.stack(list(predictions.values()))
-        if self.rule in ("probabilities", "energy") and stacked.ndim < 3:
+        values = stacked.ndim < 3 or stacked.shape[2] < 2
+        if self.rule in ("probabilities", "energy") and values:
             raise ValueError(
-                f"Expected logits (B, C, ...) for the rule {self.rule!r}, but got predictions of "
+                f"Expected logits of two and more classes for the rule {self.rule!r}, but got "
+                "predictions of "
                 f"shape {tuple(stacked.shape[1:])}. Use 'mean' or 'sum' for regression."
             )
         return RULES[self.rule](stacked)

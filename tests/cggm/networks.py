@@ -34,6 +34,17 @@ class Late(nn.Module):
         return self.output_layer(self.fusion(torch.cat(list(features.values()), dim=-1)))
 
 
+class Additive(Late):
+    """Encoders whose sum is decoded, so that their order does not matter."""
+
+    def __init__(self, names=NAMES, width: int = 6, classes: int = 4) -> None:
+        super().__init__(names, width, classes)
+        self.fusion = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.output_layer(self.fusion(torch.stack(list(features.values())).sum(0)))
+
+
 class Convolutional(nn.Module):
     """Encoders with a skip inside a dict, a 1x1 output layer and upsampling, in 2-D or 3-D."""
 

@@ -1,0 +1,120 @@
+"""What a comparison runs: names of the command line, and the trainings that they stand for."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cggm.comparison.plan import SWEEP, Plan, Run, command
+from cggm.errors import UserError
+from cggm.runs.config import read_config
+from cggm_cls.config import MosiConfig
+
+ROOT = Path(__file__).parents[3]
+METHODS = ROOT / "configs" / "methods"
+
+
+def test_runs_are_ordered_seed_by_seed_then_task_by_task():
+    plan = Plan(("mosi", "mfeat"), ("plain", "ogm"), (0, 1), ("--max_epochs", "2"))
+    told = {name: ("--max_epochs", "2", "--method", name) for name in plan.methods}
+    assert plan.runs(METHODS) == [
+        Run("mosi", "plain", 0, told["plain"]),
+        Run("mosi", "ogm", 0, told["ogm"]),
+        Run("mfeat", "plain", 0, told["plain"]),
+        Run("mfeat", "ogm", 0, told["ogm"]),
+        Run("mosi", "plain", 1, told["plain"]),
+        Run("mosi", "ogm", 1, told["ogm"]),
+        Run("mfeat", "plain", 1, told["plain"]),
+        Run("mfeat", "ogm", 1, told["ogm"]),
+    ]
+
+
+def test_unimodal_is_every_modality_alone():
+    runs = Plan(("food101", "mfeat"), ("unimodal",), (3,)).runs(METHODS)
+    names = ["text", "image", "pix", "fou", "mor"]
+    assert [run.method for run in runs] == [f"unimodal_{name}" for name in names]
+    assert [run.arguments for run in runs] == [
+        ("--method", "plain", "--modalities", f'["{name}"]') for name in names
+    ]
+
+
+def test_settings_are_laid_over_those_of_the_file():
+    (run,) = Plan(("mosi",), ("cggm:rho=0.5:lam=1e-3",), (0,)).runs(METHODS)
+    assert run.arguments[:2] == ("--method", "cggm")
+    files = [ROOT / "configs" / "mosi" / "train.yaml", METHODS / "cggm.yaml"]
+    before = read_config(MosiConfig, files).balancer
+    after = read_config(MosiConfig, files, run.arguments[2:]).balancer
+    assert after.settings == {**before.settings, "rho": 0.5, "lam": 0.001}
+    assert before.settings["rho"] == 1.0
+    assert run.folder(Path("out")) == Path("out/runs/mosi/cggm-rho=0.5-lam=1e-3/seed-0")
+
+
+def test_gradients_are_kept_of_the_joint_training_and_of_cggm():
+    runs = Plan(("mosi",), ("plain", "joint", "ogm", "cggm", "cggm:rho=2"), (0,)).runs(METHODS)
+    assert [run.method for run in runs if "--gradients" in run.arguments] == ["joint", "cggm"]
+
+
+def test_sweep_adds_settings_and_what_they_are_compared_with():
+    names = [run.method for run in Plan(("mosi",), ("cggm",), (0,), sweep=True).runs(METHODS)]
+    assert names == ["cggm", "joint", *SWEEP]
+    assert SWEEP[0] == "cggm:rho=0.5"
+    assert SWEEP[-1] == "cggm:lam=0.4"
+
+
+def test_command_starts_or_resumes():
+    run = Run("mosi", "ogm", 4, ("--method", "ogm"))
+    script = [sys.executable, str(Path("scripts/mosi_train.py"))]
+    folder = str(Path("out/runs/mosi/ogm/seed-4"))
+    fresh = command(run, Path("scripts"), Path("out"), resume=False)
+    assert fresh == [*script, "--output", folder, "--seed", "4", "--method", "ogm"]
+    again = command(run, Path("scripts"), Path("out"), resume=True)
+    assert again == [*script, "--resume", folder]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "methods", "expected"),
+    [
+        ("mosy", "cggm", "Expected task to name some of brats, mosi, .* but got mosy. Correct"),
+        ("", "cggm", "Expected task to name some of"),
+        ("mosi,mosi", "cggm", "each once, but got mosi, mosi"),
+        ("mosi", "cgm", "Unknown method 'cgm'. Available: unimodal, agm, "),
+        ("mosi", "", "Unknown method ''"),
+        ("mosi", "../mosi/train", "Unknown method '../mosi/train'"),
+        ("mosi", "ogm,cggm,ogm", "Expected methods to name each once, but got ogm, cggm, ogm"),
+        ("mosi", "unimodal:rho=1", "Unknown method 'unimodal'"),
+        ("mosi", "cggm:rhoo=1", "Unknown setting 'rhoo' of cggm. Available: rho, lam, "),
+        ("mosi", "plain:rho=1", "Unknown setting 'rho' of plain. Available: none."),
+        ("mosi", "cggm:rho", "Expected a setting as in cggm:rho=0.5, but got 'rho'"),
+        ("mosi", "cggm:rho=", "but got 'rho='"),
+        ("mosi", "cggm:rho=../1", "but got 'rho=../1'"),
+    ],
+)
+def test_wrong_names_are_refused(tasks, methods, expected):
+    plan = Plan(tuple(tasks.split(",")), tuple(methods.split(",")), (0,))
+    with pytest.raises(UserError, match=expected) as caught:
+        plan.runs(METHODS)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_takes_more_methods_but_no_other_options(tmp_path):
+    output = tmp_path / "a" / "b"
+    Plan(("mosi",), ("cggm",), (0,), ("--max_epochs", "2")).keep(output)
+    (output / "runs.jsonl").touch()
+    Plan(("mosi", "mfeat"), ("cggm", "ogm"), (0, 1), ("--max_epochs", "2")).keep(output)
+    assert json.loads((output / "comparison.json").read_text()) == {
+        "arguments": ["--max_epochs", "2"]
+    }
+    with pytest.raises(UserError, match="were told --max_epochs 2, not nothing"):
+        Plan(("mosi",), ("cggm",), (0,)).keep(output)
+
+
+def test_folder_with_other_things_is_left_alone(tmp_path):
+    plan = Plan(("mosi",), ("cggm",), (0,))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="it holds other files"):
+        plan.keep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "comparison.json").write_text("[]")
+    with pytest.raises(UserError, match=r"comparison\.json: expected the note of a comparison"):
+        plan.keep(tmp_path)

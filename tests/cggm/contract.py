@@ -1,0 +1,108 @@
+"""What each method says of itself, row by row; the contract suite holds it to that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = Mapping[str, Any]
+_SO_FAR = "a micro-batch is judged by the window so far, not by all of it"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One method's row.
+
+    Attributes:
+        neutral: Settings that equal joint training.
+        settings: Settings under which the method acts within six steps in four epochs.
+        named: Further settings by modality, for modalities that change places.
+        rules: How the network of each task fuses late; empty if it fuses features.
+        refuses: Tasks that it cannot serve, and what it says.
+        drawn: Readings drawn by the modalities' places, which do not change places with them. What
+            is drawn leads the rest astray after the first step.
+        ordered: Why coefficients stay in their places while modalities change theirs.
+        windows: Why a batch in two micro-batches does not equal the batch; empty if it does.
+        ranks: Why a batch in halves on two ranks does not equal the batch; empty if it does.
+        acts: Whether the settings change anything.
+    """
+
+    neutral: Settings
+    settings: Settings = field(default_factory=dict)
+    named: Settings = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    drawn: tuple[str, ...] | None = None
+    ordered: str = ""
+    windows: str = ""
+    ranks: str = ""
+    acts: bool = True
+
+
+CONTRACTS = {
+    "AGM": Contract({"alpha": 0.0}, windows=_SO_FAR),
+    "Balancer": Contract({}, acts=False),
+    "CGGM": Contract({"rho": None, "direction": None}, windows=_SO_FAR),
+    "ConstantFactors": Contract(
+        {"factors": 1.0}, named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}}
+    ),
+    "GradientBlending": Contract(
+        {"weights": {"fused": 1.0}}, {"mode": "online", "epochs": 1, "every": 2}
+    ),
+    "Greedy": Contract({"epsilon": None}, {"epsilon": 0.0, "steps": 1, "first_epoch": 1}),
+    "MMPareto": Contract({"weight": 0.0}),
+    "ModalityDropout": Contract(
+        {"p": 0.0},
+        named={"p": {"text": 0.2, "audio": 0.6, "video": 0.9}},
+        drawn=("term",),
+        windows="each micro-batch draws",
+        ranks="each rank draws",
+    ),
+    "ModalityLearningRates": Contract(
+        {"strategy": "keep", "rates": 1.0},
+        {"strategy": "dynamic", "window": 2},
+        {"rates": {"text": 0.2, "audio": 0.6, "video": 1.4}},
+    ),
+    "OGM": Contract({"alpha": 0.0}, windows=_SO_FAR),
+    "OPM": Contract(
+        {"q_base": 0.0},
+        {"warmup_epochs": 0, "p_exe": 1.0},
+        drawn=(),
+        windows="each micro-batch draws",
+        ranks="each rank draws",
+    ),
+    "PMR": Contract(
+        {"alpha": 0.0, "mu": 0.0},
+        refuses={
+            "regression": "Expected a linear output layer of two or more classes",
+            "segmentation": "Expected a linear output layer of two or more classes",
+        },
+        windows=_SO_FAR,
+    ),
+    "QMF": Contract(
+        {"unimodal": 0.0, "lam": 0.0},
+        rules={"classification": "energy", "regression": "energy", "segmentation": "energy"},
+        refuses={"regression": "for regression"},
+        windows="pairs of neighbors are those of a micro-batch",
+        ranks="pairs of neighbors are those of a rank",
+    ),
+    "RandomFactors": Contract(
+        {"terms": [1.0]},
+        named={"terms": {"text": [0.1, 0.9], "audio": [0.3, 0.7], "video": [0.2, 0.6]}},
+    ),
+    "ReconBoost": Contract(
+        {"epochs_per_stage": 0},
+        {"epochs_per_stage": 1, "rectify_epochs": 1},
+        rules={"classification": "sum", "regression": "sum", "segmentation": "sum"},
+        ordered="turns go by the encoders' order",
+    ),
+    "UnimodalEnsemble": Contract(
+        {"joint": 1.0},
+        rules={
+            "classification": "probabilities",
+            "regression": "mean",
+            "segmentation": "probabilities",
+        },
+    ),
+    "UnimodalLosses": Contract({"weight": 0.0}),
+    "UnimodalTeacher": Contract({"weight": 0.0}, {"epochs": 1}),
+}

@@ -1,0 +1,58 @@
+"""One rank of the two-process contract: every method on its half of each batch."""
+
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from cggm import methods
+from tests.cggm.contract import CONTRACTS
+from tests.cggm.contract_runs import Batch, batches_of, build, make, train
+
+
+def halves(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
+    """This rank's share of each batch."""
+    return [(inputs.chunk(world)[rank], target.chunk(world)[rank]) for inputs, target in batches]
+
+
+def run(name: str, rank: int, world: int) -> dict[str, dict[str, Tensor]]:
+    """What a method ends with on this rank."""
+    network = make(name)
+    mine = halves(batches_of(), rank, world)
+    balancer = build(name, network, trial_batches=mine[:2], **CONTRACTS[name].settings)
+    wrapped = DistributedDataParallel(network) if world > 1 else network
+    balancer.bind(wrapped)
+    first = rank * len(mine[0][1])
+    rows = train(wrapped, balancer, mine, first=first)
+    balancer.unbind()
+    state = balancer.state_dict()
+    return {
+        "network": network.state_dict(),
+        "state": {key: value for key, value in state.items() if isinstance(value, Tensor)},
+        "terms": {str(i): row["term"] for i, row in enumerate(rows) if "term" in row},
+    }
+
+
+def main(store: str, rank: int, world: int) -> None:
+    """Run every method and save what each ends with, or what it says where it refuses."""
+    torch.set_num_threads(1)
+    method = f"file://{store}/store"
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", method, wait, world_size=world, rank=rank)
+    found: dict[str, object] = {}
+    for name in methods.__all__:
+        try:
+            found[name] = run(name, rank, world)
+        except (ValueError, RuntimeError) as error:
+            found[name] = str(error)
+    torch.save(found, Path(store) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

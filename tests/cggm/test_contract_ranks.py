@@ -1,0 +1,44 @@
+"""Every method under two gloo ranks, each with half of every batch, against one process."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cggm import methods
+from tests.cggm import contract_worker
+from tests.cggm.contract import CONTRACTS
+from tests.cggm.contract_runs import make, near
+
+every_method = pytest.mark.parametrize("name", methods.__all__)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "tests.cggm.contract_worker", str(folder)]
+    processes = [subprocess.Popen([*command, str(rank), "2"]) for rank in (0, 1)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@every_method
+def test_replicas_are_bit_equal(name, ranks):
+    first, second = (rank[name] for rank in ranks)
+    assert not isinstance(first, str), first
+    moved, start = first["network"], make(name).state_dict()
+    assert not any(torch.equal(moved[key], start[key]) for key in start)
+    groups = ("network", "state") if CONTRACTS[name].drawn else ("network", "state", "terms")
+    for group in groups:
+        assert first[group].keys() == second[group].keys()
+        for key, value in first[group].items():
+            assert_close(value, second[group][key], rtol=0, atol=0, equal_nan=True, msg=key)
+
+
+@every_method
+def test_two_ranks_equal_one_process_or_the_row_says_why_not(name, ranks):
+    whole = contract_worker.run(name, 0, 1)
+    equal = near(ranks[0][name]["network"], whole["network"])
+    assert equal == (not CONTRACTS[name].ranks)
