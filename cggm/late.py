@@ -96,7 +96,7 @@ class LateFusion(nn.ModuleDict):
         if self.rule in ("probabilities", "energy") and values:
             raise ValueError(
                 f"Expected logits of two and more classes for the rule {self.rule!r}, but got "
-                "predictions of "
-                f"shape {tuple(stacked.shape[1:])}. Use 'mean' or 'sum' for regression."
+                f"predictions of shape {tuple(stacked.shape[1:])}. "
+                "Use 'mean' or 'sum' for regression."
             )
         return RULES[self.rule](stacked)

@@ -239,11 +239,11 @@ def test_refuses_networks_of_another_fusion():
 
 def test_refuses_values():
     torch.manual_seed(0)
-    network = LateFused(Late().encoders, lambda: LinearHead(classes=1), "energy")
+    network = LateFused(Late().encoders, lambda: LinearHead(classes=2), "energy")
     method = make(network, task_loss=nn.functional.mse_loss)
     prediction = network(BATCHES[0][0])
-    with pytest.raises(ValueError, match=r"class indices .* energy of class logits.*\(16, 1\) and"):
-        method(prediction, torch.randn(16, 1))
+    with pytest.raises(ValueError, match=r"class indices .* energy of class logits.*\(16, 2\) and"):
+        method(prediction, torch.randn(16, 2))
 
 
 @pytest.mark.parametrize("positions", [None, torch.arange(3)])
