@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("slices", "step", "inference", "metrics", "sequences", "pickles", "features")
+NAMES = ("slices", "step", "inference", "metrics", "sequences", "methods", "pickles", "features")
 
 
 def main() -> None:
