@@ -7,6 +7,7 @@ A method is a name of configs/methods, with settings where wanted (cggm:rho=0.5)
 every modality alone. Several tasks are separated by commas and ranked together.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class CompareOptions:
     Args:
         task: brats, mosi, iemocap, food101 or mfeat; several separated by commas.
         output: Folder of the comparison.
-        methods: Names of configs/methods, separated by commas.
+        methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
+            unimodal for every modality alone.
         seeds: Trainings of each method, with consecutive seeds from 0 on.
         sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
         jobs: Trainings side by side.
@@ -65,28 +67,29 @@ def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(CompareOptions, "Compare balancing methods.", argv)
 
-    from cggm.comparison.summary import summarize
-
+    from cggm.comparison.lock import locked
     from cggm.comparison.plan import Plan
     from cggm.comparison.progress import Progress
     from cggm.comparison.queue import Queue
+    from cggm.comparison.store import Store
+    from cggm.comparison.summary import summarize
 
-    plan = Plan(
-        tuple(options.task.split(",")),
-        tuple(options.methods.split(",")),
-        tuple(range(options.seeds)),
-        options.arguments,
-        sweep=options.sweep,
-    )
+    tasks, methods = options.task.split(","), options.methods.split(",")
+    seeds = range(options.seeds)
+    plan = Plan((*tasks,), (*methods,), (*seeds,), options.arguments, sweep=options.sweep)
     runs = plan.runs(ROOT / "configs" / "methods")
     plan.keep(options.output)
-    progress = Progress(runs, jobs=options.jobs)
-    queue = Queue(options.output, ROOT / "pipelines", jobs=options.jobs, report=progress.show)
-    failed = queue.run(runs)
-    summarize(options.output, plan, queue.records(), queue.refused())
+    store = Store(options.output)
+    with locked(options.output) as lock:
+        progress = Progress(runs, len(store.pending(runs)))
+        queue = Queue(store, ROOT / "pipelines", lock=lock, jobs=options.jobs, report=progress.show)
+        failed = queue.run(runs)
+        page = summarize(options.output, plan, store.records(runs), store.refused())
+    print(f"\ntables, figures and {page}")
     progress.close(failed)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the trainings, as Ctrl-C does
     raise SystemExit(run(main))

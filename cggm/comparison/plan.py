@@ -1,56 +1,28 @@
 """The runs that a comparison needs: methods times seeds on each task."""
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cggm.comparison.tasks import TASKS
 from cggm.errors import UserError
 from cggm.runs.folder import write_atomically
+from cggm.runs.options import require, require_names
 
 UNIMODAL = "unimodal"
+SWEPT_RHO = (0.5, 0.75, 1.5, 2.0)
+SWEPT_LAM = (0.025, 0.05, 0.2, 0.4)
 SWEEP = (
-    *(f"cggm:rho={rho}" for rho in (0.5, 0.75, 1.5, 2.0)),
-    *(f"cggm:lam={lam}" for lam in (0.025, 0.05, 0.2, 0.4)),
+    *(f"cggm:rho={rho}" for rho in SWEPT_RHO),
+    *(f"cggm:lam={lam}" for lam in SWEPT_LAM),
 )
 _WITH_GRADIENTS = ("joint", "cggm")
 _BATCHES = 30
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training script and what it reports.
-
-    Args:
-        script: File name in ``pipelines``.
-        modalities: What it trains on.
-        metrics: Those that tables show, the most important one first.
-    """
-
-    script: str
-    modalities: tuple[str, ...]
-    metrics: tuple[str, ...]
-
-
-TASKS = {
-    "brats": Task(
-        "brats_train.py",
-        ("flair", "t1ce", "t1", "t2"),
-        ("dice_mean", "dice_WT", "dice_TC", "dice_ET"),
-    ),
-    "mosi": Task(
-        "mosi_train.py",
-        ("text", "audio", "vision"),
-        ("mae", "corr", "acc2_non0", "f1w_non0", "acc7"),
-    ),
-    "iemocap": Task("iemocap_train.py", ("text", "audio", "vision"), ("acc", "f1_macro", "uar")),
-    "food101": Task("food101_train.py", ("text", "image"), ("acc", "f1_macro")),
-    "mfeat": Task("mfeat_train.py", ("pix", "fou", "mor"), ("acc", "f1_macro")),
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +62,8 @@ class Plan:
             meant (``cggm:rho=0.5:lam=0.2``), or ``unimodal``, which is every modality alone.
         seeds: Of the runs.
         arguments: What every training script is told besides, such as ``--max_epochs 5``.
-        sweep: Whether CGGM is trained with other values of rho and lambda, too (figure 5).
+        sweep: Whether CGGM is trained with other values of rho and lambda, too (figure 5), and with
+            it what these are compared with.
     """
 
     tasks: tuple[str, ...]
@@ -99,44 +72,49 @@ class Plan:
     arguments: tuple[str, ...] = ()
     sweep: bool = False
 
-    def runs(self, methods: Path) -> list[Run]:
+    def runs(self, folder: Path) -> list[Run]:
         """All runs, seed by seed, so that an interrupted comparison is balanced.
 
         Args:
-            methods: Folder of the methods' configurations.
+            folder: The methods' configurations.
 
         Raises:
-            UserError: If a task, a method or a setting is unknown.
+            UserError: If a task, a method or a setting is unknown, or named twice.
         """
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown:
-            raise UserError(f"Unknown task {unknown[0]!r}.", f"Available: {', '.join(TASKS)}.")
-        names = [*self.methods, *(SWEEP if self.sweep else ())]
-        chosen = [one for name in dict.fromkeys(names) for one in _expand(name, methods)]
+        require_names("task", self.tasks, tuple(TASKS))
+        once = len(set(self.methods)) == len(self.methods)
+        require(once, "methods", "to name each once", ", ".join(self.methods))
+        names = (*self.methods, *(("joint", "cggm", *SWEEP) if self.sweep else ()))
+        told = {name: _arguments(name, folder) for name in names}
         return [
             Run(task, method, seed, (*self.arguments, *arguments))
             for seed in self.seeds
             for task in self.tasks
-            for method, arguments in _for_task(task, chosen)
+            for name in told
+            for method, arguments in _on_task(task, name, told[name])
         ]
 
     def keep(self, output: Path) -> None:
         """Note in a folder what its trainings are told; methods, seeds and tasks may grow.
 
+        Args:
+            output: Folder of the comparison, made where absent.
+
         Raises:
-            UserError: If the folder belongs to a comparison whose trainings were told otherwise.
+            UserError: If it holds something else, or trainings that were told otherwise.
         """
         file = output / "comparison.json"
         if file.exists():
-            told = json.loads(file.read_text("utf-8"))["arguments"]
-            if told != list(self.arguments):
-                before, now = (" ".join(told) or "nothing"), (" ".join(self.arguments) or "nothing")
-                raise UserError(
-                    f"{output}: a comparison whose trainings were told {before}, not {now}.",
-                    "Give the same options, or another --output.",
-                )
+            _require_same(_told(file), [*self.arguments], output)
+            return
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        if any(output.iterdir()):
+            raise UserError(
+                f"{output}: expected a new or empty folder, or one of a comparison, but it holds "
+                "other files.",
+                "Give another --output.",
+            )
+        write_atomically(file, (json.dumps({"arguments": self.arguments}) + "\n").encode())
 
 
 def command(run: Run, pipelines: Path, output: Path, *, resume: bool) -> list[str]:
@@ -155,46 +133,58 @@ def command(run: Run, pipelines: Path, output: Path, *, resume: bool) -> list[st
     return [*script, "--output", folder, "--seed", str(run.seed), *run.arguments]
 
 
-def _expand(method: str, folder: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Names and arguments that one name of the command line stands for."""
+def _arguments(method: str, folder: Path) -> tuple[str, ...]:
+    """What a training script is told of a method."""
     if method == UNIMODAL:
-        return [(UNIMODAL, ("--method", "plain"))]
+        return ("--method", "plain")
     name, *settings = method.split(":")
-    file = folder / f"{name}.yaml"
-    if not file.is_file():
-        known = ", ".join([UNIMODAL, *sorted(path.stem for path in folder.glob("*.yaml"))])
-        raise UserError(f"Unknown method {name!r}.", f"Available: {known}.")
-    arguments = ["--method", name]
-    if settings:
-        merged = {**_settings(file), **dict(map(_setting, settings))}
-        arguments += ["--balancer.settings", json.dumps(merged)]
-    if name in _WITH_GRADIENTS and not settings:
-        arguments += ["--gradients", str(_BATCHES)]
-    return [(method, tuple(arguments))]
+    files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        available = ", ".join([UNIMODAL, *files])
+        raise UserError(f"Unknown method {name!r}.", f"Available: {available}.")
+    known = yaml.safe_load(files[name].read_text("utf-8"))["balancer"]["settings"]
+    gradients = () if settings or name not in _WITH_GRADIENTS else ("--gradients", str(_BATCHES))
+    return ("--method", name, *(_setting(text, name, known) for text in settings), *gradients)
 
 
-def _for_task(
-    task: str, chosen: Sequence[tuple[str, tuple[str, ...]]]
+def _setting(text: str, method: str, known: Collection[str]) -> str:
+    found = re.fullmatch(r"(\w+)=([\w.+-]+)", text)
+    if found is None:
+        raise UserError(
+            f"Expected a setting as in cggm:rho=0.5, but got {text!r}.", "Correct --methods."
+        )
+    if found[1] not in known:
+        available = ", ".join(known) or "none"
+        raise UserError(f"Unknown setting {found[1]!r} of {method}.", f"Available: {available}.")
+    return f"--balancer.settings.{text}"
+
+
+def _on_task(
+    task: str, method: str, arguments: tuple[str, ...]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    rows = []
-    for method, arguments in chosen:
-        if method != UNIMODAL:
-            rows.append((method, arguments))
-            continue
-        for modality in TASKS[task].modalities:
-            alone = ("--modalities", json.dumps([modality]))
-            rows.append((f"{UNIMODAL}_{modality}", (*arguments, *alone)))
-    return rows
+    """Names in tables, and arguments, of what a method means on a task."""
+    if method != UNIMODAL:
+        return [(method, arguments)]
+    return [
+        (f"{UNIMODAL}_{modality}", (*arguments, "--modalities", json.dumps([modality])))
+        for modality in TASKS[task].modalities
+    ]
 
 
-def _settings(file: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = yaml.safe_load(file.read_text("utf-8"))["balancer"]
-    settings: Mapping[str, Any] = content.get("settings") or {}
-    return settings
+def _told(file: Path) -> list[str]:
+    try:
+        told: list[str] = json.loads(file.read_text("utf-8"))["arguments"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: expected the note of a comparison.", "Give another --output."
+        ) from error
+    return told
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"Expected a setting as in cggm:rho=0.5, but got {text!r}.", "Correct it.")
-    return name, yaml.safe_load(value)
+def _require_same(before: list[str], now: list[str], output: Path) -> None:
+    if before != now:
+        first, then = (" ".join(told) or "nothing" for told in (before, now))
+        raise UserError(
+            f"{output}: a comparison whose trainings were told {first}, not {then}.",
+            "Give the same options, or another --output.",
+        )

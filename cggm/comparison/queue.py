@@ -1,95 +1,51 @@
 """Runs the trainings of a comparison, each once, however often it is interrupted."""
 
-import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
 from cggm.comparison.plan import Run, command
-from cggm.comparison.records import Record, read_records
-from cggm.errors import UserError
+from cggm.comparison.store import Outcome, Store
 from cggm.runs.folder import RunFolder
-from cggm.runs.logs import JsonLines, read_jsonl
 
-_REFUSED = 2  # exit code of a wrong usage, see cggm.runs.cli
 _POLL = 0.2
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended.
-
-    Args:
-        run: The training.
-        code: Exit code.
-        seconds: Duration.
-        peak_mb: Peak memory, ``None`` where the system does not tell.
-        message: Last line that it printed.
-        resumed: Whether an earlier part of it was interrupted.
-    """
-
-    run: Run
-    code: int
-    seconds: float
-    peak_mb: float | None
-    message: str
-    resumed: bool
 
 
 class Queue:
     """Trainings that are run one after another or side by side, each in a process of its own.
 
-    What a training came to is a line of ``runs.jsonl``; one that a method refuses is a line of
-    ``refused.jsonl``. Neither is run again. A training that was interrupted goes on from its last
-    checkpoint, one that failed is tried again by the next command. The first training of a task
-    runs alone, because it may write the demo data.
+    A training that is finished, or that its method refuses, is not run again. One that was
+    interrupted goes on from its last checkpoint, one that failed is tried again by the next
+    command. The first training of a task runs alone, because it may write the demo data.
 
     Args:
-        output: Folder of the comparison.
+        store: What trainings came to.
         pipelines: Folder of the training scripts.
+        lock: Descriptor that trainings inherit, see :func:`cggm.comparison.lock.locked`.
         jobs: Trainings side by side; they share the processor's cores.
-        report: Called with each outcome, what is done and what there is in all.
+        report: Called with each outcome, how many trainings are over and how many there are.
     """
 
     def __init__(
         self,
-        output: Path,
+        store: Store,
         pipelines: Path,
         *,
-        jobs: int = 1,
-        report: Callable[[Outcome, int, int], None] = lambda outcome, done, total: None,
+        lock: int,
+        jobs: int,
+        report: Callable[[Outcome, int, int], None],
     ) -> None:
-        self.output = output
+        self.store = store
         self.pipelines = pipelines
+        self.lock = lock
         self.jobs = jobs
         self.report = report
         self._stop = Event()
-
-    @property
-    def records_file(self) -> Path:
-        """One line per finished training."""
-        return self.output / "runs.jsonl"
-
-    @property
-    def refused_file(self) -> Path:
-        """One line per training that its method refused, with the reason."""
-        return self.output / "refused.jsonl"
-
-    def records(self) -> list[Record]:
-        """Trainings that are finished."""
-        return read_records(self.records_file) if self.records_file.exists() else []
-
-    def refused(self) -> dict[tuple[str, str], str]:
-        """Reasons by task and method."""
-        if not self.refused_file.exists():
-            return {}
-        lines = read_jsonl(self.refused_file)
-        return {(str(row["task"]), str(row["method"])): str(row["reason"]) for row in lines}
 
     def run(self, runs: Sequence[Run]) -> list[Outcome]:
         """Run what is not finished.
@@ -98,20 +54,18 @@ class Queue:
             runs: All trainings of the comparison.
 
         Returns:
-            Those that failed, for another reason than a refusal.
+            Those that failed.
         """
-        done = {(r.task, r.method, r.seed) for r in self.records()}
-        refused = self.refused()
-        pending = [r for r in runs if r.key not in done and (r.task, r.method) not in refused]
-        first = list({run.task: run for run in reversed(pending)}.values())
-        failed = []
-        finished = len(runs) - len(pending)
-        for batch, jobs in ((first, 1), ([r for r in pending if r not in first], self.jobs)):
+        pending = self.store.pending(runs)
+        first = [*{run.task: run for run in reversed(pending)}.values()]
+        rest = [run for run in pending if run not in first]
+        failed: list[Outcome] = []
+        for batch, jobs in ((first, 1), (rest, self.jobs)):
             for outcome in self._outcomes(batch, jobs):
-                finished += 1
-                self._keep(outcome)
-                failed += [outcome] if outcome.code not in (0, _REFUSED) else []
-                self.report(outcome, finished, len(runs))
+                self.store.keep(outcome)
+                failed += [outcome] if outcome.failed else []
+                over = len(runs) - len(self.store.pending(runs)) + len(failed)
+                self.report(outcome, over, len(runs))
         return failed
 
     def _outcomes(self, runs: Sequence[Run], jobs: int) -> Iterator[Outcome]:
@@ -121,37 +75,42 @@ class Queue:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
-                        running.add(pool.submit(self._train, waiting.pop(0), jobs))
-                    ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        outcome = future.result()
-                        if outcome.code == _REFUSED:  # by every other seed as well
-                            waiting = [r for r in waiting if not _alike(r, outcome.run)]
-                        yield outcome
+                        # Another seed may have been refused meanwhile.
+                        for run in self.store.pending([waiting.pop(0)]):
+                            running.add(pool.submit(self._train, run))
+                    # Without a timeout, a signal just before the wait would be noticed after it.
+                    ended, running = wait(running, _POLL, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
             except BaseException:
                 self._stop.set()
                 raise
 
-    def _train(self, run: Run, jobs: int) -> Outcome:
-        folder = run.folder(self.output)
-        resume = (folder / "config.yaml").exists()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.parent / f"{folder.name}.log"
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    def _train(self, run: Run) -> Outcome:
+        folder = RunFolder(run.folder(self.store.output))
+        resume = any(folder.checkpoints.glob("epoch-*"))
+        if not resume and folder.path.is_dir():  # killed before its first checkpoint
+            shutil.rmtree(folder.path)
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.path.with_name(f"{folder.path.name}.log")
         start = time.monotonic()
         with log.open("ab") as file:
             process = subprocess.Popen(
-                command(run, self.pipelines, self.output, resume=resume),
+                command(run, self.pipelines, self.store.output, resume=resume),
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
+                pass_fds=(self.lock,),
             )
             peak = self._watch(process)
         seconds = time.monotonic() - start
-        return Outcome(run, process.returncode, seconds, peak, _last_line(log), resume)
+        return Outcome(run, process.returncode, seconds, peak, _last_line(log), resume, log)
+
+    @property
+    def _threads(self) -> int:
+        return max(1, (os.cpu_count() or 1) // self.jobs)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> float | None:
+        """Wait for a process, or end it when the comparison is to end; returns its peak memory."""
         peak = None
         while process.poll() is None:
             peak = _peak_mb(process.pid) or peak
@@ -161,44 +120,6 @@ class Queue:
             time.sleep(_POLL)
         return peak
 
-    def _keep(self, outcome: Outcome) -> None:
-        run = outcome.run
-        if outcome.code == _REFUSED:
-            row = {"task": run.task, "method": run.method, "reason": outcome.message}
-            with JsonLines(self.refused_file) as lines:
-                lines.write(row)
-        if outcome.code == 0:
-            with JsonLines(self.records_file) as lines:
-                lines.write(asdict(_record(outcome, RunFolder(run.folder(self.output)))))
-
-
-def _record(outcome: Outcome, folder: RunFolder) -> Record:
-    results = json.loads(folder.results.read_text("utf-8"))
-    run = outcome.run
-    if "test" not in results and "validation" not in results:
-        raise UserError(f"{folder.results}: no metrics.", "Delete the run's folder.")
-    return Record(
-        task=run.task,
-        method=run.method,
-        seed=run.seed,
-        seconds=None if outcome.resumed else round(outcome.seconds, 2),
-        peak_mb=outcome.peak_mb,
-        simulated=results["simulated"],
-        test=_numbers(results.get("test") or results["validation"]),
-        subsets={name: _numbers(row) for name, row in results["subsets"].items()},
-        heads={name: _numbers(row) for name, row in results.get("heads", {}).items()},
-        path=str(folder.path),
-    )
-
-
-def _numbers(metrics: dict[str, object]) -> dict[str, float | None]:
-    kinds = (int, float, type(None))
-    return {name: value for name, value in metrics.items() if isinstance(value, kinds)}
-
-
-def _alike(run: Run, other: Run) -> bool:
-    return (run.task, run.method) == (other.task, other.method)
-
 
 def _peak_mb(pid: int) -> float | None:
     """Peak resident memory of a process, where the system tells it."""
@@ -207,9 +128,9 @@ def _peak_mb(pid: int) -> float | None:
     except OSError:
         return None
     lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(lines[0].split()[1]) / 1024 if lines else None
+    return round(int(lines[0].split()[1]) / 1024, 1) if lines else None
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return lines[-1].removeprefix("error: ") if lines else ""
