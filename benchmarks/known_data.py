@@ -72,8 +72,8 @@ SLOW_SCALES: dict[tuple[str, str], float] = {
     ("classification", "adam"): 0.15,
     ("regression", "sgd"): 0.22,
     ("regression", "adam"): 0.155,
-    ("segmentation", "sgd"): 0.07,
-    ("segmentation", "adam"): 0.02,
+    ("segmentation", "sgd"): 0.055,
+    ("segmentation", "adam"): 0.003,
 }
 NOISE = {"classification": 1.0, "regression": 0.7, "segmentation": 1.5}
 

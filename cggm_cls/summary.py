@@ -94,13 +94,15 @@ def finish(
         batches = islice(training_batches(config, network, data), config.gradients)
         vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
         write_vectors(run.gradients, vectors)
-    plot_curves(run)
+    if config.curves:
+        plot_curves(run)
     write_atomically(run.results, json.dumps(result, indent=2).encode())
     print(f"\ntest split{_if_simulated(data)}, epoch {best.epoch}, selected on validation")
     print("\n".join(f"{name:<14}{_shown(test[name])}" for name in numbers(test)))
     if rows:
         print(f"\nthe same, for subsets of modalities\n{_table(rows, data.classes)}")
-    print(f"\ncurves   {run.curves}")
+    if config.curves:
+        print(f"\ncurves   {run.curves}")
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

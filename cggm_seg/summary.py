@@ -93,11 +93,14 @@ def finish(
         batches = islice(training_batches(config, network, cache, split), config.gradients)
         vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
         write_vectors(run.gradients, vectors)
-    plot_curves(run)
+    if config.curves:
+        plot_curves(run)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
     print(f"\nmean Dice of {cases}, epoch {best.epoch}")
     print(_aligned(table))
-    print(f"\ncurves   {run.curves}\nrun      {run.path}")
+    if config.curves:
+        print(f"\ncurves   {run.curves}")
+    print(f"run      {run.path}")
 
 
 def _cases(ids: Sequence[str], kind: str = "") -> str:

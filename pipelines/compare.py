@@ -32,6 +32,7 @@ class CompareOptions:
         methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
             unimodal for every modality alone.
         seeds: Trainings of each method, with consecutive seeds from 0 on.
+        quick: Whether tasks have the small size of configs/<task>/quick.yaml.
         sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
         jobs: Trainings side by side.
         data: Folder of the data; the demo data where not given.
@@ -44,6 +45,7 @@ class CompareOptions:
     output: Path = field(metadata={"metavar": "DIR"})
     methods: str = field(default=METHODS, metadata={"metavar": "A,B"})
     seeds: int = field(default=5, metadata={"metavar": "N"})
+    quick: bool = False
     sweep: bool = False
     jobs: int = field(default=1, metadata={"metavar": "N"})
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
@@ -54,6 +56,8 @@ class CompareOptions:
     def __post_init__(self) -> None:
         for name in ("seeds", "jobs"):
             require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        free = not (self.quick and self.config)
+        require(free, "config", "to be left out with --quick", self.config)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -76,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
 
     tasks, methods = options.task.split(","), options.methods.split(",")
     seeds = range(options.seeds)
-    plan = Plan((*tasks,), (*methods,), (*seeds,), options.arguments, sweep=options.sweep)
-    runs = plan.runs(ROOT / "configs" / "methods")
+    plan = Plan((*tasks,), (*methods,), (*seeds,), options.arguments, options.quick, options.sweep)
+    runs = plan.runs(ROOT / "configs")
     plan.keep(options.output)
     store = Store(options.output)
     with locked(options.output) as lock:

@@ -23,6 +23,7 @@ SWEEP = (
 )
 _WITH_GRADIENTS = ("joint", "cggm")
 _BATCHES = 30
+_ALWAYS = ("--curves", "false")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Plan:
             meant (``cggm:rho=0.5:lam=0.2``), or ``unimodal``, which is every modality alone.
         seeds: Of the runs.
         arguments: What every training script is told besides, such as ``--max_epochs 5``.
+        quick: Whether tasks have their small size, ``configs/<task>/quick.yaml``.
         sweep: Whether CGGM is trained with other values of rho and lambda, too (figure 5), and with
             it what these are compared with.
     """
@@ -70,13 +72,14 @@ class Plan:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     arguments: tuple[str, ...] = ()
+    quick: bool = False
     sweep: bool = False
 
-    def runs(self, folder: Path) -> list[Run]:
+    def runs(self, configs: Path) -> list[Run]:
         """All runs, seed by seed, so that an interrupted comparison is balanced.
 
         Args:
-            folder: The methods' configurations.
+            configs: Folder of the configurations.
 
         Raises:
             UserError: If a task, a method or a setting is unknown, or named twice.
@@ -85,9 +88,13 @@ class Plan:
         once = len(set(self.methods)) == len(self.methods)
         require(once, "methods", "to name each once", ", ".join(self.methods))
         names = (*self.methods, *(("joint", "cggm", *SWEEP) if self.sweep else ()))
-        told = {name: _arguments(name, folder) for name in names}
+        told = {name: _arguments(name, configs / "methods") for name in names}
+        sizes = {
+            task: ("--config", str(configs / task / "quick.yaml")) if self.quick else ()
+            for task in self.tasks
+        }
         return [
-            Run(task, method, seed, (*self.arguments, *arguments))
+            Run(task, method, seed, (*_ALWAYS, *sizes[task], *self.arguments, *arguments))
             for seed in self.seeds
             for task in self.tasks
             for name in told
@@ -105,7 +112,7 @@ class Plan:
         """
         file = output / "comparison.json"
         if file.exists():
-            _require_same(_told(file), [*self.arguments], output)
+            _require_same(_told(file), self._noted, output)
             return
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()):
@@ -114,7 +121,11 @@ class Plan:
                 "other files.",
                 "Give another --output.",
             )
-        write_atomically(file, (json.dumps({"arguments": self.arguments}) + "\n").encode())
+        write_atomically(file, (json.dumps({"arguments": self._noted}) + "\n").encode())
+
+    @property
+    def _noted(self) -> list[str]:
+        return [*(["--quick"] if self.quick else []), *self.arguments]
 
 
 def command(run: Run, pipelines: Path, output: Path, *, resume: bool) -> list[str]:

@@ -95,6 +95,7 @@ class RunConfig:
         seed: Seed of everything random.
         gradients: Training batches whose last-layer gradients are kept in the end, see
             cggm.gradients; needs heads.
+        curves: Whether curves of the training are drawn in the end.
         device: Where to compute; CUDA if there is one, where not given.
     """
 
@@ -103,6 +104,7 @@ class RunConfig:
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
     gradients: int = field(default=0, metadata={"metavar": "N"})
+    curves: bool = True
     device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
 
     def __post_init__(self) -> None:

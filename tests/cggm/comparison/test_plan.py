@@ -12,13 +12,15 @@ from cggm.runs.config import read_config
 from cggm_cls.config import MosiConfig
 
 ROOT = Path(__file__).parents[3]
-METHODS = ROOT / "configs" / "methods"
+CONFIGS = ROOT / "configs"
+METHODS = CONFIGS / "methods"
+ALWAYS = ("--curves", "false")
 
 
 def test_runs_are_ordered_seed_by_seed_then_task_by_task():
     plan = Plan(("mosi", "mfeat"), ("plain", "ogm"), (0, 1), ("--max_epochs", "2"))
-    told = {name: ("--max_epochs", "2", "--method", name) for name in plan.methods}
-    assert plan.runs(METHODS) == [
+    told = {name: (*ALWAYS, "--max_epochs", "2", "--method", name) for name in plan.methods}
+    assert plan.runs(CONFIGS) == [
         Run("mosi", "plain", 0, told["plain"]),
         Run("mosi", "ogm", 0, told["ogm"]),
         Run("mfeat", "plain", 0, told["plain"]),
@@ -31,32 +33,39 @@ def test_runs_are_ordered_seed_by_seed_then_task_by_task():
 
 
 def test_unimodal_is_every_modality_alone():
-    runs = Plan(("food101", "mfeat"), ("unimodal",), (3,)).runs(METHODS)
+    runs = Plan(("food101", "mfeat"), ("unimodal",), (3,)).runs(CONFIGS)
     names = ["text", "image", "pix", "fou", "mor"]
     assert [run.method for run in runs] == [f"unimodal_{name}" for name in names]
     assert [run.arguments for run in runs] == [
-        ("--method", "plain", "--modalities", f'["{name}"]') for name in names
+        (*ALWAYS, "--method", "plain", "--modalities", f'["{name}"]') for name in names
     ]
 
 
 def test_settings_are_laid_over_those_of_the_file():
-    (run,) = Plan(("mosi",), ("cggm:rho=0.5:lam=1e-3",), (0,)).runs(METHODS)
-    assert run.arguments[:2] == ("--method", "cggm")
+    (run,) = Plan(("mosi",), ("cggm:rho=0.5:lam=1e-3",), (0,)).runs(CONFIGS)
+    assert run.arguments[:4] == (*ALWAYS, "--method", "cggm")
     files = [ROOT / "configs" / "mosi" / "train.yaml", METHODS / "cggm.yaml"]
     before = read_config(MosiConfig, files).balancer
-    after = read_config(MosiConfig, files, run.arguments[2:]).balancer
+    after = read_config(MosiConfig, files, run.arguments[4:]).balancer
     assert after.settings == {**before.settings, "rho": 0.5, "lam": 0.001}
     assert before.settings["rho"] == 1.0
     assert run.folder(Path("out")) == Path("out/runs/mosi/cggm-rho=0.5-lam=1e-3/seed-0")
 
 
 def test_gradients_are_kept_of_the_joint_training_and_of_cggm():
-    runs = Plan(("mosi",), ("plain", "joint", "ogm", "cggm", "cggm:rho=2"), (0,)).runs(METHODS)
+    runs = Plan(("mosi",), ("plain", "joint", "ogm", "cggm", "cggm:rho=2"), (0,)).runs(CONFIGS)
     assert [run.method for run in runs if "--gradients" in run.arguments] == ["joint", "cggm"]
 
 
+def test_quick_gives_every_task_its_small_size():
+    runs = Plan(("mosi", "brats"), ("plain",), (0,), quick=True).runs(CONFIGS)
+    sizes = [run.arguments[run.arguments.index("--config") + 1] for run in runs]
+    assert sizes == [str(CONFIGS / task / "quick.yaml") for task in ("mosi", "brats")]
+    assert all(Path(size).is_file() for size in sizes)
+
+
 def test_sweep_adds_settings_and_what_they_are_compared_with():
-    names = [run.method for run in Plan(("mosi",), ("cggm",), (0,), sweep=True).runs(METHODS)]
+    names = [run.method for run in Plan(("mosi",), ("cggm",), (0,), sweep=True).runs(CONFIGS)]
     assert names == ["cggm", "joint", *SWEEP]
     assert SWEEP[0] == "cggm:rho=0.5"
     assert SWEEP[-1] == "cggm:lam=0.4"
@@ -93,7 +102,7 @@ def test_command_starts_or_resumes():
 def test_wrong_names_are_refused(tasks, methods, expected):
     plan = Plan(tuple(tasks.split(",")), tuple(methods.split(",")), (0,))
     with pytest.raises(UserError, match=expected) as caught:
-        plan.runs(METHODS)
+        plan.runs(CONFIGS)
     assert "\n" not in str(caught.value)
 
 
