@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench compare-quick docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -18,6 +18,18 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
+# Every method with settings for few epochs; the order is that of the paper's tables.
+METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,greedy,ogm,$\
+ogm_ge,agm,pmr,umt:epochs=2,ume,qmf,reconboost:epochs_per_stage=1:rectify_epochs=1,mmpareto,$\
+opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_gated,cggm
+COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
+
+# Every table and figure of a comparison at small size, from nothing, in about 15 minutes.
+compare-quick: $(READY)
+	$(COMPARE) --task mosi,iemocap,food101 --sweep
+	$(COMPARE) --task brats
+	$(BIN)/python benchmarks/known_answer.py --quick --jobs 2 --json comparison/known_answer.json
+
 docs: $(READY)
 	$(BIN)/python -W error docs/build.py
 
@@ -31,4 +43,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv site demo runs
+	rm -rf .venv site demo runs comparison

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from cggm import Balancer
 from cggm.containers import absent
 from cggm.methods.build import bound_balancer
+from cggm.runs.options import FusionRule, late_rule
 from cggm.scores import ratio_score, score_counts
 from cggm.trials import Trials
 
@@ -41,12 +42,13 @@ class Row:
     Args:
         method: A public name of ``cggm.methods``.
         settings: Its arguments.
-        rule: Of late fusion; ``None`` for a network that fuses features.
+        rule: Of late fusion, see :func:`cggm.runs.options.late_rule`; ``None`` for a network that
+            fuses features.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rule: str | None = None
+    rule: FusionRule | None = None
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,19 @@ def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
         case.seed,
     )
     torch.manual_seed(case.seed)
-    network = LateNetwork(case.task, row.rule) if row.rule else Network(case.task)
+    network = make_network(case.task, row.rule)
     train = partial(batches, data["train"], case)
     balancer = make_balancer(case, row, network, data, train)
     start = time.perf_counter()
     readings = fit(case, network, balancer, train, epochs)
     seconds = time.perf_counter() - start
     return judge(case, network, data) | {"readings": readings, "seconds": seconds}
+
+
+def make_network(task: str, rule: FusionRule | None) -> nn.Module:
+    if rule is None:
+        return Network(task)
+    return LateNetwork(task, late_rule(rule, regression=task == "regression"))
 
 
 def make_balancer(
@@ -95,6 +103,7 @@ def make_balancer(
         "task_loss": lambda: task_loss(case.task),
         "heads": lambda: {name: Head(case.task) for name in NAMES},
         "score": lambda: SCORES[case.task],
+        "samples": lambda: len(data["train"][1]),
         "trials": lambda: Trials(
             network, task_loss(case.task), train, lambda epoch: [valid], optimizer
         ),
@@ -147,6 +156,7 @@ def by_fifths(history: list[dict[str, Tensor]]) -> dict[str, list[Any]]:
     return {
         name: [torch.stack([history[i][name] for i in part]).mean(0).tolist() for part in parts]
         for name in history[0]
+        if all(name in readings for readings in history)
     }
 
 

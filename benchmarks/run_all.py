@@ -8,7 +8,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("slices", "step", "inference", "metrics", "sequences", "methods", "pickles", "features")
+NAMES = (
+    "slices",
+    "step",
+    "inference",
+    "metrics",
+    "sequences",
+    "methods",
+    "known_answer",
+    "pickles",
+    "features",
+)
 
 
 def main() -> None:

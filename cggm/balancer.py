@@ -7,7 +7,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm.binding import Binding, Callbacks, Decode, Inputs, unwrap
+from cggm.bindable import unwrap
+from cggm.binding import Binding, Callbacks, Decode, Inputs
 from cggm.containers import Features, plain
 from cggm.heads import Criterion, Heads
 

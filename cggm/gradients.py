@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cggm.binding import last_weight
+from cggm.bindable import last_weight
 from cggm.containers import Features, absent
 from cggm.heads import Criterion
 from cggm.modes import frozen

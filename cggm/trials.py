@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm import binding
+from cggm.bindable import unwrap
 from cggm.containers import Features
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
 from cggm.heads import Criterion, OptimizerFactory
@@ -70,7 +71,7 @@ class Trials:
         Args:
             heads: Modality name to module that takes what the encoder returns.
         """
-        return Trial(self, unhooked_copy(binding.unwrap(self.network)), heads)
+        return Trial(self, unhooked_copy(unwrap(self.network)), heads)
 
 
 class Trial:

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from cggm.binding import unwrap
+from cggm.bindable import unwrap
 from cggm.errors import UserError
 from cggm.runs.folder import flush_folder, replacing, write_atomically
 from cggm.runs.seeds import rng_state, set_rng_state
