@@ -24,6 +24,7 @@ from known_data import NOISE, SCENARIOS, TASKS
 from known_speed import measure_speed
 from known_training import RATES, Case, Row, run
 from machine import machine
+from scipy.stats import t as student
 
 from cggm.errors import UserError
 
@@ -66,8 +67,6 @@ KEYS = ("task", "scenario", "optimizer")
 # Seeds below served to choose the form of the gate.
 FIRST_SEED = 100
 EPOCHS = {"classification": 20, "regression": 12, "segmentation": 15}
-# Two-sided 95 % quantiles of Student's distribution for 1, 2, ... degrees of freedom.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 
 
 def main() -> None:
@@ -171,7 +170,7 @@ def interval(gaps: list[float]) -> tuple[float, float]:
     """Mean and half width of its 95 % interval."""
     if len(gaps) < 2:
         return gaps[0], math.inf
-    quantile = STUDENT[len(gaps) - 2] if len(gaps) - 2 < len(STUDENT) else 2.1
+    quantile = float(student.ppf(0.975, len(gaps) - 1))
     return statistics.mean(gaps), quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm.containers import Features
+from cggm.scores import Score
 
 
 def true_class_probability(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,27 @@ def is_classification(prediction: Tensor, target: Any) -> bool:  # noqa: ANN401
         and prediction.ndim == 2
         and target.shape == prediction.shape[:1]
     )
+
+
+def confidence_score(score: Score | None, prediction: Tensor, target: Any) -> Score:  # noqa: ANN401
+    """What judges a modality: the published probability for classes, else the score given.
+
+    Args:
+        score: For other tasks.
+        prediction: The network's.
+        target: What it is compared with.
+
+    Raises:
+        ValueError: If a score is needed and missing.
+    """
+    if is_classification(prediction, target):
+        return true_class_probability
+    if score is None:
+        raise ValueError(
+            "Expected logits (B, C) and class indices (B,), or a `score`, but got a prediction "
+            f"of shape {tuple(prediction.shape)} and no score. Give one."
+        )
+    return score
 
 
 def confidence_ratios(scores: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ from cggm.balancer import Balancer, Step
 from cggm.confidence import (
     check_split,
     confidence_ratios,
-    is_classification,
+    confidence_score,
     modulation,
     split_logits,
-    true_class_probability,
 )
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
@@ -188,14 +187,7 @@ class OGM(Balancer):
 
     def _judge(self, step: Step) -> Tensor:
         """Score counts of this rank, ``(M, 2, K)``."""
-        score = self.score
-        if is_classification(step.prediction, step.target):
-            score = true_class_probability
-        if score is None:
-            raise ValueError(
-                "Expected logits (B, C) and class indices (B,), or a `score`, but got a prediction "
-                f"of shape {tuple(step.prediction.shape)} and no score. Give one."
-            )
+        score = confidence_score(self.score, step.prediction, step.target)
         if self.heads is not None:
             return self.heads.observe(step.features, step.target, self.task_loss, score).counts
         features = {name: step.features[name] for name in self.binding.names}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.confidence import confidence_ratios, is_classification, true_class_probability
+from cggm.confidence import confidence_ratios, confidence_score
 from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks, world_size
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
@@ -148,14 +148,7 @@ class OPM(Balancer):
 
     def _judge(self, step: Step) -> Tensor:
         """Probability of dropping a unit of each modality, ``(M,)``."""
-        score = self.score
-        if is_classification(step.prediction, step.target):
-            score = true_class_probability
-        if score is None:
-            raise ValueError(
-                "Expected logits (B, C) and class indices (B,), or a `score`, but got a prediction "
-                f"of shape {tuple(step.prediction.shape)} and no score. Give one."
-            )
+        score = confidence_score(self.score, step.prediction, step.target)
         heads = self.heads.observe(step.features, step.target, self.task_loss, score)
         (counts,) = sum_over_ranks([heads.counts])
         self._window = counts if self._window is None else self._window + counts
