@@ -32,8 +32,8 @@ from cggm.errors import UserError
 CORE = {
     "joint": Row("Balancer"),
     "unimodal losses": Row("UnimodalLosses"),
-    "constant": Row("ConstantFactors"),
-    "random": Row("RandomFactors"),
+    "constant": Row("ConstantFactors", replays=True),
+    "random": Row("RandomFactors", replays=True),
     "CGGM": Row("CGGM"),
     "CGGM magnitude": Row("CGGM", {"direction": None}),
     "CGGM direction": Row("CGGM", {"rho": None}),

@@ -1,8 +1,9 @@
 """One training of the benchmark with a known answer."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,11 +45,14 @@ class Row:
         settings: Its arguments.
         rule: Of late fusion, see :func:`cggm.runs.options.late_rule`; ``None`` for a network that
             fuses features.
+        replays: Whether its factors are those that CGGM has in the same case: their mean for each
+            modality (ConstantFactors), or drawn from all of them (RandomFactors).
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rule: FusionRule | None = None
+    replays: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,26 @@ def make_optimizer(case: Case, parameters: Iterable[nn.Parameter]) -> torch.opti
 def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
     """Train once; scores on test data, in hundredths, higher is better."""
     torch.set_num_threads(1)
+    if row.replays:
+        row = replace(row, settings=replayed(case, row.method, epochs))
+    data, network, history, seconds = train(case, row, epochs)
+    return judge(case, network, data) | {"readings": by_fifths(history), "seconds": seconds}
+
+
+def replayed(case: Case, method: str, epochs: int) -> dict[str, Any]:
+    """Settings of a control, from the terms of CGGM in the same case."""
+    history = train(case, Row("CGGM"), epochs)[2]
+    columns = torch.stack([readings["term"] for readings in history]).T.tolist()
+    terms = dict(zip(NAMES, columns, strict=True))
+    if method == "RandomFactors":
+        return {"terms": terms}
+    return {"factors": {name: statistics.mean(column) for name, column in terms.items()}}
+
+
+def train(
+    case: Case, row: Row, epochs: int
+) -> tuple[Mapping[str, Any], nn.Module, list[dict[str, Tensor]], float]:
+    """Data, trained network, readings of every step, and seconds."""
     data = make_data(
         case.task,
         SCENARIOS[case.scenario],
@@ -79,12 +103,11 @@ def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
     )
     torch.manual_seed(case.seed)
     network = make_network(case.task, row.rule)
-    train = partial(batches, data["train"], case)
-    balancer = make_balancer(case, row, network, data, train)
+    feed = partial(batches, data["train"], case)
+    balancer = make_balancer(case, row, network, data, feed)
     start = time.perf_counter()
-    readings = fit(case, network, balancer, train, epochs)
-    seconds = time.perf_counter() - start
-    return judge(case, network, data) | {"readings": readings, "seconds": seconds}
+    history = fit(case, network, balancer, feed, epochs)
+    return data, network, history, time.perf_counter() - start
 
 
 def make_network(task: str, rule: FusionRule | None) -> nn.Module:
@@ -94,7 +117,7 @@ def make_network(task: str, rule: FusionRule | None) -> nn.Module:
 
 
 def make_balancer(
-    case: Case, row: Row, network: nn.Module, data: Mapping[str, Any], train: Callable[..., Any]
+    case: Case, row: Row, network: nn.Module, data: Mapping[str, Any], feed: Callable[..., Any]
 ) -> Balancer:
     torch.manual_seed(case.seed + 1000)
     valid = data["valid"]
@@ -105,7 +128,7 @@ def make_balancer(
         "score": lambda: SCORES[case.task],
         "samples": lambda: len(data["train"][1]),
         "trials": lambda: Trials(
-            network, task_loss(case.task), train, lambda epoch: [valid], optimizer
+            network, task_loss(case.task), feed, lambda epoch: [valid], optimizer
         ),
     }
     return bound_balancer(row.method, row.settings, parts, network)
@@ -128,17 +151,17 @@ def fit(
     case: Case,
     network: nn.Module,
     balancer: Balancer,
-    train: Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]],
+    feed: Callable[[int], Iterator[tuple[dict[str, Tensor], Tensor]]],
     epochs: int,
-) -> dict[str, list[Any]]:
-    """Train; the mean of each reading over the steps of every fifth of the training."""
+) -> list[dict[str, Tensor]]:
+    """Train; the readings of every step."""
     optimizer = make_optimizer(case, network.parameters())
     torch.manual_seed(case.seed + 2000)
     history: list[dict[str, Tensor]] = []
     for epoch in range(1, epochs + 1):
         balancer.start_epoch(epoch)
         for index, (inputs, target) in zip(
-            positions(train.args[0], case, epoch), train(epoch), strict=True
+            positions(feed.args[0], case, epoch), feed(epoch), strict=True
         ):
             balancer.identify(index)
             optimizer.zero_grad()
@@ -147,7 +170,7 @@ def fit(
             history.append({k: v.detach().clone() for k, v in balancer.readings.items()})
         balancer.end_epoch(epoch)
     balancer.unbind()
-    return by_fifths(history)
+    return history
 
 
 def by_fifths(history: list[dict[str, Tensor]]) -> dict[str, list[Any]]:
