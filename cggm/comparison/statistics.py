@@ -13,7 +13,6 @@ from cggm.comparison.records import Record, by_seed, methods, of_method
 Verdict = Literal["better", "worse", "no difference"]
 RESAMPLES = 10_000
 FEWEST_SEEDS = 5
-_TAIL = 0.025
 
 
 def lower_is_better(metric: str) -> bool:
@@ -53,7 +52,7 @@ class Difference:
     Args:
         n: Number of these seeds.
         mean: Mean difference, in the metric's unit; NaN without a seed.
-        low: Lower end of the interval, possibly infinite; NaN with fewer than two seeds.
+        low: Lower end of the interval; NaN with fewer than two seeds.
         high: Upper end.
         verdict: What may be said.
     """
@@ -112,30 +111,28 @@ def compare(
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    r"""95 % confidence interval of a mean by the bootstrap-t (studentized bootstrap).
+    r"""95 % confidence interval of a mean by the expanded percentile bootstrap (Hesterberg, 2015).
 
-    .. math:: \left[\bar x - t_{0.975}\, s/\sqrt n,\; \bar x - t_{0.025}\, s/\sqrt n\right],
-        \qquad t^* = \frac{\bar x^* - \bar x}{s^*/\sqrt n}
+    Quantiles :math:`\alpha` and :math:`1 - \alpha` of the means of 10,000 resamples under a fixed
+    seed, with
 
-    with the quantiles of :math:`t^*` over 10,000 resamples under a fixed seed. A resample of equal
-    values has :math:`t^* = \pm\infty`; where they are common (three values, or many ties as of
-    accuracies on few cases) an end of the interval is infinite and nothing can be concluded.
+    .. math:: \alpha = \Phi\left(-\sqrt{n / (n - 1)}\; t_{0.975, n - 1}\right)
 
-    Not the percentile interval, which is too narrow for few values. Measured coverage, from 4,000
-    samples each:
+    so that few values are not taken for many: the plain percentile interval is too narrow. The
+    interval never leaves the range of the values. Measured coverage, from 4,000 samples each:
 
-    ===================  ==========  ===========
-    differences          percentile  bootstrap-t
-    ===================  ==========  ===========
-    normal, n = 3        0.754       1.000 (mostly infinite)
-    normal, n = 5        0.842       0.954
-    normal, n = 10       0.901       0.949
-    exponential, n = 5   0.788       0.930
-    exponential, n = 10  0.867       0.946
-    ===================  ==========  ===========
+    ===================  ==========  ========
+    differences          percentile  expanded
+    ===================  ==========  ========
+    normal, n = 3        0.745       0.745
+    normal, n = 5        0.844       0.924
+    normal, n = 10       0.891       0.937
+    exponential, n = 5   0.795       0.878
+    exponential, n = 10  0.858       0.905
+    ===================  ==========  ========
 
-    BCa was no better than percentile (normal, n = 5: 0.837 in 2,000 samples). The price is width:
-    at n = 5 twice that of the percentile interval (median 3.05 against 1.38 standard deviations).
+    The bootstrap-t covers no worse, but is of no use for few values: near ties in a sample of five
+    make an end far or infinite, and differences of ten standard deviations read as none.
 
     Args:
         values: Independent values; their order does not matter.
@@ -143,20 +140,13 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     Returns:
         Lower and upper end: NaN for fewer than two values, a point where all are equal.
     """
+    from scipy.stats import norm, t
+
     x = np.sort(np.asarray(values, float))
     n = len(x)
     if n < 2:
         return math.nan, math.nan
-    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
-    rounding = 1e-9 * float(np.abs(x).max())
-    if error <= rounding:
-        return mean, mean
-    resamples = x[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))]
-    shift, errors = resamples.mean(1) - mean, resamples.std(1, ddof=1) / math.sqrt(n)
-    shift[np.abs(shift) <= rounding] = 0.0
-    infinite = np.where(shift == 0.0, 0.0, np.copysign(np.inf, shift))
-    known = errors > rounding
-    t = np.where(known, shift / np.where(known, errors, 1.0), infinite)
-    # Quantiles that are values of the sample: between two infinities there is nothing to average.
-    first, last = np.quantile(t, [_TAIL, 1 - _TAIL], method="inverted_cdf")
-    return mean - float(last) * error, mean - float(first) * error
+    means = x[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].mean(1)
+    tail = float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

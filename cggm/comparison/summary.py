@@ -17,7 +17,7 @@ from cggm.comparison.figures import (
     plot_ranks,
     plot_sweep,
 )
-from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, Plan
+from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, UNIMODAL, Plan
 from cggm.comparison.ranks import average_ranks
 from cggm.comparison.records import Record
 from cggm.comparison.rendering import RENDERERS, Table, to_markdown
@@ -110,6 +110,9 @@ def _tables(records: Sequence[Record], task: str) -> dict[str, Table]:
 
 
 def _differences(output: Path, records: Sequence[Record], task: str) -> str:
+    """A figure of the methods on all modalities; single ones are far off and would stretch it."""
+    alone = {f"{UNIMODAL}_{name}" for name in TASKS[task].modalities}
+    records = [record for record in records if record.method not in alone]
     file = output / "figures" / f"{task}-differences.png"
     plot_differences(records, task, TASKS[task].metrics[0], file)
     return _image(file)

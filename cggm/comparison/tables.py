@@ -21,7 +21,7 @@ ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
 Read = Callable[[Record], float | None]
 _SPREAD = "Mean ± standard deviation over seeds; n where a seed has no value."
 _VERDICT = (
-    "Differences to {} are paired by seed, with a 95 % bootstrap-t interval; one that contains "
+    "Differences to {} are paired by seed, with a 95 % bootstrap interval; one that contains "
     f"zero, or has fewer than {FEWEST_SEEDS} common seeds, is no difference."
 )
 

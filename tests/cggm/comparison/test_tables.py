@@ -41,7 +41,7 @@ def test_markdown_of_a_small_case():
 | a_b    | **0.750 ± 0.014 (n=2)**  | +0.0400 [+0.0400, +0.0400] | no difference  |
 
 Mean ± standard deviation over seeds; n where a seed has no value. Differences to joint are paired \
-by seed, with a 95 % bootstrap-t interval; one that contains zero, or has fewer than 5 common \
+by seed, with a 95 % bootstrap interval; one that contains zero, or has fewer than 5 common \
 seeds, is no difference.
 """
     table = performance_table(records, "mosi", ["acc"])
