@@ -16,6 +16,7 @@ def counts(modalities: int) -> dict[str, Counts]:
     pareto = through | {"encoders backward": 1, "gradients": 26}
     return {
         "plain": {},
+        "joint_late": {},
         "agm": {"fusion forward": masked, "fusion backward": masked, "loss": modalities},
         "cggm": cggm,
         "cggm_direction": cggm,

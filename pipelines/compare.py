@@ -18,7 +18,7 @@ from cggm.runs.options import require
 ROOT = Path(__file__).parent.parent
 METHODS = (
     "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,greedy,ogm,ogm_ge,agm,pmr,umt,"
-    "ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
+    "joint_late,ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
 )
 
 

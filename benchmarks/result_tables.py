@@ -1,0 +1,96 @@
+"""The tables of docs/results.md, from what was measured.
+
+python benchmarks/result_tables.py
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from known_data import SCENARIOS, TASKS
+
+from cggm.comparison.records import read_records
+from cggm.comparison.rendering import to_markdown
+from cggm.comparison.tables import heads_table, missing_table, performance_table
+
+RESULTS = Path(__file__).parent / "results"
+SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "segm."}
+
+
+def main() -> None:
+    print("\n\n".join(all_tables()))
+
+
+def all_tables() -> list[str]:
+    """Real data, the benchmark with a known answer, and the cost of a step."""
+    records = read_records(RESULTS / "compare_mfeat.jsonl")
+    known = json.loads((RESULTS / "known_answer.json").read_text())["rows"]
+    costs = json.loads((RESULTS / "methods.json").read_text())
+    return [
+        to_markdown(performance_table(records, "mfeat", ["acc"])).strip(),
+        to_markdown(heads_table(records, "mfeat", "acc")).strip(),
+        to_markdown(missing_table(records, "mfeat", "acc")).strip(),
+        known_tables(known),
+        cost_table(costs),
+    ]
+
+
+def known_tables(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One table for each optimizer: methods by scenario and task."""
+    found = {(r["optimizer"], r["scenario"], r["task"], r["method"]): r for r in rows}
+    optimizers = dict.fromkeys(key[0] for key in found)
+    return "\n\n".join(table(optimizer, found) for optimizer in optimizers)
+
+
+def table(optimizer: str, found: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
+    columns = [
+        (scenario, task)
+        for scenario in SCENARIOS
+        for task in TASKS
+        if (optimizer, scenario, task, "joint") in found
+    ]
+    methods = dict.fromkeys(key[3] for key in found if key[0] == optimizer)
+    heads = [f"({scenario}) {SHORT[task]}" for scenario, task in columns]
+    lines = [
+        f"| {' | '.join([{'sgd': 'SGD', 'adam': 'Adam'}[optimizer], *heads])} |",
+        f"|{'---|' * (len(heads) + 1)}",
+    ]
+    for method in methods:
+        cells = [cell(found.get((optimizer, *column, method)), column[0]) for column in columns]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return "\n".join(lines)
+
+
+def cell(row: Mapping[str, Any] | None, scenario: str) -> str:
+    """Joint training's own score, or a difference to it, in bold where it is not zero."""
+    if row is None:
+        return "-"
+    judged = f"without {SCENARIOS[scenario].absent}" if SCENARIOS[scenario].absent else "score"
+    if row["method"] == "joint":
+        return f"{row[judged]:.1f}"
+    mean, half = row[f"{judged} - joint"]
+    text = f"{mean:+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def cost_table(costs: Mapping[str, Any]) -> str:
+    """Time and memory of a step against the joint step of the same network."""
+    tasks = costs["tasks"]
+    heads = [f"{name}, {what}" for name in tasks for what in ("time", "memory", "explained")]
+    lines = [f"| {' | '.join(['method', *heads])} |", f"|{'---|' * (len(heads) + 1)}"]
+    for method in dict.fromkeys(method for task in tasks.values() for method in task["rows"]):
+        cells = [cell for task in tasks.values() for cell in cost_cells(task["rows"].get(method))]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return "\n".join(lines)
+
+
+def cost_cells(row: Mapping[str, Any] | None) -> list[str]:
+    """Ratios to the joint step, and measured over explained time."""
+    if row is None:
+        return ["-"] * 3
+    return [f"{row[name]:.2f}" for name in ("time_ratio", "memory_ratio", "ratio")]
+
+
+if __name__ == "__main__":
+    main()
