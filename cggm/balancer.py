@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from cggm.bindable import unwrap
 from cggm.binding import Binding, Callbacks, Decode, Inputs
+from cggm.clock import Clock
 from cggm.containers import Features, plain
 from cggm.heads import Criterion, Heads
 
@@ -58,6 +59,7 @@ class Balancer(nn.Module):
         calls: Training calls since the balancer was bound.
         measure_norms: Whether to measure ``norms`` when the optimizer steps, which costs a pass
             over the encoders' gradients.
+        clock: Epoch and optimizer steps so far.
         norms: Euclidean norm of each encoder's gradient at the last such step, ``(M,)``.
     """
 
@@ -67,6 +69,7 @@ class Balancer(nn.Module):
         super().__init__()
         self.task_loss = task_loss
         self.heads = None
+        self.clock = Clock()
         self.readings: dict[str, Tensor] = {}
         self.calls = 0
         self.measure_norms = False
@@ -223,7 +226,8 @@ class Balancer(nn.Module):
         """Forget what the window gathered unless ``kept``, without asking the device."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called at the start of each epoch, counted from 1."""
+        """Called at the start of each epoch, counted from 1; an override calls this one, too."""
+        self.clock.epoch = epoch
 
     def end_epoch(self, epoch: int) -> None:
         """Called at the end of each epoch."""
@@ -245,6 +249,7 @@ class Balancer(nn.Module):
     def _after_step(self) -> None:
         if self._micro_batches:
             self.commit()
+            self.clock.steps += 1
         self._micro_batches = 0
 
     def _check_heads(self, binding: Binding) -> None:

@@ -92,7 +92,6 @@ class AGM(Balancer):
         self.register_buffer("weights", torch.zeros(0), persistent=False)
         self.register_buffer("mean", torch.zeros(0))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._epoch = 1
         self._window: Tensor | None = None
 
     def prepare(self, binding: Binding) -> None:
@@ -112,7 +111,7 @@ class AGM(Balancer):
     def loss(self, step: Step) -> Tensor:
         """Task loss whose gradient reaches the responses scaled."""
         first, last = self.epochs
-        modulates = first <= self._epoch and (last is None or self._epoch <= last)
+        modulates = first <= self.clock.current and (last is None or self.clock.current <= last)
         if self.alpha == 0 or not modulates or len(self.mean) == 1:
             return step.loss
         names = self.binding.names
@@ -141,18 +140,6 @@ class AGM(Balancer):
         """Forget the losses of a window that led to no step."""
         if self._window is not None:
             self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Note the epoch."""
-        self._epoch = epoch
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The epoch; losses and steps are buffers."""
-        return {"epoch": self._epoch}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._epoch = state["epoch"]
 
     def _predictions(self, step: Step) -> dict[tuple[str, ...], Tensor]:
         """Prediction of each subset of modalities, at least float32."""

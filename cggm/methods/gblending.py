@@ -103,6 +103,7 @@ class GradientBlending(Balancer):
 
     def start_epoch(self, epoch: int) -> None:
         """Measure the weights where a super-epoch begins; told twice, it is measured once."""
+        super().start_epoch(epoch)
         super_epoch = (epoch - 1) // self.every if self.mode == "online" else 0
         if self.trials is None or super_epoch == int(self.estimated):
             return

@@ -82,7 +82,7 @@ class Greedy(Balancer):
                 f"{epsilon}, {steps} and {first_epoch}."
             )
         self.bypass = None if bypass is None else dict(bypass)
-        self.steps, self.first_epoch, self._epoch = steps, first_epoch, 1
+        self.steps, self.first_epoch = steps, first_epoch
         self.means = ChannelMeans()
         self.register_buffer("sums", torch.zeros(2, 0))  # effective updates: bypass, main
         self.register_buffer("left", torch.zeros((), dtype=torch.int64))
@@ -162,18 +162,6 @@ class Greedy(Balancer):
         self.means.keep(keep)
         self._gains.keep(keep)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Note the epoch."""
-        self._epoch = epoch
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The epoch."""
-        return {"epoch": self._epoch}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._epoch = state["epoch"]
-
     def _watch(self, name: str, output: Features) -> Features:
         self._outputs[name] = output
         return self._replace(name, output)
@@ -199,7 +187,7 @@ class Greedy(Balancer):
         self.sums.add_(torch.where(normal & updates.isfinite().all(), updates, 0.0))
         speeds = self._speeds()
         apart = (self.sums > 0).all() & (speeds.max() - speeds.min() > self.epsilon)
-        start = normal & apart & (self._epoch >= self.first_epoch)
+        start = normal & apart & (self.clock.current >= self.first_epoch)
         self.target.copy_(torch.where(start, speeds.argmax(), self.target))
         self.left.copy_(torch.where(start, self.steps, (self.left - 1).clamp_min(0)))
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from math import prod
 from random import Random
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,7 +78,6 @@ class ModalityDropout(Balancer):
                 raise ValueError(f"Expected `p` in [0, 1), but got {value}.")
         self.p: Named = 0.5 if subsets == "uniform" else p
         self.per, self.scale, self.seed = per, scale, seed
-        self._steps = 0
         self._dropped: list[float] = []
         self._drawn: tuple[str, Tensor] = ("", torch.ones(0))
         self._sizes: dict[str, int] = {}
@@ -114,21 +112,9 @@ class ModalityDropout(Balancer):
         self.readings = {"term": self._drawn[1].float().mean(0)}
         return step.loss
 
-    def commit(self) -> None:
-        """Count the step, so that the next one draws anew."""
-        self._steps += 1
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Number of steps made, which is all that a draw remembers."""
-        return {"steps": self._steps}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._steps = state["steps"]
-
     def _kept(self, size: int) -> Tensor:
         """Which samples keep which modality in this pass, bool, ``(B, M)``."""
-        key = f"{self.seed} {self._steps} {self.micro_batches - self.binding.recomputing}"
+        key = f"{self.seed} {self.clock.steps} {self.micro_batches - self.binding.recomputing}"
         if self.per == "sample":
             key += f" {dist.get_rank() if world_size() > 1 else 0} {size}"
         if key != self._drawn[0]:

@@ -1,7 +1,6 @@
 """MSLR: a learning rate for each modality."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +84,6 @@ class ModalityLearningRates(Balancer):
         self.epochs = epochs
         self.limits = limits
         self.compound = compound
-        self._epoch = 0
         self._rates = torch.ones(0)
         self._neutral = False
         if strategy == "dynamic":
@@ -99,7 +97,7 @@ class ModalityLearningRates(Balancer):
 
     def loss(self, step: Step) -> Tensor:
         """Task loss; heads of *dynamic* judge and learn beside it."""
-        if self.strategy != "keep" and self._epoch == 0:
+        if self.strategy != "keep" and self.clock.epoch == 0:
             raise RuntimeError(
                 f"Expected epochs to be announced to the {self.strategy} strategy, but none was. "
                 "Attach a BalanceHandler, or call `start_epoch(epoch)`."
@@ -143,19 +141,11 @@ class ModalityLearningRates(Balancer):
 
     def start_epoch(self, epoch: int) -> None:
         """Set the rates of an epoch from the epochs completed."""
-        if self.strategy == "dynamic" and 0 < self._epoch < epoch:
+        if self.strategy == "dynamic" and 0 < self.clock.epoch < epoch:
             ratios = self.epoch_scores.close()
             factors = self.factors * ratios if self.compound else ratios
             self.factors.copy_(factors.clamp(*self.limits))
-        self._epoch = epoch
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The epoch under way."""
-        return {"epoch": self._epoch}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._epoch = state["epoch"]
+        super().start_epoch(epoch)
 
     def _remember(
         self,
@@ -175,7 +165,7 @@ class ModalityLearningRates(Balancer):
 
     def _terms(self) -> Tensor:
         if self.strategy == "smooth":
-            done = min((self._epoch - 1) / self.epochs, 1.0)
+            done = min((self.clock.epoch - 1) / self.epochs, 1.0)
             return torch.lerp(self._rates, torch.ones_like(self._rates), done)
         return self._rates * self.factors if self.strategy == "dynamic" else self._rates
 

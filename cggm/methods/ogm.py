@@ -102,7 +102,7 @@ class OGM(Balancer):
             self.heads = Heads(heads or {}, head_optimizer)
         self.score, self.alpha, self.continuous = score, alpha, continuous
         self.noise, self.epochs, self.acts_on = noise, epochs, acts_on
-        self._state = {"epoch": 1, "steps": 0, "seed": torch.initial_seed() % 2**32}
+        self._seed = torch.initial_seed() % 2**32
         self._window: tuple[Tensor, Tensor] | None = None  # score counts, sums of factors
         self._edited = False
 
@@ -110,7 +110,7 @@ class OGM(Balancer):
     def modulates(self) -> bool:
         """Whether this epoch is one of modulation."""
         first, last = self.epochs
-        return first <= self._state["epoch"] and (last is None or self._state["epoch"] <= last)
+        return first <= self.clock.current and (last is None or self.clock.current <= last)
 
     def loss(self, step: Step) -> Tensor:
         """Task loss; the modalities are judged on the way."""
@@ -141,9 +141,9 @@ class OGM(Balancer):
             return
         total, calls = self._window[1]
         spreads = torch.where(total > 0, calls / total, 0.0)
-        if self._state["steps"] == 0:
-            self._state["seed"] = first_ranks_seed(self._state["seed"], self.binding.device)
-        mixed = self._state["seed"] * 1_000_003 + self._state["steps"]
+        if self.clock.steps == 0:
+            self._seed = first_ranks_seed(self._seed, self.binding.device)
+        mixed = self._seed * 1_000_003 + self.clock.steps
         generator = torch.Generator(self.binding.device).manual_seed(mixed)
         for spread, encoder in zip(spreads, self.binding.encoders.values(), strict=True):
             add_noise(encoder, spread, generator)
@@ -161,7 +161,6 @@ class OGM(Balancer):
             )
         if self.heads is not None:
             self.heads.step()
-        self._state["steps"] += 1
         self._window, self._edited = None, False
 
     def restart(self, kept: Tensor | bool) -> None:
@@ -173,17 +172,13 @@ class OGM(Balancer):
         if self.heads is not None:
             self.heads.keep(kept)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Note the epoch."""
-        self._state["epoch"] = epoch
-
     def get_extra_state(self) -> dict[str, int]:
-        """Epoch, steps so far and the noise's seed."""
-        return dict(self._state)
+        """The noise's seed."""
+        return {"seed": self._seed}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self._state = dict(state)
+        self._seed = state["seed"]
 
     def _judge(self, step: Step) -> Tensor:
         """Score counts of this rank, ``(M, 2, K)``."""

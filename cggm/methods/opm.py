@@ -100,7 +100,6 @@ class OPM(Balancer):
         self.heads = Heads(heads, head_optimizer)
         self.score, self.q_base, self.lam, self.p_exe = score, q_base, lam, p_exe
         self.warmup_epochs, self.seed = warmup_epochs, seed
-        self._state = {"epoch": 1, "steps": 0}
         self._window: Tensor | None = None
 
     def prepare(self, binding: Binding) -> None:
@@ -110,8 +109,8 @@ class OPM(Balancer):
     def loss(self, step: Step) -> Tensor:
         """Task loss, where it happens of a prediction from thinned features."""
         drops = self._judge(step)
-        draw = Random(f"{self.seed} {self._state['steps']}").random()
-        warm = self._state["epoch"] > self.warmup_epochs
+        draw = Random(f"{self.seed} {self.clock.steps}").random()
+        warm = self.clock.current > self.warmup_epochs
         if self.q_base == 0 or len(drops) == 1 or not warm or draw >= self.p_exe:
             return step.loss
         axis = -1 if self.binding.channels_last else 1
@@ -125,7 +124,6 @@ class OPM(Balancer):
     def commit(self) -> None:
         """Open the next window."""
         self.heads.step()
-        self._state["steps"] += 1
         self._window = None
 
     def restart(self, kept: Tensor | bool) -> None:
@@ -133,18 +131,6 @@ class OPM(Balancer):
         self.heads.keep(kept)
         if self._window is not None:
             self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Note the epoch."""
-        self._state["epoch"] = epoch
-
-    def get_extra_state(self) -> dict[str, int]:
-        """Epoch and steps so far."""
-        return dict(self._state)
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._state = dict(state)
 
     def _judge(self, step: Step) -> Tensor:
         """Probability of dropping a unit of each modality, ``(M,)``."""
@@ -165,7 +151,7 @@ class OPM(Balancer):
 
     def _generator(self) -> torch.Generator:
         rank = dist.get_rank() if world_size() > 1 else 0
-        draw = Random(f"{self.seed} {self._state['steps']} {rank} {self.micro_batches}")
+        draw = Random(f"{self.seed} {self.clock.steps} {rank} {self.micro_batches}")
         return torch.Generator(self.binding.device).manual_seed(draw.getrandbits(63))
 
 

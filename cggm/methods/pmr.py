@@ -116,6 +116,7 @@ class PMR(Balancer):
 
     def start_epoch(self, epoch: int) -> None:
         """Make prototypes of the epoch that ended; told twice, an epoch starts once."""
+        super().start_epoch(epoch)
         if epoch == int(self.epoch):
             return
         self.epoch.fill_(epoch)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +68,6 @@ class RandomFactors(Balancer):
         self.seed = seed
         self.acts_on = acts_on
         self._neutral = not isinstance(terms, Mapping) and set(terms or ()) == {1.0}
-        self._steps = 0
 
     def prepare(self, binding: Binding) -> None:
         """Refuse terms of other modalities."""
@@ -92,20 +90,8 @@ class RandomFactors(Balancer):
         acts = self.acts_on == "update" and not self._neutral
         return self.readings["term"] if acts else None
 
-    def commit(self) -> None:
-        """Count the step, so that the next one draws anew."""
-        self._steps += 1
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Number of steps made, which is all that a draw remembers."""
-        return {"steps": self._steps}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._steps = state["steps"]
-
     def _draw(self, names: Sequence[str]) -> Tensor:
-        generator = Random(f"{self.seed} {self._steps}")
+        generator = Random(f"{self.seed} {self.clock.steps}")
         if self.terms is None:
             return balancing_terms(torch.tensor([generator.expovariate(1) for _ in names]))
         if not isinstance(self.terms, Mapping):

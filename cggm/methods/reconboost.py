@@ -86,7 +86,6 @@ class ReconBoost(Balancer):
             )
         self.epochs = (epochs_per_stage, rectify_epochs)
         self.w1, self.w2, self.alpha = w1, w2, alpha
-        self._epoch = 0
         self._learning = torch.ones(0, 0)
 
     @property
@@ -96,12 +95,12 @@ class ReconBoost(Balancer):
         count = len(self.binding.names)
         if turn == 0 or count == 1:
             return None
-        if self._epoch == 0:
+        if self.clock.epoch == 0:
             raise RuntimeError(
                 "Expected epochs to be announced to ReconBoost, whose modalities take turns, but "
                 "none was. Attach a BalanceHandler, or call `start_epoch(epoch)`."
             )
-        index = (self._epoch - 1) % (count * turn + rectify) // turn
+        index = (self.clock.epoch - 1) % (count * turn + rectify) // turn
         return index if index < count else None
 
     def prepare(self, binding: Binding) -> None:
@@ -142,18 +141,6 @@ class ReconBoost(Balancer):
             if id(parameter) not in moving:
                 parameter.grad = None
 
-    def start_epoch(self, epoch: int) -> None:
-        """Note the epoch, which tells whose turn it is."""
-        self._epoch = epoch
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The epoch under way."""
-        return {"epoch": self._epoch}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self._epoch = state["epoch"]
-
     def _residual_loss(self, alone: list[Tensor], active: int, target: Tensor) -> Tensor:
         """What the active modality learns from."""
         own = alone[active]
@@ -161,7 +148,7 @@ class ReconBoost(Balancer):
         if not _has_classes(own, target):
             return self.task_loss(own, target - others)
         fit = self._fit(_rows(own), _rows(others), target.flatten())
-        if self.alpha == 0 or self._epoch <= self.epochs[0]:
+        if self.alpha == 0 or self.clock.epoch <= self.epochs[0]:
             return fit
         before = alone[active - 1].detach()
         return fit + self.alpha * nn.functional.mse_loss(own.softmax(1), before.softmax(1))

@@ -102,6 +102,7 @@ class UnimodalTeacher(Balancer):
 
     def start_epoch(self, epoch: int) -> None:
         """Train the teachers, once, before the first epoch."""
+        super().start_epoch(epoch)
         if self.weight == 0 or bool(self.trained):
             return
         assert self.trials is not None

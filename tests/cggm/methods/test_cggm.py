@@ -135,7 +135,7 @@ def test_accumulation_moves_the_state_once_from_the_whole_window():
         assert cggm.scores.steps == 1
         states.append(cggm.state_dict())
     for key in states[0]:
-        if key != "heads._extra_state":
+        if not key.endswith("_extra_state"):
             assert_close(states[0][key], states[1][key], rtol=1e-6, atol=1e-7)
 
 
@@ -158,7 +158,10 @@ def test_a_skipped_half_precision_step_moves_no_state():
             scaler.update()
             if poisoned and index == 3:
                 for key, value in cggm.state_dict().items():
-                    assert key == "heads._extra_state" or torch.equal(value, before[key])
+                    if key.endswith("_extra_state"):
+                        assert key == "heads._extra_state" or value == before[key]
+                    else:
+                        assert torch.equal(value, before[key])
                 scaler.update(256.0)
         runs.append(cggm)
         cggm.unbind()
@@ -167,7 +170,7 @@ def test_a_skipped_half_precision_step_moves_no_state():
     cggm = make_cggm(heads).bind(network)
     train(network, sgd(network), cggm, BATCHES[:3] + BATCHES[4:6])
     for key, value in cggm.state_dict().items():
-        if key != "heads._extra_state":
+        if not key.endswith("_extra_state"):
             assert_close(value, runs[1].state_dict()[key], rtol=1e-5, atol=1e-6)
             assert key.endswith("steps") or "heads" in key or value.shape == (3,)
 

@@ -35,7 +35,7 @@ def masks(dropout, size=20_000, names=PAIR):
 
 @pytest.mark.parametrize("per", ["sample", "batch"])
 def test_modalities_stay_as_often_as_the_condition_says(per):
-    # q = (1 - p) / (1 - .5 * .75) = .8 and .4 (reference, section 3, redraw variant); none is
+    # q = (1 - p) / (1 - .5 * .75) = .8 and .4 under the condition; none is
     # left empty; both stay with .5 * .25 / .625 = .2
     _, dropout = make(PAIR, p=P, per=per)
     if per == "sample":
@@ -45,7 +45,7 @@ def test_modalities_stay_as_often_as_the_condition_says(per):
         for _ in range(2000):
             rows.append(masks(dropout, 3))
             assert (rows[-1] == rows[-1][:1]).all()
-            dropout.commit()
+            dropout.clock.steps += 1
         kept = torch.stack([row[0] for row in rows])
     assert kept.any(1).all()
     assert_close(kept.mean(0), torch.tensor([0.8, 0.4]), rtol=0, atol=0.03)
