@@ -22,7 +22,8 @@ def late_rule(fusion: FusionRule, regression: bool) -> str:
     """
     if fusion == "energy" and regression:
         raise UserError(
-            "Expected classes where network.fusion is energy, but the task is a regression.",
+            "network.fusion energy cannot be used here: it weighs class logits, but the task is a "
+            "regression.",
             "Use average or sum.",
         )
     if fusion == "average":
