@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from known_data import NOISE, SCENARIOS, TASKS
@@ -63,6 +64,7 @@ RIVALS = {
 }
 METHODS = CORE | RIVALS
 QUICK = ("joint", "constant", "random", "CGGM", "CGGM gated")
+PARTIAL = Path(gettempdir()) / "known_answer.jsonl"  # what an interrupted run leaves
 KEYS = ("task", "scenario", "optimizer")
 # Seeds below served to choose the form of the gate.
 FIRST_SEED = 100
@@ -83,7 +85,7 @@ def main() -> None:
             "epochs": EPOCHS, "rates": RATES, "noise": NOISE,
             "speed": speed, "rows": rows,
         }  # fmt: skip
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        options.json.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def parse() -> argparse.Namespace:
@@ -119,10 +121,12 @@ def measure(pool: Pool, options: argparse.Namespace) -> list[dict[str, Any]]:
         if optimizer == "sgd" or (method in CORE and task != "segmentation")
     ]
     results = []
-    for done, result in enumerate(pool.imap(run_job, jobs), 1):
-        results += [result] if result else []
-        if done % 50 == 0:
-            print(f"{done} of {len(jobs)} trainings", flush=True)
+    with PARTIAL.open("w") as partial:
+        for done, result in enumerate(pool.imap(run_job, jobs), 1):
+            results += [result] if result else []
+            partial.write(json.dumps(result) + "\n")
+            if done % 50 == 0:
+                print(f"{done} of {len(jobs)} trainings", flush=True)
     return results
 
 
@@ -149,7 +153,7 @@ def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for name, figure in FIGURES.items():
                 values = [figure(runs[seed]) for seed in joint]
                 gaps = [figure(runs[seed]) - figure(joint[seed]) for seed in joint]
-                row[name] = statistics.mean(values)
+                row[name] = sum(values) / len(values)
                 row[f"{name} - joint"] = interval(gaps)
                 row[f"{name} - joint by seed"] = gaps
             rows.append(row)
@@ -168,10 +172,19 @@ SHOWN = list(FIGURES)[:4]
 
 def interval(gaps: list[float]) -> tuple[float, float]:
     """Mean and half width of its 95 % interval."""
-    if len(gaps) < 2:
-        return gaps[0], math.inf
+    if len(gaps) < 2 or not all(map(math.isfinite, gaps)):  # a training that diverged
+        return sum(gaps) / len(gaps), math.inf
     quantile = float(student.ppf(0.975, len(gaps) - 1))
     return statistics.mean(gaps), quantile * statistics.stdev(gaps) / math.sqrt(len(gaps))
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """The same with ``None`` where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verdict(mean: float, half: float) -> str:

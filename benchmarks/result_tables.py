@@ -70,6 +70,8 @@ def cell(row: Mapping[str, Any] | None, scenario: str) -> str:
     if row["method"] == "joint":
         return f"{row[judged]:.1f}"
     mean, half = row[f"{judged} - joint"]
+    if mean is None:
+        return "diverged"
     text = f"{mean:+.1f} ± {half:.1f}"
     return f"**{text}**" if abs(mean) > half else text
 
