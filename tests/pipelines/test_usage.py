@@ -18,7 +18,7 @@ FILES = {
     "optimizer: {lr_peak: -1}": "Expected optimizer.lr_peak of at least 0, but got -1",
     "balancer: {settings: {rhoo: 1}}": "Unknown setting 'rhoo' of CGGM. Did you mean rho?",
     "balancer: {settings: {rho: -1}}": "Expected `rho` to be positive or None, but got -1",
-    "balancer: {name: CGM}": "Unknown method 'CGM'. Available: CGGM",
+    "balancer: {name: CGM}": "Unknown method 'CGM'. Available: AGM, CGGM",
     "network: {encoder_name: resnet1}": "Encoder 'resnet1' cannot be built",
 }
 OPTIONS = {
@@ -27,7 +27,7 @@ OPTIONS = {
     ("--max_epochs",): "expected one argument",
     ("--max_epochs", "0"): "max_epochs of at least 1",
     ("stray",): "unrecognized arguments: stray",
-    ("--method", "cgm"): "Unknown method 'cgm'. Available: cggm, ",
+    ("--method", "cgm"): "Unknown method 'cgm'. Available: agm, cggm, ",
     ("--config", "nowhere.yaml"): "nowhere.yaml: No such file",
     ("--resume", "nowhere"): "nowhere: no such folder",
     ("--device", "tpu"): "--device",
