@@ -95,7 +95,7 @@ def plot_ranks(ranks: Mapping[str, Rank], path: Path, *, simulated: bool = False
         axes.set_yticks(rows, names)
         axes.set(ylim=(-0.6, len(shown) - 0.4), xlim=(0.7, max(averages, default=1.0) + 0.3))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set_title("Average rank over tasks" + (" (SIMULATED)" if simulated else ""))
+        axes.set_title("Ranks over tasks" + ("\n(SIMULATED)" if simulated else ""))
         axes.set_xlabel("average rank (1 is best)")
 
 
