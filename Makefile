@@ -24,7 +24,7 @@ ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rec
 opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_gated,cggm
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
 
-# Every table and figure of a comparison at small size, from nothing, in about 15 minutes.
+# Every table and figure of a comparison at small size, from nothing, in some 20 minutes on two cores.
 compare-quick: $(READY)
 	$(COMPARE) --task mosi,iemocap,food101 --sweep
 	$(COMPARE) --task brats
