@@ -21,7 +21,7 @@ bench: $(READY)
 # Every method with settings for few epochs; the order is that of the paper's tables.
 METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,greedy,ogm,$\
 ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rectify_epochs=1,mmpareto,$\
-opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_gated,cggm
+opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_ungated,cggm
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
 
 # Every table and figure of a comparison at small size, from nothing, in some 20 minutes on two cores.

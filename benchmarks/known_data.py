@@ -72,8 +72,7 @@ SLOW_SCALES: dict[tuple[str, str], float] = {
     ("classification", "adam"): 0.15,
     ("regression", "sgd"): 0.22,
     ("regression", "adam"): 0.155,
-    ("segmentation", "sgd"): 0.055,
-    ("segmentation", "adam"): 0.003,
+    ("segmentation", "sgd"): 0.06,
 }
 NOISE = {"classification": 1.0, "regression": 0.7, "segmentation": 1.5}
 

@@ -30,8 +30,8 @@ from cggm.trials import Trials
 
 BATCH = {"classification": 64, "regression": 64, "segmentation": 16}
 RATES = {
-    "sgd": {"classification": 0.02, "regression": 0.02, "segmentation": 0.2},
-    "adam": {"classification": 1e-3, "regression": 1e-3, "segmentation": 1e-2},
+    "sgd": {"classification": 0.02, "regression": 0.02, "segmentation": 0.05},
+    "adam": {"classification": 1e-3, "regression": 1e-3},
 }
 RIDGE = 1e-2
 
@@ -45,14 +45,14 @@ class Row:
         settings: Its arguments.
         rule: Of late fusion, see :func:`cggm.runs.options.late_rule`; ``None`` for a network that
             fuses features.
-        replays: Whether its factors are those that CGGM has in the same case: their mean for each
+        replays: Settings of the CGGM whose factors in the same case it takes: their mean for each
             modality (ConstantFactors), or drawn from all of them (RandomFactors).
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rule: FusionRule | None = None
-    replays: bool = False
+    replays: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ def make_optimizer(case: Case, parameters: Iterable[nn.Parameter]) -> torch.opti
 def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
     """Train once; scores on test data, in hundredths, higher is better."""
     torch.set_num_threads(1)
-    if row.replays:
-        row = replace(row, settings=replayed(case, row.method, epochs))
+    if row.replays is not None:
+        row = replace(row, settings=replayed(case, row, epochs))
     data, network, history, seconds = train(case, row, epochs)
     return judge(case, network, data) | {"readings": by_fifths(history), "seconds": seconds}
 
 
-def replayed(case: Case, method: str, epochs: int) -> dict[str, Any]:
+def replayed(case: Case, control: Row, epochs: int) -> dict[str, Any]:
     """Settings of a control, from the terms of CGGM in the same case."""
-    history = train(case, Row("CGGM"), epochs)[2]
+    history = train(case, Row("CGGM", control.replays or {}), epochs)[2]
     columns = torch.stack([readings["term"] for readings in history]).T.tolist()
     terms = dict(zip(NAMES, columns, strict=True))
-    if method == "RandomFactors":
+    if control.method == "RandomFactors":
         return {"terms": terms}
     return {"factors": {name: statistics.mean(column) for name, column in terms.items()}}
 

@@ -20,7 +20,7 @@ def counts(modalities: int) -> dict[str, Counts]:
         "agm": {"fusion forward": masked, "fusion backward": masked, "loss": modalities},
         "cggm": cggm,
         "cggm_direction": cggm,
-        "cggm_gated": cggm,
+        "cggm_ungated": cggm,
         "cggm_magnitude": heads | {"loss": 1},
         "cggm_paper": cggm,
         "cggm_released": heads | {"loss": 1},

@@ -37,21 +37,27 @@ def score_counts(score: Score, prediction: Tensor, target: Any) -> Tensor:  # no
 def with_chance(score: Score) -> Score:
     """A score and what chance gives: the same predictions against the next sample's target.
 
+    A single sample meets its own target mirrored along every spatial axis; where it has none, it is
+    its own chance.
+
     Args:
         score: See :func:`score_counts`.
 
     Returns:
-        Score of twice as many numerators and denominators, those of chance in the second half; a
-        batch of one sample is its own chance.
+        Score of twice as many numerators and denominators, those of chance in the second half.
     """
 
     def both(prediction: Tensor, target: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        moved = map_tensors(lambda x: x.roll(1, 0), target)
+        moved = map_tensors(_elsewhere, target)
         counts = [score_counts(score, prediction, t) for t in (target, moved)]
         above, below = torch.cat(counts, 1)
         return above, below
 
     return both
+
+
+def _elsewhere(target: Tensor) -> Tensor:
+    return target.roll(1, 0) if len(target) > 1 else target.flip(tuple(range(1, target.ndim)))
 
 
 def ratio_score(counts: Tensor) -> Tensor:

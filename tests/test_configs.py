@@ -55,7 +55,7 @@ def test_train_is_the_papers_recipe():
     assert (config.max_epochs, config.batch_size, config.slices.size) == (75, 64, 160)
     assert config.network.encoder_name == "resnet101"
     assert config.optimizer.lr_peak == 0.01
-    assert config.balancer.settings == {"rho": 1.0, "lam": 0.1}
+    assert config.balancer.settings == {"rho": "unit", "lam": 0.1}
 
 
 @pytest.mark.parametrize(

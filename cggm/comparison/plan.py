@@ -15,7 +15,7 @@ from cggm.runs.folder import write_atomically
 from cggm.runs.options import require, require_names
 
 UNIMODAL = "unimodal"
-SWEPT_RHO = (0.5, 0.75, 1.5, 2.0)
+SWEPT_RHO = (0.5, 0.75, 1.0, 1.5, 2.0)
 SWEPT_LAM = (0.025, 0.05, 0.2, 0.4)
 SWEEP = (
     *(f"cggm:rho={rho}" for rho in SWEPT_RHO),

@@ -35,7 +35,7 @@ from cggm.comparison.tasks import TASKS
 from cggm.runs.folder import machine, write_atomically
 
 _SWEPT = {
-    "rho": {1.0: "cggm", **{rho: f"cggm:rho={rho}" for rho in SWEPT_RHO}},
+    "rho": {rho: f"cggm:rho={rho}" for rho in SWEPT_RHO},
     "lambda": {0.1: "cggm", **{lam: f"cggm:lam={lam}" for lam in SWEPT_LAM}},
 }
 

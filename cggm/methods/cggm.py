@@ -1,6 +1,7 @@
 """CGGM: classifier-guided gradient modulation."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +32,31 @@ class CGGM(Balancer):
     and the fused head's enters the loss (equations 12 and 13). Heads are trained along, by an
     optimizer of their own, and dropped at inference.
 
-    Defaults differ from the paper in two ways that it needs to work: gains come from moving
-    averages of the scores and terms are bounded, because the ratio of equation (7) is singular; and
-    the direction loss compares gradients of the same iteration, differentiably, because the last
-    iteration's number (algorithm 1, line 15) has no gradient. Settings:
+    Defaults differ from the paper in four ways that it needs to work (``docs/results.md``):
+
+    - Gains come from moving averages of the scores and terms are bounded, because the ratio of
+      equation (7) is singular.
+    - The direction loss compares gradients of the same iteration, differentiably, because the last
+      iteration's number (algorithm 1, line 15) has no gradient.
+    - A modality counts by its head's score above chance, as a share of the best head's
+      (``gate="signal"``). Without, a modality that carries no signal gets the largest factor,
+      because its head never improves, the others are held back, and its direction is noise.
+    - ``rho="unit"`` keeps the mean factor at 1; at rho 1 the terms lower the encoders' learning
+      rate by (M - 1) / M, which is no balancing.
 
     ================ ==============================================================================
-    default          ``gain="ema", terms="abs", direction="gradients"``
-    paper            ``gain="batch", terms="raw"``
-    released code    ``gain="batch", terms="released", direction="weights"``; the cosine of weights,
-                     one step late, its terms without rho
+    default          ``rho="unit", gain="ema", terms="abs", direction="gradients", gate="signal"``
+    paper            ``rho=1.0, gain="batch", terms="raw", gate=None``
+    released code    ``rho=1.0, gain="batch", terms="released", direction="weights", gate=None``;
+                     the cosine of weights, one step late, its terms without rho
     magnitude only   ``direction=None``
     direction only   ``rho=None``; the direction loss then takes terms of rho 1
     joint training   ``rho=None, direction=None``; heads still learn and report
     ================ ==============================================================================
 
-    Do not use it ungated where a modality carries no signal: its head never improves, so its
-    encoder gets the largest factor, the others are held back, and its direction is noise. With
-    ``gate="signal"`` (ours) a modality counts by its head's score above chance, as a share of the
-    best head's; the others' terms become neutral without it. The gate also holds back a modality
-    that is merely behind, and opens slowly as samples are memorized. Where all modalities are
-    learnt at one pace CGGM makes no difference. Under Adam the constant part of a gradient factor
-    cancels; see ``acts_on``.
+    The gate also holds back a modality that is merely behind, and opens slowly as samples are
+    memorized. Where all modalities are learnt at one pace CGGM makes no difference. Under Adam the
+    constant part of a gradient factor cancels; see ``acts_on``.
 
     Args:
         heads: Modality name to head, same names and order as the encoders; each takes what its
@@ -60,7 +64,8 @@ class CGGM(Balancer):
         task_loss: ``(prediction, target)`` to a scalar, for the network and for every head.
         score: ``(prediction, target)`` to a scalar, higher is better, or to a pair of numerators
             and denominators, see :func:`cggm.scores.score_counts`. Need not be differentiable.
-        rho: Scale of the gradient factors, positive; ``None`` leaves magnitudes alone.
+        rho: Scale of the gradient factors, positive, or ``"unit"`` for M / (M - 1); ``None`` leaves
+            magnitudes alone.
         lam: Weight of the direction loss, not negative.
         gain: ``"ema"`` or ``"batch"`` (the paper), see :class:`cggm.scores.ScoreTracker`.
         terms: Kind of balancing terms, see :func:`cggm.functional.balancing_terms`.
@@ -69,7 +74,8 @@ class CGGM(Balancer):
         warmup: Optimizer steps without any modulation, while the heads are still untrained.
         acts_on: ``"gradient"``, or ``"update"`` to scale the step that the optimizer takes, which
             Adam cannot cancel.
-        gate: ``"signal"`` or ``None``; with one sample in a micro-batch it stays shut.
+        gate: ``"signal"`` or ``None`` (the paper), see :func:`cggm.scores.with_chance`; it stays
+            shut where every micro-batch is one sample without spatial axes.
         head_optimizer: Builds the heads' optimizer from their parameters.
         betas: Decay of the moving averages of ``gain="ema"``.
 
@@ -87,14 +93,14 @@ class CGGM(Balancer):
         task_loss: Criterion,
         score: Score,
         *,
-        rho: float | None = 1.0,
+        rho: float | Literal["unit"] | None = "unit",
         lam: float = 0.1,
         gain: str = "ema",
         terms: str = "abs",
         direction: str | None = "gradients",
         warmup: int = 0,
         acts_on: str = "gradient",
-        gate: str | None = None,
+        gate: str | None = "signal",
         head_optimizer: OptimizerFactory = default_optimizer,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
@@ -103,8 +109,11 @@ class CGGM(Balancer):
         _check_choice("direction", direction, _DIRECTIONS)
         _check_choice("acts_on", acts_on, _TARGETS)
         _check_choice("gate", gate, _GATES)
+        if isinstance(rho, str):
+            _check_choice("rho", rho, ("unit",))
+            rho = len(heads) / max(len(heads) - 1, 1)
         if rho is not None and rho <= 0:
-            raise ValueError(f"Expected `rho` to be positive or None, but got {rho}.")
+            raise ValueError(f'Expected `rho` to be positive, "unit" or None, but got {rho}.')
         if lam < 0 or warmup < 0:
             raise ValueError(f"Expected `lam` and `warmup` not negative, but got {lam}, {warmup}.")
         self.heads = Heads(heads, head_optimizer)

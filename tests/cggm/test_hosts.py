@@ -303,7 +303,7 @@ def test_recorder_writes_one_line_per_iteration(tmp_path):
     assert [x["iteration"] for x in lines] == list(range(2, 17, 2))
     assert set(lines[0]) == {
         "iteration", "epoch", "loss", "score", "raw_term", "term", "cosine", "head_loss",
-        "gradient_norm",
+        "gate", "gradient_norm",
     }  # fmt: skip
     for line in lines:
         step = line["iteration"] - 1

@@ -189,12 +189,12 @@ ROWS = [
      lambda: balancing_terms(tensor([0.3, 0.1, 0.1]), 1.2, "raw")),
     # from 0 to 0.3 and 0.1: B = 1.2 * (0.1, 0.3) / 0.4; gradients 1, 1 and, not scaled, 2 + 1
     ("CGGM", "equations (3) and (8), algorithm 1; not by default: batch, raw", [0.3, 0.9, 3.0],
-     lambda: cggm_gradients(rho=1.2, gain="batch", terms="raw", direction=None)),
+     lambda: cggm_gradients(rho=1.2, gain="batch", terms="raw", direction=None, gate=None)),
     # cosines 1 and 0.6: ((0.5 - 0.5 * 1) + (1 - 1 * 0.6)) / 2
     ("CGGM", "equation (12)", [0.2], lambda: [direction_loss(
         tensor([[5.0, 0.0]]), tensor([[[2.0, 0.0]], [[3.0, 4.0]]]), tensor([0.5, 1.0]))]),
-    ("CGGM", "rho, lambda of released run/*.py, BraTS", [1.0, 0.1], lambda: cggm_settings("brats")),
-    ("CGGM", "the same, MOSI", [1.3, 0.2], lambda: cggm_settings("mosi")),
+    ("CGGM", "lambda of released run/*.py, BraTS", [0.1], lambda: cggm_settings("brats")[1:]),
+    ("CGGM", "rho, lambda of the same, MOSI", [1.3, 0.2], lambda: cggm_settings("mosi")),
     ("CGGM", "the same, Food-101", [1.3, 0.05], lambda: cggm_settings("food101")),
     ("CGGM", "section 4.5, best rho, IEMOCAP", [1.2], lambda: cggm_settings("iemocap")[:1]),
     # 1 - tanh(0.5 * 0.8 / 0.4) = 1 - tanh(1); 1 for the ratio 1/2

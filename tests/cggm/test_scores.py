@@ -34,6 +34,17 @@ def test_a_single_sample_is_its_own_chance():
     assert tracker.gates().tolist() == [0.0]
 
 
+def test_a_single_image_meets_its_mirrored_target():
+    def hits(prediction, target):
+        return (prediction * target).sum()[None], target.sum()[None]
+
+    image = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
+    target = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]])
+    counts = score_counts(with_chance(hits), image, target)
+    # mirrored up-down and left-right, the target is 0 1 0, 0 1 1
+    assert_close(counts, torch.tensor([[5.0, 2.0], [3.0, 3.0]]))
+
+
 def counts_of(*scores):
     """Counts of heads by their score and chance, in hundredths."""
     return torch.tensor([[[score, chance], [100.0, 100.0]] for score, chance in scores])
