@@ -41,7 +41,11 @@ class Contract:
 CONTRACTS = {
     "AGM": Contract({"alpha": 0.0}, windows=_SO_FAR),
     "Balancer": Contract({}, acts=False),
-    "CGGM": Contract({"rho": None, "direction": None}, windows=_SO_FAR),
+    "CGGM": Contract(
+        {"rho": None, "direction": None},
+        windows=_SO_FAR,
+        ranks="the gate's chance comes from the targets of a rank",
+    ),
     "ConstantFactors": Contract(
         {"factors": 1.0}, named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}}
     ),

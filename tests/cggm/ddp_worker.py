@@ -25,7 +25,7 @@ def train(rank: int, world: int, steps: int) -> dict[str, object]:
     """Train CGGM for some steps on this rank's share of each batch."""
     torch.set_num_threads(1)
     network, heads = make_late()
-    cggm = make_cggm(heads, lam=0.5)
+    cggm = make_cggm(heads, lam=0.5, gate=None)
     wrapped = DistributedDataParallel(network) if world > 1 else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     terms = []
