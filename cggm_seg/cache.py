@@ -1,11 +1,9 @@
 """Slices of many cases, read from disk one at a time in a tenth of a millisecond."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from cggm.errors import DataError, UserError
 from cggm_seg.cases import Case
 from cggm_seg.entries import entry_file, is_current, refresh
+from cggm_seg.parallel import map_processes
 from cggm_seg.preprocessing import zscore
 
 _LEFTOVER_AGE = 3600  # seconds; no write takes as long
@@ -91,6 +90,7 @@ def build_cache(
     cases: Sequence[Case],
     folder: Path,
     *,
+    recorded: Mapping[Path, str] | None = None,
     workers: int = 2,
     strict: bool = False,
     progress: bool = True,
@@ -105,6 +105,8 @@ def build_cache(
     Args:
         cases: Labelled cases with the same modalities.
         folder: Where the entries lie, about 30 MB for a BraTS case; made if missing.
+        recorded: File to its SHA-256, see :func:`cggm_seg.manifest.recorded_digests`; a case with
+            a file of another content is bad. Files that are not recorded are taken as they are.
         workers: Processes, each of about 0.3 GB. They import the main module: a script that
             calls this needs ``if __name__ == "__main__"``.
         strict: Whether the first bad case ends the build.
@@ -121,11 +123,13 @@ def build_cache(
     """
     _check_alike(cases)
     _prepare(folder)
-    pending = [case for case in cases if not is_current(case, entry_file(folder, case))]
+    recorded = recorded or {}
+    pending = [case for case in cases if not is_current(case, entry_file(folder, case), recorded)]
+    attempt = partial(_attempt, folder=folder, recorded=recorded, strict=strict)
     bar = tqdm(total=len(pending), desc="Caching", unit="case", disable=None if progress else True)
     errors: list[DataError] = []
     with bar:
-        for error in _outcomes(pending, folder, workers, strict):
+        for error in map_processes(attempt, pending, workers):
             errors += [error] if error else []
             bar.update()
     errors.sort(key=lambda error: error.case)
@@ -164,28 +168,11 @@ def _prepare(folder: Path) -> None:
         raise UserError(what, "Choose another cache folder.") from error
 
 
-def _outcomes(
-    pending: Sequence[Case], folder: Path, workers: int, strict: bool
-) -> Iterator[DataError | None]:
-    if min(workers, len(pending)) <= 1:
-        yield from (_attempt(case, entry_file(folder, case), strict) for case in pending)
-        return
-    # Spawned, not forked: the caller may hold threads, and these modules import without torch.
-    with ProcessPoolExecutor(min(workers, len(pending)), get_context("spawn")) as pool:
-        jobs = [pool.submit(_attempt, case, entry_file(folder, case), strict) for case in pending]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        except BrokenProcessPool as error:
-            what = "Expected every worker to finish, but one was killed, often for want of memory."
-            raise UserError(what, "Build the cache again with fewer workers.") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _attempt(case: Case, file: Path, strict: bool) -> DataError | None:
+def _attempt(
+    case: Case, folder: Path, recorded: Mapping[Path, str], strict: bool
+) -> DataError | None:
     try:
-        refresh(case, file)
+        refresh(case, entry_file(folder, case), recorded)
     except DataError as error:
         if strict:
             raise

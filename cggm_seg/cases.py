@@ -3,12 +3,13 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cggm.errors import DataError
+from cggm_seg.findings import Code, Finding
 
 Naming = Literal["2021", "2023"]
 
@@ -70,18 +71,46 @@ def find_cases(
     Raises:
         DataError: If the folder does not exist, cannot be read, is empty or holds no case.
     """
-    cases, errors = [], []
+    cases: list[Case] = []
+    errors: list[DataError] = []
+    required = [*(() if allow_missing else MODALITIES), *(["seg"] if labelled else [])]
     for case_id, found in sorted(_group(folder).items()):
-        try:
-            cases.append(_case(case_id, found, labelled, allow_missing))
-        except DataError as error:
-            errors.append(error)
+        case, problems = _case(case_id, found, required)
+        if not labelled:
+            case = replace(case, label=None)
+        if not case.images and not labelled:
+            problems.append(_missing(case_id, MODALITIES[0], found[0]))
+        if problems:
+            errors.append(problems[0])
+        else:
+            cases.append(case)
     return cases, errors
+
+
+def survey_cases(folder: Path) -> list[tuple[Case, list[Finding]]]:
+    """Finds every case in a folder, with whatever files it has, and all that is missing.
+
+    Use :func:`find_cases` for what can be trained on.
+
+    Args:
+        folder: As in :func:`find_cases`.
+
+    Returns:
+        Cases sorted by identifier, and for each one finding per file that is missing or ambiguous.
+        A label map is missing where another case has one.
+
+    Raises:
+        DataError: If the folder does not exist, cannot be read, is empty or holds no case.
+    """
+    groups = _group(folder)
+    labelled = any(item.part == "seg" for found in groups.values() for item in found)
+    required = [*MODALITIES, *(["seg"] if labelled else [])]
+    return [_case(case_id, found, required) for case_id, found in sorted(groups.items())]
 
 
 def _group(folder: Path) -> dict[str, list[_Found]]:
     try:
-        files = list(_files(folder, _DEEPEST))
+        files = sorted(_files(folder, _DEEPEST))
     except OSError as error:
         what = f"Expected a folder, but {error.filename} cannot be read ({error.strerror})."
         raise DataError(str(folder), None, what, "Check the path and its permissions.") from error
@@ -110,30 +139,29 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _files(Path(entry.path), depth - 1)
 
 
-def _case(case_id: str, found: list[_Found], labelled: bool, allow_missing: bool) -> Case:
+def _case(
+    case_id: str, found: Sequence[_Found], required: Sequence[str]
+) -> tuple[Case, list[Finding]]:
     naming = found[0].naming
     by_part: dict[str, Path] = {}
+    problems = []
     for item in found:
         other = by_part.setdefault(item.part, item.file)
         if other != item.file:
-            raise _ambiguous(case_id, other, item.file)
-        if item.naming != naming:
-            raise _ambiguous(case_id, found[0].file, item.file)
-    needed = () if allow_missing else MODALITIES
-    for part in (*needed, *(["seg"] if labelled else [])):
-        if part not in by_part:
-            raise _missing(case_id, part, found[0])
+            problems.append(_ambiguous(case_id, other, item.file))
+        elif item.naming != naming:
+            problems.append(_ambiguous(case_id, found[0].file, item.file))
+    problems += [_missing(case_id, part, found[0]) for part in required if part not in by_part]
     images = {modality: by_part[modality] for modality in MODALITIES if modality in by_part}
-    if not images and not labelled:
-        raise _missing(case_id, MODALITIES[0], found[0])
-    return Case(case_id, images, by_part.get("seg") if labelled else None, naming)
+    return Case(case_id, images, by_part.get("seg"), naming), problems
 
 
-def _missing(case_id: str, part: str, sibling: _Found) -> DataError:
+def _missing(case_id: str, part: str, sibling: _Found) -> Finding:
     suffix = _SUFFIXES[sibling.naming][part]
     ending = ".nii.gz" if sibling.file.suffix == ".gz" else ".nii"
     what = "label map" if part == "seg" else f"{part} image"
-    return DataError(
+    return Finding(
+        Code.MISSING,
         case_id,
         sibling.file.with_name(f"{case_id}{suffix}{ending}"),
         f"Expected the {what} of this case, but there is no such file.",
@@ -141,6 +169,7 @@ def _missing(case_id: str, part: str, sibling: _Found) -> DataError:
     )
 
 
-def _ambiguous(case_id: str, one: Path, other: Path) -> DataError:
+def _ambiguous(case_id: str, one: Path, other: Path) -> Finding:
     what = f"Expected one file for each image, but found {one} as well."
-    return DataError(case_id, other, what, "Remove one of the two, or rename its case.")
+    fix = "Remove one of the two, or rename its case."
+    return Finding(Code.AMBIGUOUS, case_id, other, what, fix)

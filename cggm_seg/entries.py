@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from cggm.errors import UserError
 from cggm.runs.folder import replacing
-from cggm_seg import nifti, preprocessing, volumes
+from cggm_seg import checks, nifti, preprocessing, streams, volumes
 from cggm_seg.cases import Case
+from cggm_seg.manifest import check_recorded
 
 Key = dict[str, Any]
 
@@ -24,33 +26,49 @@ def entry_file(folder: Path, case: Case) -> Path:
     return folder / f"{case.id}.safetensors"
 
 
-def is_current(case: Case, file: Path) -> bool:
+def is_current(case: Case, file: Path, recorded: Mapping[Path, str]) -> bool:
     """Whether an entry was made by this code from these files, judged by size and time.
 
     Contents are not compared: a file replaced by one of the same size and modification time, to
     the nanosecond, goes unnoticed.
+
+    Args:
+        case: The case.
+        file: Its entry.
+        recorded: File to its SHA-256; an entry made from another content is not current.
     """
     key, stamps = _header(file)
+    digests = key.get("digests", [])
     try:
-        return key == _key(case, key.get("digests", [])) and stamps == _stamps(case)
+        current = key == _key(case, digests) and stamps == _stamps(case)
     except OSError:
         return False
+    pairs = zip(_sources(case), digests, strict=False)
+    return current and all(recorded.get(source, digest) == digest for source, digest in pairs)
 
 
-def refresh(case: Case, file: Path) -> None:
+def refresh(case: Case, file: Path, recorded: Mapping[Path, str]) -> None:
     """Makes the entry of a case, or only notes new file times if the contents are the same.
 
+    Args:
+        case: The case.
+        file: Its entry.
+        recorded: File to its SHA-256.
+
     Raises:
-        DataError: If the case cannot be read.
+        DataError: If the case cannot be read, or a file has another content than recorded.
         UserError: If the entry cannot be written; an older one is untouched then.
     """
     # Stamps come first: a file that changes meanwhile is then found changed by the next run.
     try:
         stamps = _stamps(case)
-        key = _key(case, [_digest(source) for source in _sources(case)])
+        digests = {source: _digest(source) for source in _sources(case)}
     except OSError:
         volumes.read_case(case)  # its error names the file and the remedy
         raise
+    for source, digest in digests.items():
+        check_recorded(case.id, source, digest, recorded.get(source))
+    key = _key(case, list(digests.values()))
     tensors = load_file(file) if _header(file)[0] == key else pack(case)
     _write(file, tensors, {"key": key, "stamps": stamps})
 
@@ -76,7 +94,7 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     statistics = preprocessing.intensity_statistics(brain)
     values, scales = preprocessing.to_int16(brain, statistics)
     label = np.ascontiguousarray(data.label[box].transpose(2, 0, 1))
-    classes = len(volumes.FILE_LABELS[case.naming])
+    classes = len(checks.FILE_LABELS[case.naming])
     counts = [np.bincount(plane.ravel(), minlength=classes) for plane in label]
     return {
         "images": np.ascontiguousarray(values.swapaxes(0, 1)),
@@ -117,7 +135,9 @@ def _key(case: Case, digests: list[str]) -> Key:
 
 @cache
 def _transform() -> str:
-    code = [inspect.getsource(module) for module in (nifti, volumes, preprocessing)]
+    code = [
+        inspect.getsource(module) for module in (streams, nifti, checks, volumes, preprocessing)
+    ]
     return hashlib.sha256("".join([*code, inspect.getsource(pack)]).encode()).hexdigest()
 
 

@@ -5,22 +5,23 @@ stream is read to its end, once, and no header is believed before the size of th
 """
 
 import gzip
+import os
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from cggm.errors import DataError
+from cggm_seg.findings import Code, Finding
+from cggm_seg.streams import HashedStream
 
 _HEADER_SIZE = 348
-_LARGEST = 1 << 30  # bytes of voxels; a BraTS volume has 18 MB
+_LARGEST = 80 << 20  # bytes of voxels; a BraTS volume has 18 MB, in float64 71 MB
 _DEFLATE_RATIO = 1032  # no deflate stream expands by more
 _AGAIN = "Download or copy the file again, or take the case out of the folder."
 
@@ -33,74 +34,89 @@ class Volume:
         array: Voxels, shape ``(H, W, Z)``, read-only; float32 if the file asks for scaling.
         header: The header, three-dimensional.
         affine: Voxel indices to millimeters, shape ``(4, 4)``.
+        digest: SHA-256 of the file.
     """
 
     array: np.ndarray
     header: nib.Nifti1Header
     affine: np.ndarray
+    digest: str
 
 
 def read_volume(file: Path, case_id: str) -> Volume:
     """Reads a ``.nii`` or ``.nii.gz`` file to its end, checksum and length included.
 
     Args:
-        file: A single-file NIfTI-1 image of at most 1 GiB of voxels.
+        file: A single-file NIfTI-1 image of at most 80 MiB of voxels.
         case_id: Named in errors.
 
     Raises:
-        DataError: If the file is missing, unreadable, damaged, not NIfTI-1 or not 3-D.
+        Finding: If the file is missing, unreadable, damaged, too large, not NIfTI-1 or not 3-D.
     """
     try:
-        header, data = _read(file)
-        volume = _volume(header, data)
+        header, data, digest = _read(file)
+        return _volume(header, data, digest)
     except _Fault as fault:
-        raise DataError(case_id, file, str(fault), fault.fix) from fault
+        raise Finding(fault.code, case_id, file, str(fault), fault.fix) from fault
     except FileNotFoundError as error:
         what = "Expected this file, but it does not exist."
         fix = "Restore it, or take the case out of the folder."
-        raise DataError(case_id, file, what, fix) from error
+        raise Finding(Code.MISSING, case_id, file, what, fix) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         what = f"Expected an intact gzip file, but it is truncated or damaged ({error})."
-        raise DataError(case_id, file, what, _AGAIN) from error
+        raise Finding(Code.DAMAGED, case_id, file, what, _AGAIN) from error
     except OSError as error:
         what = f"Expected a readable file, but got: {error.strerror or error}."
-        raise DataError(case_id, file, what, "Check the file and its permissions.") from error
-    return volume
+        fix = "Check the file and its permissions."
+        raise Finding(Code.UNREADABLE, case_id, file, what, fix) from error
 
 
 class _Fault(Exception):
-    def __init__(self, what: str, fix: str = _AGAIN) -> None:
+    def __init__(self, code: Code, what: str, fix: str = _AGAIN) -> None:
         super().__init__(what)
+        self.code = code
         self.fix = fix
 
 
-def _read(file: Path) -> tuple[nib.Nifti1Header, bytes]:
-    file_size = file.stat().st_size
-    if file_size == 0:
-        raise _Fault("Expected a NIfTI image, but the file is empty.")
-    zipped = file.suffix == ".gz"
-    with gzip.open(file) if zipped else open(file, "rb") as opened:
-        stream = cast(BinaryIO, opened)
-        header = _header(stream.read(_HEADER_SIZE))
-        offset = int(header["vox_offset"])
-        size = prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-        if offset + size > min(file_size * (_DEFLATE_RATIO if zipped else 1), _LARGEST):
-            raise _Fault(
-                f"Expected at most 1 GiB of voxels and a file that can hold them, but the header "
-                f"declares {header.get_data_shape()} voxels in a file of {file_size} bytes."
-            )
-        stream.read(offset - _HEADER_SIZE)
-        data = stream.read(size)
-        surplus = stream.read(1)  # also makes gzip compare checksum and length
-    if len(data) < size or surplus:
-        found = "more" if surplus else f"{len(data)}, the file is truncated"
-        raise _Fault(f"Expected {size} bytes of voxels as the header declares, but found {found}.")
-    return header, data
+def _read(file: Path) -> tuple[nib.Nifti1Header, bytearray, str]:
+    with open(file, "rb") as opened:
+        file_size = os.fstat(opened.fileno()).st_size
+        if file_size == 0:
+            raise _Fault(Code.DAMAGED, "Expected a NIfTI image, but the file is empty.")
+        zipped = file.suffix == ".gz"
+        stream = HashedStream(opened, zipped=zipped)
+        head = bytearray(_HEADER_SIZE)
+        stream.fill(head)
+        header = _header(bytes(head))
+        _check_size(header, file_size, zipped)
+        stream.fill(bytearray(int(header["vox_offset"]) - _HEADER_SIZE))
+        data = bytearray(prod(header.get_data_shape()) * header.get_data_dtype().itemsize)
+        found = stream.fill(data)
+        surplus = stream.fill(bytearray(1))  # also makes zlib compare checksum and length
+    if found < len(data) or surplus:
+        count = "more" if surplus else f"{found}, the file is truncated"
+        what = f"Expected {len(data)} bytes of voxels as the header declares, but found {count}."
+        raise _Fault(Code.DAMAGED, what)
+    return header, data, stream.sha256.hexdigest()
+
+
+def _check_size(header: nib.Nifti1Header, file_size: int, zipped: bool) -> None:
+    shape, itemsize = header.get_data_shape(), header.get_data_dtype().itemsize
+    offset, voxels = int(header["vox_offset"]), prod(shape)
+    capacity = file_size * (_DEFLATE_RATIO if zipped else 1)
+    # Scaling makes four bytes of every voxel.
+    if offset + voxels * itemsize > capacity or offset + voxels * max(itemsize, 4) > _LARGEST:
+        raise _Fault(
+            Code.TOO_LARGE,
+            f"Expected at most 80 MiB of voxels and a file that can hold them, but the header "
+            f"declares {shape} voxels from byte {offset} on in a file of {file_size} bytes.",
+        )
 
 
 def _header(head: bytes) -> nib.Nifti1Header:
     if b"\x5c\x01\x00\x00" not in (head[:4], head[3::-1]) or head[344:348] != b"n+1\0":
         raise _Fault(
+            Code.NOT_NIFTI,
             "Expected a single-file NIfTI-1 image, but the header is of another kind.",
             "Convert the image to NIfTI-1, or download it again.",
         )
@@ -108,26 +124,30 @@ def _header(head: bytes) -> nib.Nifti1Header:
         header: nib.Nifti1Header = nib.Nifti1Header.from_fileobj(BytesIO(head))
         header.get_slope_inter()
         shape, offset = header.get_data_shape(), int(header["vox_offset"])
-        affine = header.get_best_affine()
+        affine, dtype = header.get_best_affine(), header.get_data_dtype()
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
-        raise _Fault(f"Expected a valid NIfTI header, but got: {error}.") from error
+        what = f"Expected a valid NIfTI header, but got: {error}."
+        raise _Fault(Code.BAD_HEADER, what) from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         fix = "Split the image into one file per modality."
-        raise _Fault(f"Expected a 3-D image, but its shape is {shape}.", fix)
-    if header.get_data_dtype().kind not in "iuf":
-        raise _Fault(f"Expected real numbers, but the voxels are {header.get_data_dtype()}.")
-    if offset < _HEADER_SIZE or not np.isfinite(affine).all():
-        raise _Fault(f"Expected a valid NIfTI header, but got offset {offset}, affine {affine}.")
+        raise _Fault(Code.NOT_3D, f"Expected a 3-D image, but its shape is {shape}.", fix)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        what = f"Expected real numbers of at most 64 bits, but the voxels are {dtype}."
+        raise _Fault(Code.BAD_TYPE, what, "Convert the image to int16 or float32.")
+    if offset < _HEADER_SIZE or not np.isfinite(affine).all() or not np.linalg.det(affine):
+        what = f"Expected a valid NIfTI header, but got offset {offset}, affine {affine.tolist()}."
+        raise _Fault(Code.BAD_HEADER, what)
     header.set_data_shape(shape)
     return header
 
 
-def _volume(header: nib.Nifti1Header, data: bytes) -> Volume:
-    voxels = np.frombuffer(data, header.get_data_dtype())
+def _volume(header: nib.Nifti1Header, data: bytearray, digest: str) -> Volume:
+    voxels = np.frombuffer(memoryview(data).toreadonly(), header.get_data_dtype())
     array = voxels.reshape(tuple(header.get_data_shape()), order="F")
     slope, intercept = header.get_slope_inter()
     if (slope, intercept) not in ((None, None), (1.0, 0.0)):
-        array = array * np.float32(slope) + np.float32(intercept)
-    return Volume(array, header, header.get_best_affine())
+        array = np.multiply(array, slope, dtype=np.float32, casting="same_kind")
+        array += np.float32(intercept)
+    return Volume(array, header, header.get_best_affine(), digest)

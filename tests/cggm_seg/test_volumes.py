@@ -175,7 +175,7 @@ def test_broken_header(case, field, value):
     header["vox_offset"] = 352
     header[field] = value
     file.write_bytes(gzip.compress(header.binaryblock + content[348:]))
-    check_refused(case, file, "Expected a valid NIfTI header|Expected at most 1 GiB")
+    check_refused(case, file, "Expected a valid NIfTI header|Expected at most 80 MiB")
 
 
 def test_four_dimensional_image(case):
