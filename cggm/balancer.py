@@ -225,6 +225,11 @@ class Balancer(nn.Module):
     def restart(self, kept: Tensor | bool) -> None:
         """Forget what the window gathered unless ``kept``, without asking the device."""
 
+    def abandon(self) -> None:
+        """Forget the window: its step is not made, and the next call opens a new one."""
+        self.restart(False)
+        self._micro_batches = 0
+
     def start_epoch(self, epoch: int) -> None:
         """Called at the start of each epoch, counted from 1; an override calls this one, too."""
         self.clock.epoch = epoch

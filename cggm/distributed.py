@@ -1,10 +1,14 @@
-"""Sums over the ranks of torch.distributed; every function is the identity for one process."""
+"""Sums and shares over the ranks of torch.distributed; alone, a process keeps what it has."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -12,9 +16,54 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among the ranks, 0 outside torch.distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that writes files."""
-    return world_size() == 1 or dist.get_rank() == 0
+    return rank() == 0
+
+
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This rank's share: every ``world_size()``-th item, so shares differ by one item at most."""
+    return items[rank() :: world_size()]
+
+
+def gather_shards(share: Sequence[T]) -> list[T]:
+    """What all ranks made of their :func:`shard`, in the order of the items; every rank calls it.
+
+    Args:
+        share: One result per item of this rank's share; results are pickled, so that they come
+            from the ranks of this run alone.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return list(share)
+    shares: list[Sequence[T]] = [()] * ranks
+    dist.all_gather_object(shares, share)
+    return [shares[k % ranks][k // ranks] for k in range(sum(map(len, shares)))]
+
+
+def largest_of_ranks(number: int) -> int:
+    """The largest of the numbers that the ranks give, without waiting for a GPU."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, _host_group())
+    return int(largest)
+
+
+def wait_for_ranks() -> None:
+    """Return once all ranks have come here, without waiting for a GPU."""
+    largest_of_ranks(0)
+
+
+@cache
+def _host_group() -> Any:  # noqa: ANN401
+    """The ranks by their processors, beside NCCL's GPUs; ``None`` where they talk so anyway."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -175,7 +175,8 @@ class BalanceRecorder:
     Each line holds ``iteration``, ``epoch``, ``loss`` and, by modality, ``score``, ``raw_term`` (by
     equation (7)), ``term`` (the factor in use), ``cosine``, ``head_loss`` and ``gradient_norm``,
     the Euclidean norm of each encoder's gradient as the optimizer sees it, all of the same
-    optimizer step. Attach it after the :class:`BalanceHandler`. Only the first rank writes.
+    optimizer step; iterations without a step have no norm. Attach it after the
+    :class:`BalanceHandler`. Only the first rank writes.
 
     Args:
         balancer: The method.
@@ -222,7 +223,7 @@ class BalanceRecorder:
             return
         readings = dict(self.balancer.readings)
         readings["loss"] = _loss_of(engine.state.output)
-        if self.balancer.norms is not None:
+        if self.balancer.norms is not None and self.balancer.micro_batches == 0:
             readings["gradient_norm"] = self.balancer.norms
         self._rows.append((engine.state.iteration, engine.state.epoch, readings))
         if len(self._rows) >= self.flush_every:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cggm.distributed import gather_shards, shard
 from cggm.modes import evaluating
 from cggm_cls.metrics import classification_metrics, regression_metrics
 from cggm_cls.networks import MultimodalTransformer
@@ -19,6 +20,7 @@ def predict(
     *,
     batch_size: int = 64,
     present: Sequence[str] | None = None,
+    sharded: bool = False,
 ) -> Tensor:
     """Predictions for a whole split, in its order; the network's mode is restored.
 
@@ -27,17 +29,21 @@ def predict(
         dataset: The split.
         batch_size: Samples at once.
         present: Modalities that are there; every step of the others is masked. All if ``None``.
+        sharded: Whether the ranks share the batches; every rank then calls this and gets all
+            predictions, the same as without.
 
     Returns:
         On the CPU, shape ``(N, classes)`` or ``(N,)``.
     """
     parts = []
+    starts: Sequence[int] = range(0, len(dataset), batch_size)
+    starts = shard(starts) if sharded else starts
     with evaluating(network):
-        for inputs in _batches(network, dataset, batch_size):
+        for inputs in _batches(network, dataset, starts, batch_size):
             if present is not None:
                 inputs = {name: x if name in present else _absent(x) for name, x in inputs.items()}
             parts.append(network(inputs).cpu())
-    return torch.cat(parts)
+    return torch.cat(gather_shards(parts) if sharded else parts)
 
 
 @torch.no_grad()
@@ -57,8 +63,9 @@ def evaluate_heads(
         batch_size: Samples at once.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in heads}
+    starts = range(0, len(dataset), batch_size)
     with evaluating(network), evaluating(heads):
-        for inputs in _batches(network, dataset, batch_size):
+        for inputs in _batches(network, dataset, starts, batch_size):
             encoded = network.encode(inputs)
             for name, head in heads.items():
                 parts[name].append(head(encoded[name]).cpu())
@@ -75,6 +82,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     present: Sequence[str] | None = None,
+    sharded: bool = False,
 ) -> dict[str, Any]:
     """Metrics on a whole split, see :mod:`cggm_cls.metrics`.
 
@@ -84,16 +92,17 @@ def evaluate(
         classes: Number of classes, or ``None`` for regression.
         batch_size: Samples at once.
         present: Modalities that are there, all if ``None``.
+        sharded: See :func:`predict`.
     """
-    prediction = predict(network, dataset, batch_size=batch_size, present=present)
+    prediction = predict(network, dataset, batch_size=batch_size, present=present, sharded=sharded)
     return _metrics(prediction, dataset, classes)
 
 
 def _batches(
-    network: nn.Module, dataset: SequenceDataset, size: int
+    network: nn.Module, dataset: SequenceDataset, starts: Sequence[int], size: int
 ) -> Iterator[dict[str, MaskedSequence]]:
     device = next(network.parameters()).device
-    for start in range(0, len(dataset), size):
+    for start in starts:
         positions = range(start, min(start + size, len(dataset)))
         yield move(dataset.batch(positions)["inputs"], device)
 

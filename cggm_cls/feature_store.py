@@ -182,6 +182,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _sequences(folder: Path, name: str, facts: Mapping[str, Any]) -> RaggedSequences:
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of a modality")
     steps, width = facts["shape"]
     lengths = np.fromfile(lengths_file(folder, name), "<i4").astype(np.int64)
     offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))

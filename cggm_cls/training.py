@@ -1,26 +1,32 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 from ignite.engine import Engine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
+from cggm.distributed import is_first_rank, rank, wait_for_ranks, world_size
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
 from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.config import write_config
-from cggm.runs.epochs import EpochEnd
+from cggm.runs.epochs import Epochs
 from cggm.runs.folder import RunFolder
+from cggm.runs.nonfinite import NonFiniteGuard
 from cggm.runs.progress import TrainingProgress
+from cggm.runs.ranks import check_alike, share_of_batch
+from cggm.runs.replicas import Replicas, replicated
 from cggm.runs.seeds import seed_everything
 from cggm_cls.balancing import build_balancer, factory
 from cggm_cls.config import SequenceConfig
@@ -33,7 +39,8 @@ from cggm_cls.summary import describe, finish, numbers
 class SequenceTraining:
     """One training on sequences.
 
-    Building it seeds everything and refuses what does not fit; :meth:`run` is what writes.
+    Building it seeds everything and refuses what does not fit; :meth:`run` is what writes. Ranks
+    that torchrun started share each batch and the validation; the first one writes and tests.
 
     Args:
         config: The configuration.
@@ -55,6 +62,7 @@ class SequenceTraining:
         *,
         resume: bool = False,
     ) -> None:
+        check_alike({"configuration": repr(config), "data": data.digest})
         seed_everything(config.seed)
         self.config = config
         self.folder = run
@@ -64,61 +72,74 @@ class SequenceTraining:
         self.balancer = balancer = build_balancer(config, self.network, data)
         rates = config.optimizer
         optimizer = factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
-        plateau = ReduceLROnPlateau(optimizer, patience=config.optimizer.patience)
-        end = EpochEnd(
+        recorder = BalanceRecorder(balancer, run.balance, every=config.balancer.record_every)
+        self._batches = _batches(config, data)
+        self.epochs = Epochs(
             run,
             self.network,
             optimizer,
             balancer,
+            recorder,
             validate=self._validate,
             score=partial(_selection_score, classes=data.classes),
             every=config.validate_every,
+            max_epochs=config.max_epochs,
+            steps=len(self._batches),
             keep_last=config.keep_last,
+            save_minutes=config.save_minutes,
             digest=data.digest,
-            plateau=plateau,
+            plateau=ReduceLROnPlateau(optimizer, patience=config.optimizer.patience),
         )
-        self.done = end.restore() if resume else 0
+        if resume:
+            self._batches.skip(self.epochs.restore().iteration)
+        self.done = self.epochs.done
+        guard = NonFiniteGuard(
+            self.network,
+            optimizer,
+            balancer,
+            names=itemgetter("ids"),
+            save=self.epochs.keep,
+            skip=config.skip_nonfinite,
+        )
         self.trainer = Engine(
             partial(
                 _step,
-                network=self.network,
+                network=replicated(self.network),
                 balancer=balancer,
                 optimizer=optimizer,
+                guard=guard,
                 clip_norm=config.optimizer.clip_norm,
                 device=device,
             )
         )
+        self.trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
         BalanceHandler(balancer).attach(self.trainer)
-        BalanceRecorder(balancer, run.balance, every=config.balancer.record_every).attach(
-            self.trainer
-        )
+        guard.attach(self.trainer)
+        Replicas(self.network, balancer, config.seed).attach(self.trainer)
+        recorder.attach(self.trainer)
         TrainingProgress(optimizer).attach(self.trainer)
-        end.attach(self.trainer)
+        self.epochs.attach(self.trainer)
 
     def run(self) -> None:
         """Train, then evaluate the selected weights on the test split, once."""
         config, folder = self.config, self.folder
-        loader = _loader(config, self.data, first_epoch=self.done + 1)
-        if not self.resume:
-            folder.make()
-        write_config(config, folder.config)
-        folder.write_environment()
-        describe(config, folder, self.network, self.data, done=self.done)
-        if self.done < config.max_epochs:
-            self._continue(len(loader.batch_sampler), loader)  # type: ignore[arg-type]
-        finish(config, folder, self.network, self.balancer, self.data)
-
-    def _continue(self, steps: int, loader: DataLoader[Batch]) -> None:
-        state = self.trainer.state
-        state.epoch, state.iteration = self.done, self.done * steps
-        # Without these two Ignite takes the run for a new one and begins at epoch 1.
-        state.max_epochs, state.epoch_length = self.config.max_epochs, steps
-        self.trainer.run(loader)
+        if is_first_rank():
+            if not self.resume:
+                folder.make()
+            write_config(config, folder.config)
+            folder.write_environment()
+            describe(config, folder, self.network, self.data, done=self.done)
+        loader = _loader(config, self.data, self._batches)
+        self.epochs.run(self.trainer, partial(self.trainer.run, loader))
+        if is_first_rank():
+            finish(config, folder, self.network, self.balancer, self.data)
+        wait_for_ranks()
 
     def _validate(self) -> dict[str, float | None]:
         data = self.data
+        size = self.config.batch_size
         metrics = numbers(
-            evaluate(self.network, data.valid, data.classes, batch_size=self.config.batch_size)
+            evaluate(self.network, data.valid, data.classes, batch_size=size, sharded=True)
         )
         selects = "mae" if data.classes is None else "acc"
         return {selects: metrics[selects], **metrics}  # the first one is what curves show
@@ -143,9 +164,10 @@ def _step(
     engine: Engine,
     batch: Batch,
     *,
-    network: MultimodalTransformer,
+    network: nn.Module,
     balancer: Balancer,
     optimizer: Optimizer,
+    guard: NonFiniteGuard,
     clip_norm: float,
     device: torch.device,
 ) -> dict[str, Tensor]:
@@ -155,19 +177,29 @@ def _step(
     optimizer.zero_grad()
     loss: Tensor = balancer(network(inputs), batch["target"].to(device))
     loss.backward()  # type: ignore[no-untyped-call]
+    engine.state.output = {"loss": loss.detach()}  # type: ignore[assignment]
+    guard.check()  # before clipping, which spreads what is not finite
     if clip_norm:
         clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
     return {"loss": loss.detach()}
 
 
-def _loader(config: SequenceConfig, data: TaskData, first_epoch: int) -> DataLoader[Batch]:
-    if len(data.train) < 1:
-        raise UserError("Expected training samples, but got none.", "Give data that has some.")
-    sampler = EpochSampler(len(data.train), seed=config.seed)
+def _batches(config: SequenceConfig, data: TaskData) -> EndlessBatches:
+    count, world = len(data.train), world_size()
+    if count < world:
+        raise UserError(
+            f"Expected at least {world} training samples, but got {count or 'none'}.",
+            "Give data that has some.",
+        )
+    sampler = EpochSampler(count, seed=config.seed, rank=rank(), world=world)
+    return EndlessBatches(sampler, share_of_batch(config.batch_size))
+
+
+def _loader(config: SequenceConfig, data: TaskData, batches: EndlessBatches) -> DataLoader[Batch]:
     return DataLoader(
         replace(data.train, seed=config.seed),
-        batch_sampler=EndlessBatches(sampler, config.batch_size, first_epoch=first_epoch),
+        batch_sampler=batches,
         collate_fn=_as_it_is,
         # Without its own generator a loader draws from the one of dropout, once per start.
         generator=torch.Generator(),

@@ -21,6 +21,7 @@ class NetworkConfig:
         atrous_rates: Dilations of the ASPP.
         aspp_dropout: Dropout probability after the ASPP.
         encoder_weights: State dict loaded into every encoder.
+        sync_batchnorm: Whether BatchNorm takes its statistics over all ranks; on GPUs alone.
     """
 
     encoder_name: str = "resnet101"
@@ -30,6 +31,7 @@ class NetworkConfig:
     atrous_rates: tuple[int, int, int] = (2, 4, 6)
     aspp_dropout: float = 0.5
     encoder_weights: Path | None = None
+    sync_batchnorm: bool = True
 
     def __post_init__(self) -> None:
         for name in ("decoder_channels", "low_level_channels"):
@@ -131,7 +133,7 @@ class BratsConfig(RunConfig):
     """A BraTS training.
 
     Args:
-        batch_size: Slices per batch and process.
+        batch_size: Slices per batch, shared by all ranks.
         workers: Processes that load slices, at most one per core; as many build the cache.
         amp: Whether a GPU computes in bfloat16 where it can.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.

@@ -97,7 +97,8 @@ class ModalityEncoder(nn.Module):
     def _check_batch(self, images: Tensor) -> None:
         pooling = cast(nn.Sequential, cast(nn.ModuleList, self.aspp.convs)[-1])
         norm = pooling[2]
-        if len(images) == 1 and type(norm) is nn.BatchNorm2d and norm.training:
+        # In this order, and not by len(): torch.export would fix the batch size.
+        if type(norm) is nn.BatchNorm2d and norm.training and images.shape[0] == 1:
             raise ValueError(
                 "Expected a batch of at least 2 slices in training, but got 1: BatchNorm after the "
                 "global pooling has one value per channel. Use a larger batch or drop the last one."
@@ -106,6 +107,9 @@ class ModalityEncoder(nn.Module):
 
 def _strided_encoder(name: str) -> nn.Module:
     fix = "Use a convolutional smp encoder such as resnet101, resnet18 or tu-regnetx_002."
+    if ":" in name:  # timm would fetch what follows tu-hf-hub:
+        what = f"Encoder {name!r} cannot be built: it names a place to fetch an encoder from."
+        raise UserError(what, fix)
     try:
         encoder = get_encoder(name, in_channels=1, output_stride=OUTPUT_STRIDE, weights=None)
         with torch.no_grad():

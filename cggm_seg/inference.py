@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
 from cggm_seg.cases import Case
 from cggm_seg.slicewise import InferenceSettings, slice_logits
@@ -87,6 +88,7 @@ def predict_cases(
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    sharded: bool = False,
 ) -> tuple[list[Path], list[DataError]]:
     """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their naming.
 
@@ -101,6 +103,8 @@ def predict_cases(
         strict: Whether the first bad case ends the run.
         overwrite: Whether existing predictions are replaced; otherwise such a case is an error.
         progress: Whether to show a progress bar.
+        sharded: Whether the ranks share the cases; every rank then calls this, writes the
+            predictions of its share, and gets the outcome of all.
 
     Returns:
         The files written, and one error for each case without one.
@@ -111,19 +115,36 @@ def predict_cases(
     """
     _absent_channels(network, absent)
     _make(output)
-    written, errors = [], []
-    for case in tqdm(cases, "Predicting", unit="case", disable=None if progress else True):
-        file = output / f"{case.id}.nii.gz"
-        try:
-            if file.exists() and not overwrite:
-                raise _exists(case, file)
-            _predict_case(network, case, file, settings, absent)
-            written.append(file)
-        except DataError as error:
-            errors.append(error)
-        if strict and errors:
-            raise errors[0]
-    return written, errors
+    mine = shard(cases) if sharded else cases
+    shown = None if progress and is_first_rank() else True
+    bar = tqdm(mine, "Predicting", unit="case", disable=shown)
+    outcomes = [
+        _attempt(network, case, output / f"{case.id}.nii.gz", settings, absent, strict, overwrite)
+        for case in bar
+    ]
+    outcomes = gather_shards(outcomes) if sharded else outcomes
+    written = [outcome for outcome in outcomes if isinstance(outcome, Path)]
+    return written, [outcome for outcome in outcomes if isinstance(outcome, DataError)]
+
+
+def _attempt(
+    network: nn.Module,
+    case: Case,
+    file: Path,
+    settings: InferenceSettings,
+    absent: Collection[str],
+    strict: bool,
+    overwrite: bool,
+) -> Path | DataError:
+    try:
+        if file.exists() and not overwrite:
+            raise _exists(case, file)
+        _predict_case(network, case, file, settings, absent)
+    except DataError as error:
+        if strict:
+            raise
+        return error
+    return file
 
 
 def _predict_case(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.modes import evaluating
 from cggm.scores import ratio_score
 from cggm_seg.cache import SliceCache
@@ -28,6 +29,7 @@ def evaluate_cached(
     subsets: Sequence[Subset] | None = None,
     batch_size: int = 16,
     progress: str | None = None,
+    sharded: bool = False,
 ) -> dict[Subset, Rows]:
     """Dice per case over the whole volume, by the BraTS rule for empty regions.
 
@@ -41,19 +43,22 @@ def evaluate_cached(
         subsets: Modalities present; all of them where not given.
         batch_size: Slices at once.
         progress: Name of a bar that goes when it is done, if there is a terminal; none if ``None``.
+        sharded: Whether the ranks share the cases; every rank then calls this and gets all rows.
 
     Returns:
         For each subset one row per case: ``case``, ``dice_WT``, ``dice_TC``, ``dice_ET`` and
         ``dice_mean``.
     """
     subsets = subsets or [network.modalities]
-    rows: dict[Subset, Rows] = {subset: [] for subset in subsets}
-    hidden = None if progress else True
+    found = []
+    hidden = None if progress and is_first_rank() else True
     with evaluating(network):
-        for case_id in tqdm(case_ids, progress, unit="case", leave=False, disable=hidden):
-            for subset, counts in _count(network, cache, case_id, subsets, batch_size).items():
-                rows[subset].append({"case": case_id, **_dice(counts)})
-    return rows
+        mine = shard(case_ids) if sharded else case_ids
+        for case_id in tqdm(mine, progress, unit="case", leave=False, disable=hidden):
+            counts = _count(network, cache, case_id, subsets, batch_size)
+            found.append({s: {"case": case_id, **_dice(counts[s])} for s in subsets})
+    found = gather_shards(found) if sharded else found
+    return {subset: [rows[subset] for rows in found] for subset in subsets}
 
 
 def mean_dice(
@@ -63,8 +68,11 @@ def mean_dice(
     *,
     progress: str | None = None,
 ) -> dict[str, float]:
-    """Means over cases, with all modalities, of what :func:`evaluate_cached` gives for each."""
-    (rows,) = evaluate_cached(network, cache, case_ids, progress=progress).values()
+    """Means over cases, with all modalities, of what :func:`evaluate_cached` gives for each.
+
+    Where there are several ranks they share the cases, and every rank has to call it.
+    """
+    (rows,) = evaluate_cached(network, cache, case_ids, progress=progress, sharded=True).values()
     return {name: mean_of(rows, name) for name in COLUMNS}
 
 

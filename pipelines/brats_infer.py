@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs.cli import check_problems, choose_device, parse_options, report_problems, run
+from cggm.errors import DataError
+from cggm.runs.cli import check_problems, parse_options, report_problems, run
 from cggm.runs.config import read_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.cases import find_cases
+from cggm.runs.ranks import joined, ranked
+from cggm_seg.cases import Case, find_cases
 from cggm_seg.config import BratsConfig
 
 
@@ -50,6 +52,17 @@ def main(argv: Sequence[str]) -> None:
     cases, problems = find_cases(options.input, labelled=False, allow_missing=True)
     check_problems(cases, problems, strict=options.strict)
 
+    written, damaged = _predict(options, folder, config, cases)
+    problems += damaged
+    check_problems(written, problems)
+    print(f"{len(written)} label map{'' if len(written) == 1 else 's'} in {options.output}")
+    report_problems(problems)
+
+
+def _predict(
+    options: InferOptions, folder: RunFolder, config: BratsConfig, cases: Sequence[Case]
+) -> tuple[list[Path], list[DataError]]:
+    """Let the ranks share the cases; every one gets the outcome of all."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from cggm.runs.checkpoint import load_network_weights
@@ -59,23 +72,19 @@ def main(argv: Sequence[str]) -> None:
     settings = InferenceSettings(
         mode=options.mode, precision=options.precision, batch_size=options.batch_size
     )
-    device = choose_device(options.device)
     network = build_network(config.network, config.used, pretrained=False)
     load_network_weights(folder.checkpoints, network)
-    with logging_redirect_tqdm():
-        written, damaged = predict_cases(
+    with joined(options.device) as device, logging_redirect_tqdm():
+        return predict_cases(
             network.to(device),
             cases,
             options.output,
             settings=settings,
             overwrite=options.overwrite,
             strict=options.strict,
+            sharded=True,
         )
-    problems += damaged
-    check_problems(written, problems)
-    print(f"{len(written)} label map{'' if len(written) == 1 else 's'} in {options.output}")
-    report_problems(problems)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

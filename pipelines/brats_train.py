@@ -6,19 +6,24 @@ Without --data it trains on simulated cases (made on first use) and says so.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cggm.runs.cli import (
-    check_problems,
-    choose_device,
-    parse_training,
-    report_problems,
-    run,
-)
+from cggm.errors import DataError
+from cggm.runs.cli import check_problems, parse_training, report_problems, run
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.cases import MODALITIES, find_cases
+from cggm.runs.options import RunOptions
+from cggm.runs.ranks import first_alone, joined, ranked, same_output
+from cggm_seg.cases import MODALITIES, Case, find_cases
 from cggm_seg.config import BratsConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from cggm_seg.cache import SliceCache
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "brats"
 DEMO_COHORT = Path("demo/cohort/train")
@@ -33,30 +38,32 @@ def main(argv: Sequence[str]) -> None:
         argv,
         CONFIGS,
     )
+    with joined(config.device) as device:
+        _train(config, same_output(options, "brats"), device)
+
+
+def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> None:
     # Nothing of the run is written before data, network and method are known to fit.
     if options.resume:
         folder = RunFolder.open(options.resume)
     else:
         folder = RunFolder.plan(options.output, name="brats")
-    data = config.data or _demo_cohort(config)
+    data = config.data or first_alone(lambda: _demo_cohort(config))
     cases, problems = find_cases(data, labelled=True)
     check_problems(cases, problems, strict=config.strict)
 
+    from cggm.distributed import is_first_rank
     from cggm.runs.seeds import seed_everything
     from cggm_seg.balancing import build_balancer
     from cggm_seg.build import build_network
-    from cggm_seg.cache import build_cache
     from cggm_seg.split import split_cases
     from cggm_seg.summary import describe, finish
     from cggm_seg.training import build_trainer
 
     seed_everything(config.seed)
-    device = choose_device(config.device)
     network = build_network(config.network, config.used, pretrained=not options.resume)
     network = network.to(device)
-    cache, damaged = build_cache(
-        cases, config.cache or data / ".slices", workers=config.processes, strict=config.strict
-    )
+    cache, damaged = _cached(config, cases, data)
     problems += damaged
     check_problems(cache.case_ids, problems, needed=2)
     cache = cache.only([MODALITIES.index(name) for name in config.used])
@@ -65,15 +72,39 @@ def main(argv: Sequence[str]) -> None:
     trainer = build_trainer(
         config, folder, network, balancer, cache, split, device, resume=options.resume is not None
     )
-    if not options.resume:
-        folder.make()
-    write_config(config, folder.config)
-    folder.write_environment()
-    describe(config, folder, network, split, data, done=trainer.state.epoch)
-    if trainer.state.epoch < config.max_epochs:
-        trainer.run()
-    finish(config, folder, network, balancer, cache, split, data)
-    report_problems(problems)
+    if is_first_rank():
+        if not options.resume:
+            folder.make()
+        write_config(config, folder.config)
+        folder.write_environment()
+        describe(config, folder, network, split, data, done=trainer.state.epoch)
+    trainer.run()
+    if is_first_rank():
+        finish(config, folder, network, balancer, cache, split, data)
+        report_problems(problems)
+
+
+def _cached(
+    config: BratsConfig, cases: Sequence[Case], data: Path
+) -> tuple["SliceCache", list[DataError]]:
+    """The cache of all cases; of several ranks each makes its share of the entries."""
+    from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
+    from cggm_seg.cache import build_cache
+    from cggm_seg.manifest import recorded_digests
+
+    build = partial(
+        build_cache,
+        folder=config.cache or data / ".slices",
+        recorded=recorded_digests(data),
+        workers=config.processes,
+        strict=config.strict,
+        progress=is_first_rank(),
+    )
+    if world_size() > 1:
+        with suppress(DataError):  # which the whole cache tells to all ranks
+            build(shard(cases))
+        wait_for_ranks()
+    return first_alone(lambda: build(cases))
 
 
 def _demo_cohort(config: BratsConfig) -> Path:
@@ -87,4 +118,4 @@ def _demo_cohort(config: BratsConfig) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

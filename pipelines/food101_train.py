@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.runs.cli import parse_training, run
+from cggm.runs.ranks import first_alone, joined, ranked, same_output
 from cggm_cls.config import FoodConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "food101"
@@ -28,13 +29,14 @@ def main(argv: Sequence[str]) -> None:
     from cggm_cls.experiments import run_experiment
     from cggm_cls.food101 import load_food101
 
-    data = config.data or _demo_data()
-    run_experiment(
-        config,
-        options,
-        lambda _: load_food101(None, data, seed=config.seed),
-        name="food101",
-    )
+    with joined(config.device):
+        data = config.data or first_alone(_demo_data)
+        run_experiment(
+            config,
+            same_output(options, "food101"),
+            lambda _: load_food101(None, data, seed=config.seed),
+            name="food101",
+        )
 
 
 def _demo_data() -> Path:
@@ -45,4 +47,4 @@ def _demo_data() -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.runs.cli import parse_training, run
+from cggm.runs.ranks import first_alone, joined, ranked, same_output
 from cggm_cls.config import IemocapConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "iemocap"
@@ -28,14 +29,15 @@ def main(argv: Sequence[str]) -> None:
     from cggm_cls.experiments import run_experiment
     from cggm_cls.iemocap import folds, load_iemocap
 
-    data = config.data or _demo_data()
-    run_experiment(
-        config,
-        options,
-        lambda fold: load_iemocap(data, fold),
-        name="iemocap",
-        folds=folds(data) if config.fold == "all" else [config.fold],
-    )
+    with joined(config.device):
+        data = config.data or first_alone(_demo_data)
+        run_experiment(
+            config,
+            same_output(options, "iemocap"),
+            lambda fold: load_iemocap(data, fold),
+            name="iemocap",
+            folds=folds(data) if config.fold == "all" else [config.fold],
+        )
 
 
 def _demo_data() -> Path:
@@ -47,4 +49,4 @@ def _demo_data() -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.runs.cli import parse_training, run
+from cggm.runs.ranks import joined, ranked, same_output
 from cggm_cls.config import MfeatConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mfeat"
@@ -28,13 +29,14 @@ def main(argv: Sequence[str]) -> None:
     from cggm_cls.experiments import run_experiment
     from cggm_cls.mfeat import load_mfeat
 
-    run_experiment(
-        config,
-        options,
-        lambda _: load_mfeat(config.data, views=config.views, seed=config.split_seed),
-        name="mfeat",
-    )
+    with joined(config.device):
+        run_experiment(
+            config,
+            same_output(options, "mfeat"),
+            lambda _: load_mfeat(config.data, views=config.views, seed=config.split_seed),
+            name="mfeat",
+        )
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

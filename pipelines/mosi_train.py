@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.runs.cli import parse_training, run
+from cggm.runs.ranks import first_alone, joined, ranked, same_output
 from cggm_cls.config import MosiConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mosi"
@@ -28,8 +29,14 @@ def main(argv: Sequence[str]) -> None:
     from cggm_cls.experiments import run_experiment
     from cggm_cls.mosi import load_mosi
 
-    data = config.data or _demo_data()
-    run_experiment(config, options, lambda _: load_mosi(data, config.store), name="mosi")
+    with joined(config.device):
+        data = config.data or first_alone(_demo_data)
+        run_experiment(
+            config,
+            same_output(options, "mosi"),
+            lambda _: first_alone(lambda: load_mosi(data, config.store)),
+            name="mosi",
+        )
 
 
 def _demo_data() -> Path:
@@ -42,4 +49,4 @@ def _demo_data() -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

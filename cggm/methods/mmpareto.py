@@ -136,6 +136,14 @@ class MMPareto(Balancer):
         self._calls = torch.where(keep, self._calls, 0.0)
         self._window = [[torch.where(keep, u, 0.0) for u in sums] for sums in self._window]
 
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Readings of the last step, which those of the next window begin with."""
+        return dict(self._directions)
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self._directions = {name: value.to(self._calls.device) for name, value in state.items()}
+
     def _before_step(self, optimizer: Optimizer) -> None:
         self._loss_scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
         super()._before_step(optimizer)

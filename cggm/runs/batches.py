@@ -1,6 +1,7 @@
 """The order of the training samples: epoch after epoch, from a single iterator."""
 
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -62,15 +63,30 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         self.sampler = sampler
         self.batch_size = min(batch_size, len(sampler))
         self.first_epoch = first_epoch
+        self._skipped = 0
+
+    def skip(self, batches: int) -> None:
+        """Begin later, as if so many batches were given.
+
+        Args:
+            batches: Counted from the first one of epoch 1, of any number of epochs.
+        """
+        self.first_epoch = 1 + batches // len(self)
+        self._skipped = batches % len(self)
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.first_epoch
-        while True:
+        first = self._skipped
+        for epoch in count(self.first_epoch):
             self.sampler.set_epoch(epoch)
             order = list(self.sampler)
-            for start in range(0, len(self) * self.batch_size, self.batch_size):
+            for start in range(first * self.batch_size, self._end, self.batch_size):
                 yield order[start : start + self.batch_size]
-            epoch += 1
+            first = 0
+
+    @property
+    def _end(self) -> int:
+        """Pairs of an epoch that are given."""
+        return len(self) * self.batch_size

@@ -10,6 +10,7 @@ from cggm.errors import UserError
 from cggm.runs.config import ConfigReader
 from cggm.runs.folder import RunFolder
 from cggm.runs.options import RunConfig, RunOptions
+from cggm.runs.signals import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -100,15 +101,16 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """Run a script's main function.
 
     What a user can mend is shown as one message, without a traceback: mistakes in usage or data, a
-    full disk, a path that cannot be written, an interrupt. Everything else is a fault of the
-    program and propagates.
+    full disk, a path that cannot be written, an interrupt; so is where a training was saved before
+    a signal ended it. Everything else is a fault of the program and propagates.
 
     Args:
         main: Takes the arguments, returns an exit code, or nothing for 0.
         argv: The arguments without the program's name; those of the process where not given.
 
     Returns:
-        The exit code: 0 done, 2 wrong usage, bad data, no space or access, 130 interrupted.
+        The exit code: 0 done, 2 wrong usage, bad data, no space or access, 130 interrupted, 128
+        and the number of the signal that ended a training (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1).
 
     Example:
         >>> run(lambda argv: print("hello"), [])
@@ -124,6 +126,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         if message is None:
             raise
         _say(f"error: {message}")
+    except Stopped as stop:
+        _say(str(stop))
+        return 128 + stop.number
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -198,6 +203,12 @@ def _explained(error: OSError) -> str | None:
     """What to tell the user, if anything."""
     if error.errno in _BAD_PATH and error.filename is not None:
         return f"{error.filename}: {error.strerror}. Check the path and its permissions."
+    if error.errno == errno.EIO:
+        where = error.filename or "the output folder"
+        return (
+            f"{where}: {error.strerror}. Earlier files and the last checkpoint are intact. Check the "
+            "disk, then continue (a training run with --resume)."
+        )
     if error.errno not in _NO_SPACE:
         return None
     where = error.filename or "the output folder"

@@ -1,6 +1,8 @@
-"""What happens at the end of each epoch of a training: validate, log, save."""
+"""A training, epoch by epoch: validated, logged, saved, and left where a signal asks for it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,26 +12,38 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
-from cggm.runs.checkpoint import Progress, Stateful, load_checkpoint, save_checkpoint
+from cggm.distributed import broadcast_from_first, is_first_rank, mean_over_ranks
+from cggm.handlers import BalanceRecorder
+from cggm.runs.checkpoint import Progress, Stateful
 from cggm.runs.folder import RunFolder
 from cggm.runs.logs import JsonLines, TensorBoardLog
+from cggm.runs.ranks import check_alike
+from cggm.runs.saving import Saver
 
 
-class EpochEnd:
-    """Validates, writes metrics and checkpoints, and restores the last one.
+class Epochs:
+    """Validates, writes metrics and checkpoints, and goes on from the last one.
 
-    The engine's output must be a mapping with the ``"loss"``.
+    A checkpoint is written at the end of each epoch and now and then within it, after steps of the
+    optimizer alone, and before a validation. The engine's output must be a mapping with the
+    ``"loss"``. Of several ranks all take part and the first one writes.
 
     Args:
         run: Folder to write to.
         network: The network.
         optimizer: Its optimizer.
         balancer: The method, bound.
-        validate: Gives validation metrics by name, without ``val_``.
+        recorder: Writes the method's readings.
+        validate: Gives validation metrics by name, without ``val_``. It changes nothing, as a
+            signal may end it in the middle.
         score: Of these metrics what selects the checkpoint, higher is better.
         every: Epochs between validations; the last epoch is always validated.
+        max_epochs: Epochs of the whole run.
+        steps: Iterations of an epoch.
         keep_last: Recent checkpoints to keep besides the best.
+        save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
         digest: Of the data, which must be the same on resume.
+        parts: What else has a state, by name.
         plateau: Lowers the learning rate when the score, negated, no longer falls.
     """
 
@@ -39,98 +53,179 @@ class EpochEnd:
         network: nn.Module,
         optimizer: Optimizer,
         balancer: Balancer,
+        recorder: BalanceRecorder,
         *,
         validate: Callable[[], Mapping[str, float | None]],
         score: Callable[[Mapping[str, Any]], float],
         every: int,
+        max_epochs: int,
+        steps: int,
         keep_last: int,
+        save_minutes: float,
         digest: str,
+        parts: Mapping[str, Stateful] | None = None,
         plateau: ReduceLROnPlateau | None = None,
     ) -> None:
-        self.run = run
-        self.network = network
-        self.every = every
-        self.keep_last = keep_last
-        self._validate = validate
-        self._score = score
-        self._plateau = plateau
-        self._parts: dict[str, Stateful | None] = {
-            "optimizer": optimizer,
-            "balancer": balancer,
-            "plateau": plateau,
-        }
-        self._modalities = balancer.binding.names
+        self.folder = run
+        self.every, self.max_epochs, self.steps = every, max_epochs, steps
+        self._network, self._balancer = network, balancer
+        self._validate, self._score, self._plateau = validate, score, plateau
+        self._losses = _Losses(next(network.parameters()).device)
+        own: dict[str, Stateful | None] = {"optimizer": optimizer, "balancer": balancer}
+        own |= {"plateau": plateau, "losses": self._losses}
+        self._saver = Saver(
+            run,
+            network,
+            {**own, **(parts or {})},
+            recorder.flush,
+            fingerprint={"data": digest, "number of batches": str(steps)},
+            keep_last=keep_last,
+            minutes=save_minutes,
+        )
         self._rate: Callable[[], float] = lambda: optimizer.param_groups[0]["lr"]
-        self._fingerprint = {"data": digest}
-        self._losses: list[Tensor] = []
         self._resumed_at: int | None = None
         self._metrics: JsonLines
         self._events: TensorBoardLog
 
-    def restore(self) -> int:
-        """Continue from the run's last checkpoint; returns the completed epochs.
+    @property
+    def done(self) -> int:
+        """Completed epochs."""
+        return self._saver.progress.epoch
+
+    def restore(self) -> Progress:
+        """Continue from the run's last checkpoint; returns how far it was.
 
         A run that ended before its first checkpoint begins anew.
 
         Raises:
             UserError: If the checkpoint is damaged or of another run.
         """
-        progress = Progress(epoch=0, iteration=0)
-        if any(self.run.checkpoints.glob("epoch-*")):
-            progress = load_checkpoint(
-                self.run.checkpoints, self.network, self._parts, self._fingerprint
-            )
-        self._resumed_at = progress.iteration
-        for path in (self.run.metrics, self.run.balance):
+        progress = self._saver.restore()
+        check_alike({"checkpoint": (progress.epoch, progress.iteration)})
+        self._resumed_at = progress.epoch * self.steps
+        if not is_first_rank():
+            return progress
+        self.folder.sweep()
+        limits = {self.folder.metrics: self._resumed_at, self.folder.balance: progress.iteration}
+        for path, iteration in limits.items():
             with JsonLines(path) as lines:
-                lines.truncate_after(iteration=progress.iteration)
-        return progress.epoch
+                lines.truncate_after(iteration=iteration)
+        return progress
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a training engine, after the balancer's handlers."""
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        """Attach to a training engine, after the balancer's handlers, and put it where the run is.
+
+        Args:
+            engine: The trainer, to be run by :meth:`run`.
+        """
+        state, progress = engine.state, self._saver.progress
+        state.epoch, state.iteration = progress.epoch, progress.iteration
+        # Without these two Ignite takes the run for a new one and begins at epoch 1.
+        state.max_epochs, state.epoch_length = self.max_epochs, self.steps
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-        engine.add_event_handler(Events.COMPLETED, self._close)
 
-    def _open(self, engine: Engine) -> None:
-        self._metrics = JsonLines(self.run.metrics)
-        self._events = TensorBoardLog(self.run.tensorboard, resumed_at=self._resumed_at)
+    def run(self, engine: Engine, start: Callable[[], object]) -> None:
+        """Train from where the run is to the end of its last epoch, if that was not reached.
 
-    def _collect(self, engine: Engine) -> None:
+        Args:
+            engine: The engine that this is attached to.
+            start: Runs it.
+
+        Raises:
+            Stopped: If a signal ended the training; it is saved.
+        """
+        state = engine.state
+        if state.epoch >= self.max_epochs:
+            return
+        with self._logs(), self._saver.signals:
+            if state.iteration == (state.epoch + 1) * self.steps:  # saved before its validation
+                state.epoch += 1
+                self._finish(engine)
+            if state.epoch < self.max_epochs:
+                start()
+
+    def keep(self, iteration: int) -> Path:
+        """Save in the midst of an epoch, before a step that goes wrong.
+
+        Args:
+            iteration: Completed iterations; losses of later ones are forgotten.
+
+        Returns:
+            Where checkpoints are.
+        """
+        del self._losses.values[iteration % self.steps :]
+        self._saver.save(iteration // self.steps, iteration)
+        return self.folder.checkpoints
+
+    @contextmanager
+    def _logs(self) -> Iterator[None]:
+        if not is_first_rank():
+            yield
+            return
+        self._events = TensorBoardLog(self.folder.tensorboard, resumed_at=self._resumed_at)
+        self._metrics = JsonLines(self.folder.metrics)
+        with closing(self._events), self._metrics:
+            yield
+
+    def _after_step(self, engine: Engine) -> None:
         output: Any = engine.state.output
-        self._losses.append(output["loss"].detach())
+        self._losses.values += mean_over_ranks([output["loss"].detach()])
+        if self._balancer.micro_batches or engine.state.iteration % self.steps == 0:
+            return  # gradients wait for their step, or the end of the epoch follows
+        progress = (engine.state.epoch - 1, engine.state.iteration)
+        self._saver.save_if_due(*progress)
+        self._saver.leave_if_requested(*progress)
 
     def _finish(self, engine: Engine) -> None:
         epoch, iteration = engine.state.epoch, engine.state.iteration
         record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": self._rate()}
-        record["train_loss"] = torch.stack(self._losses).mean().item()
-        self._losses.clear()
+        losses = torch.stack(self._losses.values)
+        record["train_loss"] = losses[losses.isfinite()].mean().item()
+        if skipped := getattr(engine.state, "skipped_steps", 0):
+            record["skipped_steps"] = skipped
         score = None
-        if epoch % self.every == 0 or epoch == engine.state.max_epochs:
-            metrics = self._validate()
+        if epoch % self.every == 0 or epoch == self.max_epochs:
+            metrics = self._metrics_unless_requested(epoch, iteration)
             score = self._score(metrics)
             record |= {f"val_{name}": value for name, value in metrics.items()}
             if self._plateau is not None:
                 self._plateau.step(-score)
-        self._metrics.write(record)
-        self._events.write({**record, **self._readings(engine)}, iteration=iteration)
-        save_checkpoint(
-            self.run.checkpoints,
-            self.network,
-            self._parts,
-            Progress(epoch, iteration, score, self._fingerprint),
-            keep_last=self.keep_last,
-        )
+        self._losses.values.clear()
+        if is_first_rank():
+            self._metrics.write(record)
+            self._events.write({**record, **self._readings(engine)}, iteration=iteration)
+        self._saver.save(epoch, iteration, score)
+        self._saver.leave_if_requested(epoch, iteration)
+
+    def _metrics_unless_requested(self, epoch: int, iteration: int) -> Mapping[str, float | None]:
+        """Validation metrics; a signal ends the validation and the training at once."""
+        self._saver.save_if_due(epoch - 1, iteration)
+        broadcast_from_first(self._network.buffers())  # statistics of BatchNorm
+        metrics = self._saver.signals.unless_requested(self._validate)
+        self._saver.leave_if_requested(epoch - 1, iteration)
+        assert metrics is not None
+        return metrics
 
     def _readings(self, engine: Engine) -> dict[str, dict[str, float]]:
         """The balancer's last readings by name and modality."""
         readings: dict[str, Tensor] = getattr(engine.state, "balance", {})
+        names = self._balancer.binding.names
         return {
-            name: dict(zip(self._modalities, values.tolist(), strict=True))
+            name: dict(zip(names, values.tolist(), strict=True))
             for name, values in readings.items()
         }
 
-    def _close(self, engine: Engine) -> None:
-        self._metrics.close()
-        self._events.close()
+
+class _Losses:
+    """Losses of an epoch's steps so far, whose mean a resumed run needs as well."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values: list[Tensor] = []
+        self._device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": torch.stack(self.values) if self.values else torch.zeros(0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values = [*state_dict["values"].to(self._device)]

@@ -31,6 +31,9 @@ _PACKAGES = (
 )
 
 
+_DRAFT = ".tmp-"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file in one step: readers see the old content or the new, even after a power cut.
@@ -44,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f"{_DRAFT}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -118,7 +121,7 @@ class RunFolder:
         """
         run = cls(path or _unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         try:
-            occupied = run.path.exists() and any(run.path.iterdir())
+            occupied = run.path.exists() and any(map(_is_content, run.path.iterdir()))
         except OSError as error:
             raise _unmakable(run.path, error) from error
         if occupied:
@@ -135,7 +138,7 @@ class RunFolder:
             UserError: If it cannot be made.
         """
         try:
-            self.checkpoints.mkdir(parents=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unmakable(self.path, error) from error
 
@@ -160,6 +163,11 @@ class RunFolder:
                 "Give the folder that a training command printed as its output.",
             )
         return run
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written; of no use while another one runs."""
+        for draft in self.path.glob(f"{_DRAFT}*"):
+            draft.unlink(missing_ok=True)
 
     @property
     def config(self) -> Path:
@@ -192,6 +200,11 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def report(self) -> Path:
+        """What a person looks at, HTML."""
+        return self.path / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -213,6 +226,13 @@ class RunFolder:
             earlier = json.loads(self.environment.read_text())
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
         write_atomically(self.environment, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a file or folder is more than what a start leaves that was killed at once."""
+    if path.name == "checkpoints" and path.is_dir():
+        return any(path.iterdir())
+    return not path.name.startswith(_DRAFT)
 
 
 def _unmakable(path: Path, error: OSError) -> UserError:

@@ -94,6 +94,9 @@ class RunConfig:
         modalities: Modalities to train on; all of them where not given.
         max_epochs: Passes over the training data.
         seed: Seed of everything random.
+        save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
+        skip_nonfinite: Whether a step whose loss or gradients are not finite is left out; otherwise
+            it ends the run.
         gradients: Training batches whose last-layer gradients are kept in the end, see
             cggm.gradients; needs heads.
         curves: Whether curves of the training are drawn in the end.
@@ -104,6 +107,8 @@ class RunConfig:
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
+    save_minutes: float = field(default=10.0, metadata={"metavar": "X"})
+    skip_nonfinite: bool = False
     gradients: int = field(default=0, metadata={"metavar": "N"})
     curves: bool = True
     device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
@@ -115,6 +120,7 @@ class RunConfig:
                 f"but got {self.max_epochs} and {self.seed}.",
                 "Correct --max_epochs or --seed.",
             )
+        require(self.save_minutes >= 0, "save_minutes", "of at least 0", self.save_minutes)
         require(self.gradients >= 0, "gradients", "of at least 0", self.gradients)
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Generic, Protocol, TypeVar
 
+from cggm.distributed import is_first_rank
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder, write_atomically
 from cggm.runs.options import RunConfig
+from cggm.runs.signals import Stopped
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -61,11 +63,18 @@ def run_repeats(
         if is_finished(folder, repeat.config):
             continue
         training = assemble(repeat.config, folder, folder.config.exists())
-        group.path.mkdir(parents=True, exist_ok=True)
-        write_config(config, group.config)
+        if is_first_rank():
+            # before the configuration, which tells a resume that there is a run
+            folder.make()
+            write_config(config, group.config)
         if not alone:
             print(f"\nrun {number} of {len(repeats)}: {repeat.name}", flush=True)
-        training.run()
+        try:
+            training.run()
+        except Stopped as stop:
+            raise Stopped(stop.number, stop.what, group.path) from None
+    if not is_first_rank():
+        return
     if alone:
         print(f"results  {group.results}")
     else:

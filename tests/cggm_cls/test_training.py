@@ -36,7 +36,7 @@ def train(folder, config=CONFIG, data=None, resume=False):
 
 
 def weights(folder, epoch):
-    return load_file(folder / "checkpoints" / f"epoch-{epoch:04d}" / "model.safetensors")
+    return load_file(next(folder.glob(f"checkpoints/epoch-{epoch:04d}-*")) / "model.safetensors")
 
 
 def equal(a, b):

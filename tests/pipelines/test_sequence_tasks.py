@@ -81,17 +81,17 @@ def test_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(data, co
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     common = (*data["mosi"], "--config", config(4))
     process = start("mosi", *common, "--output", killed)
-    while not (killed / "checkpoints" / "epoch-0002").exists():
+    while not any(killed.glob("checkpoints/epoch-0002-*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not (killed / "checkpoints" / "epoch-0004").exists()
+    assert not any(killed.glob("checkpoints/epoch-0004-*"))
     assert call("mosi", "--resume", killed) == 0
     assert call("mosi", *common, "--output", whole) == 0
     weights = [
-        load_file(run / "checkpoints" / "epoch-0004" / "model.safetensors")
+        load_file(next(run.glob("checkpoints/epoch-0004-*")) / "model.safetensors")
         for run in (whole, killed)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -43,6 +43,18 @@ def test_later_start_gives_the_batches_of_that_epoch():
     assert batches(2, first_epoch=2) == batches(4)[2:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("skipped", range(7))
+def test_loader_begins_anywhere(skipped, workers):
+    sampler = EndlessBatches(EpochSampler(9, seed=5), 3)
+    sampler.skip(skipped)
+    loader = DataLoader(Echo(), batch_sampler=sampler, num_workers=workers)
+    pairs = [
+        list(zip(*b, strict=True)) for b in ([x.tolist() for x in b] for b in islice(loader, 5))
+    ]
+    assert pairs == list(islice(EndlessBatches(EpochSampler(9, seed=5), 3), 12))[skipped:][:5]
+
+
 @pytest.mark.parametrize(("batch_size", "length"), [(1, 7), (2, 3), (7, 1), (8, 1), (100, 1)])
 def test_length_is_that_of_one_epoch(batch_size, length):
     assert len(EndlessBatches(EpochSampler(7), batch_size)) == length

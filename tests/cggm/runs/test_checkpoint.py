@@ -1,8 +1,11 @@
+import hashlib
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from cggm.runs.checkpoint import (
     load_network_weights,
     save_checkpoint,
 )
+from cggm.runs.checkpoint_files import _sealed, find_checkpoints
 from cggm.runs.seeds import seed_everything
 
 ROOT = Path(__file__).parents[3]
@@ -80,7 +84,7 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
 def test_folder_holds_the_network_alone_beside_the_rest(tmp_path):
     training = Training()
     path = training.save(tmp_path, 7)
-    assert path == tmp_path / "epoch-0007"
+    assert path == tmp_path / "epoch-0007-step-00000070"
     assert names(path) == FILES
     assert set(load_file(path / "model.safetensors")) == set(training.network.state_dict())
 
@@ -89,9 +93,13 @@ def test_recent_and_best_checkpoints_are_kept(tmp_path):
     training = Training()
     for epoch, score in enumerate([0.1, 0.9, float("nan"), 0.3, None, 0.2], 1):
         training.save(tmp_path, epoch, score)
-    assert names(tmp_path) == ["epoch-0002", "epoch-0005", "epoch-0006"]
+    assert names(tmp_path) == [
+        "epoch-0002-step-00000020",
+        "epoch-0005-step-00000050",
+        "epoch-0006-step-00000060",
+    ]
     training.save(tmp_path, 10000, 0.95, keep_last=1)
-    assert names(tmp_path) == ["epoch-10000"]
+    assert names(tmp_path) == ["epoch-10000-step-00100000"]
     assert training.load(tmp_path).epoch == 10000
 
 
@@ -115,14 +123,74 @@ def test_inference_without_scores_takes_the_last(tmp_path):
     assert load_network_weights(tmp_path, training.network).epoch == 2
 
 
-def test_saving_an_epoch_again_replaces_it_and_sweeps_leftovers(tmp_path):
+def test_names_sort_by_epochs_and_then_by_steps(tmp_path):
     training = Training()
-    training.save(tmp_path, 1, 0.1)
-    for leftover in (".draft-epoch-0001", ".old-epoch-0001"):
+    for progress in ((0, 7), (0, 10), (1, 10), (1, 12)):
+        save_checkpoint(tmp_path, training.network, {}, Progress(*progress), keep_last=9)
+    assert [path.name for path in find_checkpoints(tmp_path)] == names(tmp_path)
+    assert load_checkpoint(tmp_path, training.network, {}) == Progress(1, 12)
+
+
+def test_saved_progress_is_not_overwritten_and_leftovers_are_swept(tmp_path):
+    training = Training()
+    path = training.save(tmp_path, 1, 0.1)
+    before = {file: file.read_bytes() for file in path.iterdir()}
+    training.step()
+    with pytest.raises(FileExistsError, match="epoch-0001-step-00000010: expected no such"):
+        training.save(tmp_path, 1, 0.2)
+    assert {file: file.read_bytes() for file in path.iterdir()} == before
+    for leftover in (".draft-epoch-0002-step-00000020", ".old-epoch-0001"):
         (tmp_path / leftover).mkdir()
-    training.save(tmp_path, 1, 0.2)
-    assert names(tmp_path) == ["epoch-0001"]
-    assert training.load(tmp_path).score == 0.2
+    training.save(tmp_path, 2, 0.2)
+    assert names(tmp_path) == ["epoch-0001-step-00000010", "epoch-0002-step-00000020"]
+
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from torch import nn
+from cggm.runs.checkpoint import Progress, save_checkpoint
+
+left = int(sys.argv[1])
+
+def audit(event, args):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.mkdir", "open"):
+        if any("checkpoints" in str(arg) for arg in args):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), 9)
+
+folder = Path("checkpoints")
+save_checkpoint(folder, nn.Linear(2, 2), {}, Progress(1, 10))
+sys.addaudithook(audit)
+save_checkpoint(folder, nn.Linear(2, 2), {}, Progress(1, 15), keep_last=1)
+print(left)
+"""
+
+
+def test_process_killed_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path):
+    for number in range(1, 100):
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        pid = os.fork()
+        if pid == 0:
+            run_killed(tmp_path, number)
+        _, status = os.waitpid(pid, 0)
+        iteration = load_network_weights(tmp_path / "checkpoints", nn.Linear(2, 2)).iteration
+        assert iteration in (10, 15)
+        if os.WIFEXITED(status):
+            break
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (number > 10, iteration) == (True, 15)
+
+
+def run_killed(folder: Path, number: int) -> None:
+    os.chdir(folder)
+    sys.argv = ["", str(number)]
+    try:
+        exec(KILLED, {})
+    finally:
+        os._exit(sys.exc_info()[0] is not None)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +205,8 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("name", FILES)
 def test_any_flipped_bit_is_refused_and_changes_nothing(saved, tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("flipped")
-    shutil.copytree(saved / "epoch-0001", folder / "epoch-0001")
-    file = folder / "epoch-0001" / name
+    shutil.copytree(saved / "epoch-0001-step-00000010", folder / "epoch-0001-step-00000010")
+    file = folder / "epoch-0001-step-00000010" / name
     content = bytearray(file.read_bytes())
     bit = data.draw(st.integers(0, len(content) * 8 - 1))
     content[bit // 8] ^= 1 << bit % 8
@@ -164,7 +232,7 @@ def test_incomplete_checkpoint_is_refused_with_a_remedy(tmp_path, name, how):
         training.load(tmp_path)
     assert str(file) in str(caught.value)
     assert f"Delete {tmp_path / 'epoch-0002'}" in str(caught.value)
-    assert "continues from epoch-0001" in str(caught.value)
+    assert "continues from epoch-0001-step-00000010" in str(caught.value)
 
 
 def test_damaged_older_checkpoint_does_not_stop_a_training(tmp_path):
@@ -172,7 +240,7 @@ def test_damaged_older_checkpoint_does_not_stop_a_training(tmp_path):
     (training.save(tmp_path, 1, 0.9) / "checkpoint.json").write_text("{")
     training.save(tmp_path, 2, 0.1)
     training.save(tmp_path, 3, 0.2)
-    assert names(tmp_path) == ["epoch-0002", "epoch-0003"]
+    assert names(tmp_path) == ["epoch-0002-step-00000020", "epoch-0003-step-00000030"]
 
 
 def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path):
@@ -198,6 +266,70 @@ def test_another_run_is_refused(tmp_path):
     parts = {**training.parts, "balancer": nn.Linear(2, 2)}
     with pytest.raises(UserError, match="saved balancer does not fit"):
         load_checkpoint(tmp_path, training.network, parts)
+
+
+def rewrite_header(path: Path, change) -> None:
+    header = json.loads((path / "checkpoint.json").read_text())
+    del header["digest"]
+    change(header)
+    (path / "checkpoint.json").write_bytes(_sealed(header))
+
+
+def test_another_format_is_refused_and_other_versions_are_said(tmp_path, capsys):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    rewrite_header(path, lambda header: header["versions"].update(torch="1.0"))
+    training.load(tmp_path)
+    assert capsys.readouterr().err == (
+        f"{path} was written by torch 1.0, now {version('torch')}: numbers may differ from here "
+        "on.\n"
+    )
+    rewrite_header(path, lambda header: header.update(format=3))
+    with pytest.raises(UserError, match="expected a checkpoint of format 2, but it has 3"):
+        training.load(tmp_path)
+    rewrite_header(path, lambda header: header.pop("format"))
+    path.rename(tmp_path / "epoch-0001")  # as the first format named it
+    with pytest.raises(UserError, match="expected a checkpoint of format 2, but it has none"):
+        training.load(tmp_path)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    rewrite_header(path, lambda header: header.update(world_size=2))
+    with pytest.raises(UserError, match="different number of processes"):
+        training.load(tmp_path)
+    assert load_network_weights(tmp_path, training.network).epoch == 1
+
+
+class Gadget:
+    """Runs a command when an ordinary loader reads it."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_with_a_matching_digest_is_refused_and_never_run(tmp_path, legacy):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    ran, file = tmp_path / "ran", path / "training.pt"
+    hostile = {"parts": {}, "rng": Gadget(f"touch {ran}")}
+    torch.save(hostile, file, _use_new_zipfile_serialization=not legacy)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    rewrite_header(path, lambda header: header["files"].update({"training.pt": digest}))
+    for load in (
+        lambda: training.load(tmp_path),
+        lambda: load_network_weights(tmp_path, training.network, {"balancer": training.balancer}),
+    ):
+        with pytest.raises(UserError, match=r"training\.pt: damaged checkpoint, it holds more"):
+            load()
+    assert not ran.exists()
+    torch.load(file, weights_only=False)
+    assert ran.exists(), "the gadget is none"
 
 
 def test_folder_without_checkpoints_is_refused(tmp_path):
@@ -247,12 +379,12 @@ network = nn.Linear(20, 20)
 parts = {"balancer": nn.Linear(100, 100)}
 
 def main(argv):
-    for epoch, limit in enumerate(argv, 1):
+    for epoch, limit in zip(map(int, argv[::2]), argv[1::2]):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         save_checkpoint(Path("checkpoints"), network, parts, Progress(epoch, epoch))
 
-print(run(main, ["1000000", "1000"]))
-print(run(main, ["1000000", "30000"]))
+print(run(main, ["1", "1000000", "2", "1000"]))
+print(run(main, ["2", "30000"]))
 """
 
 
@@ -271,5 +403,5 @@ def test_full_disk_names_the_file_and_leaves_the_last_checkpoint(tmp_path):
     ):
         assert message.startswith("error: ")
         assert name in message
-    assert names(tmp_path / "checkpoints") == ["epoch-0001"]
+    assert names(tmp_path / "checkpoints") == ["epoch-0001-step-00000001"]
     assert load_network_weights(tmp_path / "checkpoints", nn.Linear(20, 20)).epoch == 1

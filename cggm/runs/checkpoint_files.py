@@ -1,0 +1,177 @@
+"""The files of checkpoints: where they lie, whether they are whole, and which are kept.
+
+A folder ``epoch-0002-step-00000150`` holds files and ``checkpoint.json``, which has their digests
+and its own. Names sort by progress.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cggm.errors import UserError
+from cggm.runs.folder import flush_folder, replacing, write_atomically
+
+HEADER = "checkpoint.json"
+FORMAT = 2
+_NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
+
+Dump = Callable[[BinaryIO], object]
+
+
+def folder_name(epoch: int, iteration: int) -> str:
+    """Name of a checkpoint's folder.
+
+    Args:
+        epoch: Completed epochs.
+        iteration: Completed iterations.
+    """
+    return f"epoch-{epoch:04d}-step-{iteration:08d}"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Folders of the checkpoints, oldest first; none where there are none.
+
+    Args:
+        folder: Folder of the checkpoints.
+    """
+    found = [(match, path) for path in folder.glob("epoch-*") if (match := _progress(path))]
+    return [path for _, path in sorted(found)]
+
+
+def publish(target: Path, dumps: Mapping[str, Dump], header: Mapping[str, Any]) -> None:
+    """Write a checkpoint that appears in one step, once its content is on the disk.
+
+    Args:
+        target: Its folder, which must not exist.
+        dumps: Writes each file, by name.
+        header: What else its header says.
+
+    Raises:
+        FileExistsError: If there is such a checkpoint, which stays as it is.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target}: expected no such checkpoint, but it exists.")
+    for leftover in target.parent.glob(".*-epoch-*"):
+        shutil.rmtree(leftover)
+    draft = target.with_name(f".draft-{target.name}")
+    draft.mkdir(parents=True)
+    try:
+        files = {name: _write(draft / name, dump) for name, dump in dumps.items()}
+        write_atomically(draft / HEADER, _sealed({"format": FORMAT, **header, "files": files}))
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    flush_folder(target.parent)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+        path: Its folder.
+
+    Raises:
+        UserError: If it is damaged, or written in another format.
+    """
+    header: dict[str, Any] = {}
+    try:
+        content = (path / HEADER).read_bytes()
+        header = json.loads(content)
+        del header["digest"]
+        whole = content == _sealed(header)
+    except FileNotFoundError:
+        raise damaged(path, HEADER, "it is missing") from None
+    except (ValueError, AttributeError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise damaged(path, HEADER, "it is cut short or altered")
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: expected a checkpoint of format {FORMAT}, but it has "
+            f"{header.get('format', 'none')}.",
+            "Use the version of this project that wrote it, or train anew.",
+        )
+    return header
+
+
+def verified(path: Path, name: str, header: Mapping[str, Any]) -> Path:
+    """A file of a checkpoint, once its content is known to be what was written.
+
+    Args:
+        path: Folder of the checkpoint.
+        name: Of the file.
+        header: Of the checkpoint.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    if not (path / name).is_file():
+        raise damaged(path, name, "it is missing")
+    if _digest(path / name) != header["files"].get(name):
+        raise damaged(path, name, "it is cut short or altered")
+    return path / name
+
+
+def damaged(path: Path, name: str, why: str) -> UserError:
+    """The error for a file of a checkpoint that cannot be used."""
+    others = [other.name for other in find_checkpoints(path.parent) if other != path]
+    remedy = f"the run then continues from {others[-1]}" if others else "then train anew"
+    return UserError(f"{path / name}: damaged checkpoint, {why}.", f"Delete {path}; {remedy}.")
+
+
+def rank(progress: Mapping[str, Any]) -> tuple[float, int]:
+    """Order of checkpoints by score, then by age; without a score last."""
+    score = progress["score"]
+    return (-math.inf if score is None or math.isnan(score) else score, progress["iteration"])
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Remove what is neither recent nor the best.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep_last: How many are recent.
+    """
+    paths, ranks = find_checkpoints(folder), {}
+    for path in paths:
+        with suppress(UserError):
+            ranks[path] = rank(read_header(path)["progress"])
+    for path in {*paths} - {*paths[-keep_last:], max(ranks, key=lambda path: ranks[path])}:
+        # renamed first, so that none is ever seen in part
+        shutil.rmtree(path.rename(path.with_name(f".old-{path.name}")))
+
+
+def _progress(path: Path) -> tuple[int, int] | None:
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _write(path: Path, dump: Dump) -> str:
+    """Write a file durably and return its digest."""
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                dump(file)
+        except RuntimeError as error:
+            # torch.save hides why a write failed, such as a full disk, in the context.
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else error from None
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(header: Mapping[str, Any]) -> bytes:
+    """The header as JSON with its own digest."""
+    digest = hashlib.sha256(json.dumps(header).encode()).hexdigest()
+    return json.dumps({**header, "digest": digest}, indent=2).encode()

@@ -1,0 +1,84 @@
+"""Trainings as processes that signals end at any time, and what they come to once resumed."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cggm.runs.checkpoint_files import find_checkpoints
+from tests.cggm_seg.nifti import write_case
+from tests.pipelines.commands import TINY, call, left_over, start
+
+SEQUENCES = """
+max_epochs: 3
+batch_size: 128
+subsets: false
+curves: false
+network: {width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1}
+optimizer: {lr: 0.01, head_lr: 0.01}
+"""
+# 10 steps of an epoch, of which the optimizer makes three
+SLICES = TINY.replace("per_case: 2", "per_case: 8").replace(
+    "warmup_epochs: 1", "warmup_epochs: 1, accumulation_steps: 4"
+)
+EVERY_STEP = ("--save_minutes", 0)
+
+
+def end(number, run, checkpoint, script, *argv):
+    """Sends a signal to all processes of a command once it has a checkpoint; returns its end."""
+    process = start(script, *argv, start_new_session=True)
+    while not any(path.name >= checkpoint for path in find_checkpoints(run / "checkpoints")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    os.killpg(process.pid, number)
+    _, err = process.communicate()
+    assert not (run / "results.json").exists()
+    return process.returncode, err.splitlines()[-1] if err else ""
+
+
+def assert_same(run, whole):
+    weights = [
+        load_file(find_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
+        for folder in (run, whole)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for log in ("metrics.jsonl", "balance.jsonl", "results.json"):
+        assert (run / log).read_text() == (whole / log).read_text()
+    assert left_over(run) == []
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
+def test_signal_ends_a_training_with_all_that_it_made(name, code, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(SEQUENCES)
+    common = ("mfeat", "--config", tmp_path / "tiny.yaml")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    number = getattr(signal, name)
+    ended = end(number, run, "epoch-0001", *common, "--output", run, *EVERY_STEP)
+    last = find_checkpoints(run / "checkpoints")[-1]
+    epochs, step = int(last.name[6:10]), int(last.name[-8:])
+    said = f"{name}: saved step {step}, {epochs} epochs completed; continue with --resume {run}"
+    assert ended == (code, said)
+    assert call("mfeat", "--resume", run) == 0
+    assert call(*common, "--output", whole) == 0
+    assert_same(run, whole)
+
+
+def test_killed_training_on_slices_goes_on_from_the_middle_of_an_epoch(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(f"max_epochs: 2\n{SLICES}")
+    for k in range(6):
+        write_case(tmp_path / "data", f"case{k}", shape=(40, 36, 16), seed=k)
+    common = ("--data", tmp_path / "data", "--config", tmp_path / "tiny.yaml", "--subsets", "false")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    first = (*common, "--output", run, *EVERY_STEP, "--workers", 1)
+    killed = end(signal.SIGKILL, run, "epoch-0000-step-00000004", "train", *first)
+    assert killed[0] == -signal.SIGKILL
+    again = ("--resume", run)
+    code, said = end(signal.SIGTERM, run, "epoch-0001-step-00000014", "train", *again)
+    assert (code, said.startswith("SIGTERM: saved step ")) == (143, True)
+    assert call("train", *again, "--workers", 0) == 0
+    assert call("train", *common, "--output", whole) == 0
+    assert_same(run, whole)
