@@ -1,19 +1,19 @@
-"""Dice and 95 % Hausdorff distance of whole volumes, scored as in BraTS 2021."""
+"""Dice and 95 % Hausdorff distance of whole volumes, scored as in BraTS 2021 or 2023."""
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from tqdm import tqdm
 
+from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
 from cggm_seg.cases import Case, find_cases
+from cggm_seg.lesions import Spacing, dice_and_hd95, lesion_metrics
 from cggm_seg.regions import REGIONS, region_mask
 from cggm_seg.volumes import read_labels
 
@@ -35,6 +35,7 @@ _STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
 _AFFINE_TOLERANCE = 1e-3  # mm
 
 Row = dict[str, float]
+Rule = Literal["brats2021", "brats2023"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class Evaluation:
         statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
         missing: Cases of the reference without a prediction; they enter no statistic.
         problems: One sentence for each case that is not scored, and for each surplus file.
+        rule: ``brats2021``: :func:`case_metrics`; ``brats2023``: scores of lesions, see
+            :func:`cggm_seg.lesions.lesion_metrics`.
     """
 
     rows: dict[str, Row]
     statistics: dict[str, Row]
     missing: list[str]
     problems: list[str]
+    rule: Rule = "brats2021"
 
     def table(self) -> str:
         """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
@@ -64,14 +68,14 @@ class Evaluation:
         rule = "-" * len(head)
         return "\n".join([head, rule, *body[: len(self.rows)], rule, *body[len(self.rows) :]])
 
-    def to_json(self) -> str:
-        """All attributes, indented."""
-        return json.dumps(asdict(self), indent=2)
+    def to_json(self, *, predictions: Path, reference: Path) -> str:
+        """All attributes, indented, and where the two folders are, which a report reads."""
+        where = {"predictions": predictions, "reference": reference}
+        folders = {name: str(folder.resolve()) for name, folder in where.items()}
+        return json.dumps({**asdict(self), **folders}, indent=2)
 
 
-def case_metrics(
-    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
-) -> Row:
+def case_metrics(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> Row:
     """Dice and HD95 of whole tumor, tumor core and enhancing tumor.
 
     HD95 is the larger of the two directed 95th percentiles of surface distances. A region that is
@@ -108,7 +112,13 @@ def case_metrics(
 
 
 def evaluate_folder(
-    predictions: Path, reference: Path, *, strict: bool = False, progress: bool = True
+    predictions: Path,
+    reference: Path,
+    *,
+    strict: bool = False,
+    progress: bool = True,
+    sharded: bool = False,
+    rule: Rule = "brats2021",
 ) -> Evaluation:
     """Scores ``<predictions>/<case>.nii.gz`` against the label maps of a BraTS folder.
 
@@ -117,6 +127,8 @@ def evaluate_folder(
         reference: Labelled cases; their images may be missing.
         strict: Whether the first problem ends the evaluation.
         progress: Whether to show a progress bar.
+        sharded: Whether the ranks share the cases; every rank then calls this and gets the result.
+        rule: How a case is scored, see :class:`Evaluation`.
 
     Raises:
         UserError: If no prediction can be scored, or, with `strict`, at the first problem.
@@ -127,18 +139,19 @@ def evaluate_folder(
     problems: list[UserError] = [*errors, *_unpaired(cases, files, predictions)]
     if strict and problems:
         raise problems[0]
-    rows: dict[str, Row] = {}
     paired = [case for case in cases if case.id in files]
-    for case in tqdm(paired, "Evaluating", unit="case", disable=None if progress else True):
-        try:
-            rows[case.id] = _score_files(case, files[case.id])
-        except DataError as error:
-            if strict:
-                raise
-            problems.append(error)
+    mine = shard(paired) if sharded else paired
+    shown = None if progress and is_first_rank() else True
+    bar = tqdm(mine, "Evaluating", unit="case", disable=shown)
+    scored = [_attempt(case, files[case.id], rule, strict) for case in bar]
+    scored = gather_shards(scored) if sharded else scored
+    problems += [outcome for outcome in scored if isinstance(outcome, DataError)]
+    outcomes = zip(paired, scored, strict=True)
+    rows = {case.id: row for case, row in outcomes if not isinstance(row, DataError)}
     if not rows:
         raise _nothing_scored(predictions, reference, problems)
-    return Evaluation(rows, _statistics(rows), missing, [str(problem) for problem in problems])
+    said = [str(problem) for problem in problems]
+    return Evaluation(rows, _statistics(rows), missing, said, rule)
 
 
 def mean_dice(rows: Mapping[str, Row]) -> float:
@@ -168,25 +181,14 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _region_scores(
-    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float]
+    prediction: np.ndarray, reference: np.ndarray, spacing: Spacing
 ) -> tuple[float, float]:
     found, wanted = np.count_nonzero(prediction), np.count_nonzero(reference)
     if not found and not wanted:
         return 1.0, 0.0
     if not found or not wanted:
         return 0.0, WORST_HD95
-    dice = 2 * np.count_nonzero(prediction & reference) / (found + wanted)
-    with warnings.catch_warnings():
-        # MONAI 1.6 warns of an argument that it passes to itself.
-        warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges")
-        distance = compute_hausdorff_distance(
-            torch.from_numpy(prediction)[None, None],
-            torch.from_numpy(reference)[None, None],
-            include_background=True,
-            percentile=95,
-            spacing=[float(size) for size in spacing],  # of one type, or MONAI refuses them
-        )
-    return dice, float(distance)
+    return dice_and_hd95(prediction, reference, spacing)
 
 
 def _prediction_files(folder: Path) -> dict[str, Path]:
@@ -224,7 +226,16 @@ def _unpaired(cases: list[Case], files: dict[str, Path], folder: Path) -> list[D
     return lacking + surplus
 
 
-def _score_files(case: Case, file: Path) -> Row:
+def _attempt(case: Case, file: Path, rule: Rule, strict: bool) -> Row | DataError:
+    try:
+        return _score_files(case, file, rule)
+    except DataError as error:
+        if strict:
+            raise
+        return error
+
+
+def _score_files(case: Case, file: Path, rule: Rule) -> Row:
     assert case.label is not None
     wanted, like = read_labels(case.label, case.id, case.naming)
     found, header = read_labels(file, case.id, case.naming)
@@ -235,7 +246,8 @@ def _score_files(case: Case, file: Path) -> Row:
     if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
         what = f"Expected the affine {expected.tolist()} of {case.label}, found {affine.tolist()}."
         raise DataError(case.id, file, what, "Keep the affine of the case's images.")
-    return case_metrics(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
+    score = lesion_metrics if rule == "brats2023" else case_metrics
+    return score(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
 
 
 def _nothing_scored(predictions: Path, reference: Path, problems: list[UserError]) -> UserError:

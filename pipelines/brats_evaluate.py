@@ -1,4 +1,4 @@
-"""Compare label maps with reference segmentations by the rules of BraTS 2021.
+"""Compare label maps with reference segmentations by the rules of BraTS 2021 or 2023.
 
 python pipelines/brats_evaluate.py --predictions OUT --reference CASES
 """
@@ -6,8 +6,10 @@ python pipelines/brats_evaluate.py --predictions OUT --reference CASES
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cggm.runs.cli import parse_options, report_problems, run
+from cggm.runs.ranks import joined, ranked
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,15 @@ class EvaluateOptions:
         predictions: Folder of label maps, <case>.nii.gz.
         reference: Folder of labelled cases.
         output: JSON file for the results.
+        rule: Scores of whole volumes (brats2021) or of lesions, whose misses and false alarms count
+            as Dice 0 and HD95 374 mm (brats2023).
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
     """
 
     predictions: Path = field(metadata={"metavar": "DIR"})
     reference: Path = field(metadata={"metavar": "DIR"})
     output: Path | None = field(default=None, metadata={"metavar": "FILE"})
+    rule: Literal["brats2021", "brats2023"] = "brats2021"
     strict: bool = False
 
 
@@ -32,17 +37,30 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options(
         EvaluateOptions, "Compare label maps with reference segmentations.", argv
     )
+    from cggm.distributed import is_first_rank
     from cggm.runs.folder import write_atomically
     from cggm_seg.evaluation import evaluate_folder, mean_dice
+    from cggm_seg.report import report_evaluation
 
-    evaluation = evaluate_folder(options.predictions, options.reference, strict=options.strict)
+    with joined("cpu"):
+        evaluation = evaluate_folder(
+            options.predictions,
+            options.reference,
+            strict=options.strict,
+            sharded=True,
+            rule=options.rule,
+        )
+        if not is_first_rank():
+            return
     print(evaluation.table())
     print(f"\nmean Dice of WT, TC and ET: {mean_dice(evaluation.rows):.3f}")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.output, evaluation.to_json().encode())
+        folders = {"predictions": options.predictions, "reference": options.reference}
+        write_atomically(options.output, evaluation.to_json(**folders).encode())
+        print(f"report   {report_evaluation(options.output)}")
     report_problems(evaluation.problems)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(ranked(main)))

@@ -1,0 +1,1 @@
+"""Code of the bundle; needs torch and monai alone."""

@@ -1,0 +1,47 @@
+"""Write a trained BraTS network in a form that other tools read; no head is in it.
+
+python pipelines/export.py runs/brats-20261124-101500 --to onnx
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cggm.runs.cli import parse_options, run
+from cggm.runs.folder import RunFolder
+
+SHARED = Path(__file__).parents[1] / "configs" / "bundle"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained BraTS network in a form that other tools read.
+
+    Args:
+        run: Run folder of a training, also accepted without --run as the first argument; its best
+            checkpoint is used.
+        to: MONAI bundle, ONNX model or program of torch.export.
+        output: Folder to be made; <RUN>/export/<form> where not given.
+    """
+
+    run: Path = field(metadata={"metavar": "RUN"})
+    to: Literal["bundle", "onnx", "torch"]
+    output: Path | None = field(default=None, metadata={"metavar": "DIR"})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, assemble, run."""
+    named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
+    options = parse_options(ExportOptions, "Export a trained BraTS network.", named)
+    folder = RunFolder.open(options.run)
+    output = options.output or options.run / "export" / options.to
+
+    from cggm_seg.export.runs import export_run
+
+    export_run(folder, options.to, output, SHARED)
+    print(output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
