@@ -14,8 +14,10 @@ from cggm.runs.folder import RunFolder, write_atomically
 from cggm.runs.summary import describe_training
 from cggm_cls.balancing import training_batches
 from cggm_cls.config import SequenceConfig
-from cggm_cls.evaluation import evaluate, evaluate_heads
+from cggm_cls.evaluation import evaluate, evaluate_heads, predict
 from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.report import write_report
+from cggm_cls.report_predictions import write_predictions
 from cggm_cls.sequences import TaskData
 
 
@@ -57,7 +59,7 @@ def finish(
 ) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves and print the metrics.
 
-    Writes ``results.json``.
+    Writes ``results.json`` and, with the curves, ``predictions.npz`` and ``report.html``.
 
     Args:
         config: The configuration.
@@ -97,12 +99,17 @@ def finish(
     if config.curves:
         plot_curves(run)
     write_atomically(run.results, json.dumps(result, indent=2).encode())
+    if config.curves:
+        prediction = predict(network, data.test, batch_size=config.batch_size)
+        write_predictions(run, prediction.numpy(), data.test.target.numpy())
+        write_report(run.path)
     print(f"\ntest split{_if_simulated(data)}, epoch {best.epoch}, selected on validation")
     print("\n".join(f"{name:<14}{_shown(test[name])}" for name in numbers(test)))
     if rows:
         print(f"\nthe same, for subsets of modalities\n{_table(rows, data.classes)}")
     if config.curves:
         print(f"\ncurves   {run.curves}")
+        print(f"report   {run.report}")
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -16,6 +16,8 @@ from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig
 from cggm_seg.evaluation import subset_names
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.report import write_report
+from cggm_seg.report_examples import keep_validation
 from cggm_seg.split import Split
 from cggm_seg.validation import COLUMNS, evaluate_cached, mean_of
 
@@ -58,7 +60,7 @@ def finish(
     split: Split,
     data: Path,
 ) -> None:
-    """Evaluate the best checkpoint, plot the curves and print where everything is.
+    """Evaluate the best checkpoint, plot the curves, write the report and print where all is.
 
     Writes ``results.json``, and ``subsets.json``: mean Dice of the validation cases for every
     subset of modalities, or for all modalities alone where ``config.subsets`` is off.
@@ -95,11 +97,14 @@ def finish(
         write_vectors(run.gradients, vectors)
     if config.curves:
         plot_curves(run)
+        keep_validation(run, network, data, results[network.modalities])
+        write_report(run.path)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
     print(f"\nmean Dice of {cases}, epoch {best.epoch}")
     print(_aligned(table))
     if config.curves:
         print(f"\ncurves   {run.curves}")
+        print(f"report   {run.report}")
     print(f"run      {run.path}")
 
 

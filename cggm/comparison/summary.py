@@ -21,16 +21,10 @@ from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, UNIMODAL, Plan
 from cggm.comparison.ranks import average_ranks
 from cggm.comparison.records import Record
 from cggm.comparison.rendering import RENDERERS, Table, to_markdown
+from cggm.comparison.report import write_report
 from cggm.comparison.statistics import compare
-from cggm.comparison.tables import (
-    ABLATION,
-    ablation_table,
-    cost_table,
-    heads_table,
-    missing_table,
-    performance_table,
-    rank_table,
-)
+from cggm.comparison.tables import rank_table
+from cggm.comparison.task_tables import task_tables
 from cggm.comparison.tasks import TASKS
 from cggm.runs.folder import machine, write_atomically
 
@@ -46,7 +40,7 @@ def summarize(
     records: Sequence[Record],
     refused: Mapping[tuple[str, str], str],
 ) -> Path:
-    """Write ``tables/``, ``figures/`` and ``comparison.md`` of a comparison.
+    """Write ``tables/``, ``figures/``, ``comparison.md`` and ``report.html`` of a comparison.
 
     Args:
         output: Its folder.
@@ -63,7 +57,7 @@ def summarize(
     named = [r for r in records if r.method not in SWEEP or r.method in plan.methods]
     parts = [_head(records)]
     for task in select.tasks(named):
-        tables = _tables(named, task)
+        tables = task_tables(named, task)
         parts += [_keep(output, f"{task}-{name}", table) for name, table in tables.items()]
         own = select.of_task(named, task)
         if len(select.methods(own)) > 1 and "joint" in select.methods(own):
@@ -74,6 +68,7 @@ def summarize(
     parts += [_refusals(refused)] if refused else []
     page = output / "comparison.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
+    write_report(output, named, refused)
     return page
 
 
@@ -91,22 +86,6 @@ def _head(records: Sequence[Record]) -> str:
         "(teachers, estimates) is in its time.",
     ]
     return "\n\n".join(lines)
-
-
-def _tables(records: Sequence[Record], task: str) -> dict[str, Table]:
-    metrics = TASKS[task].metrics
-    runs = select.of_task(records, task)
-    found = set(select.methods(runs))
-    tables = {"performance": performance_table(records, task, metrics)}
-    if any(run.heads for run in runs):
-        tables["heads"] = heads_table(records, task, metrics[0])
-    if found >= {*ABLATION}:
-        tables["ablation"] = ablation_table(records, task, metrics)
-    if any(run.subsets for run in runs):
-        tables["missing"] = missing_table(records, task, metrics[0])
-    if "plain" in found:
-        tables["cost"] = cost_table(records, task)
-    return tables
 
 
 def _differences(output: Path, records: Sequence[Record], task: str) -> str:

@@ -1,0 +1,138 @@
+"""What a run was: configuration, data, versions, machine, time, and what to be wary of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from shlex import join
+from statistics import fmean
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from cggm.reports.charts import Line, line_chart
+from cggm.reports.page import Section
+from cggm.reports.record import RunRecord
+from cggm.reports.series import column
+from cggm.reports.tables import Column, sortable_table
+
+
+def training_section(record: RunRecord) -> Section:
+    """Loss and validation metrics over the epochs, as charts and as a table.
+
+    Args:
+        record: The run.
+    """
+    kinds: dict[str, list[str]] = {}
+    for key in dict.fromkeys(k for row in record.validated for k in row if k.startswith("val_")):
+        kinds.setdefault(key.split("_")[1], []).append(key)
+    groups = {"Training loss": ["train_loss"], "Learning rate": ["lr"]}
+    groups = {**{f"Validation {kind}": keys for kind, keys in kinds.items()}, **groups}
+    charts = [_chart(record, title, keys) for title, keys in groups.items()]
+    columns = [
+        Column("epoch", [row["epoch"] for row in record.validated], digits=0),
+        *(Column(k, [r.get(k) for r in record.validated]) for own in kinds.values() for k in own),
+    ]
+    table = sortable_table("Validation by epoch", columns, sorted_by=0)
+    body = Markup('<div class="charts">{}</div><h3>Numbers</h3>{}')
+    shown = body.format(Markup().join(charts), table) if record.metrics else Markup()
+    return Section("Training", shown)
+
+
+def provenance_section(record: RunRecord, warnings: Sequence[str] = ()) -> Section:
+    """Facts on the run, the warnings first and the whole configuration last.
+
+    Args:
+        record: The run.
+        warnings: What the task has to warn of, a sentence each.
+    """
+    sentences = [*warnings, *_warnings(record)]
+    listed = Markup().join(Markup("<li>{}</li>").format(text) for text in sentences)
+    facts = Markup().join(
+        Markup("<dt>{}</dt><dd>{}</dd>").format(name, value)
+        for name, value in _facts(record).items()
+        if value
+    )
+    versions = ", ".join(f"{n} {v}" for n, v in record.environment.get("packages", {}).items())
+    body = Markup(
+        '{}<dl class="facts">{}<dt>Versions</dt><dd>{}</dd></dl>'
+        '<details><summary>Whole configuration</summary><pre tabindex="0">{}</pre></details>'
+    ).format(
+        Markup('<ul class="warnings">{}</ul>').format(listed) if sentences else "",
+        facts,
+        versions,
+        yaml.safe_dump(dict(record.config), sort_keys=False),
+    )
+    return Section("The run", body)
+
+
+def _chart(record: RunRecord, title: str, keys: Sequence[str]) -> Markup:
+    x = column(record.metrics, "epoch")
+    prefix = f"val_{keys[0].split('_')[1]}" if keys[0].startswith("val_") else ""
+    lines = [
+        Line(_name(key, prefix), x, column(record.metrics, key), i % 7)
+        for i, key in enumerate(keys)
+    ]
+    return line_chart(title, lines, x_label="epoch", named=len(lines) > 1)
+
+
+def _name(key: str, prefix: str) -> str:
+    return key.removeprefix(prefix).strip("_").replace("_", " ") or prefix.removeprefix("val_")
+
+
+def _facts(record: RunRecord) -> Mapping[str, str]:
+    environment, results, config = record.environment, record.results, record.config
+    cuda = environment.get("cuda")
+    device = environment.get("device", "")
+    processor = f"{environment.get('cpus', '?')} cores of {environment.get('cpu', '?')}"
+    epoch = results.get("epoch")
+    return {
+        "Method": record.method,
+        "Data": str(config.get("data") or "demo data"),
+        "Data digest": str(record.progress.get("fingerprint", {}).get("data", "")),
+        "Seed": str(config["seed"]),
+        "Epochs": f"{results.get('max_epochs', len(record.metrics))}"
+        + (f", weights of epoch {epoch} selected on validation" if epoch else ""),
+        "Started": environment.get("started", "").replace("T", " "),
+        "Duration": _duration(record),
+        "Loading data": _loading(record.metrics),
+        "Device": f"{device}, CUDA {cuda}" if cuda else device,
+        "Machine": f"{processor}, {environment.get('system', '')}",
+        "Source": f"commit {environment['commit']}" if environment.get("commit") else "",
+        "Python": environment.get("python", ""),
+        "Command": join(environment.get("command", [])),
+        "Folder": str(record.folder.path),
+    }
+
+
+def _duration(record: RunRecord) -> str:
+    """From start to results; unknown where the run was resumed."""
+    started = record.environment.get("started")
+    if not started or not record.results or "earlier_starts" in record.environment:
+        return ""
+    ended = record.folder.results.stat().st_mtime
+    seconds = ended - datetime.fromisoformat(started).timestamp()
+    return str(timedelta(seconds=round(seconds))) + " (h:mm:ss, to the results)"
+
+
+def _loading(metrics: Sequence[Mapping[str, Any]]) -> str:
+    shares = [row["loading_share"] for row in metrics if row.get("loading_share") is not None]
+    return f"{fmean(shares):.0%} of the training's time".replace("%", " %") if shares else ""
+
+
+def _warnings(record: RunRecord) -> Iterator[str]:
+    epoch, last = record.results.get("epoch"), record.results.get("max_epochs")
+    if not record.results:
+        yield "The run is not finished: it has no results."
+    if epoch and epoch == last and len(record.validated) > 1:
+        yield "The last epoch was the best one: the network might still improve with more epochs."
+    starts = len(record.environment.get("earlier_starts", []))
+    if starts:
+        yield f"The run was interrupted and resumed {starts} time{'s' if starts > 1 else ''}."
+    if str(record.environment.get("commit", "")).endswith("+"):
+        yield "The source had changes that are in no commit."
+    skipped = sum(row.get("skipped_steps") or 0 for row in record.metrics)
+    if skipped:
+        yield f"{skipped} steps were skipped because a loss or a gradient was not finite."
+    broken = sum(row.get("loss", 0.0) is None for row in record.balance)
+    if broken:
+        yield f"{broken} of the recorded losses were not finite."

@@ -1,0 +1,90 @@
+"""What a run folder holds, read once for its report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cggm.runs.folder import RunFolder
+from cggm.runs.logs import read_jsonl
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its files tell it, finished or not.
+
+    Args:
+        folder: Where they lie.
+        config: The configuration.
+        environment: Machine, versions and command line.
+        metrics: One object per epoch.
+        balance: One object per recorded iteration.
+        results: What the run came to; empty while it is not finished.
+        progress: Of the last checkpoint; empty without one.
+    """
+
+    folder: RunFolder
+    config: Json
+    environment: Json
+    metrics: Sequence[Json]
+    balance: Sequence[Json]
+    results: Json
+    progress: Json
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord":
+        """Read a run folder.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            UserError: If that is no run folder, or a log is damaged.
+        """
+        run = RunFolder.open(path)
+        logs = [read_jsonl(p) if p.exists() else [] for p in (run.metrics, run.balance)]
+        return cls(
+            folder=run,
+            config=yaml.safe_load(run.config.read_text("utf-8")),
+            environment=read_json(run.environment),
+            metrics=logs[0],
+            balance=logs[1],
+            results=read_json(run.results),
+            progress=_progress(run),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.path.resolve().name
+
+    @property
+    def method(self) -> str:
+        """The balancing method with its settings."""
+        balancer = self.config["balancer"]
+        settings = ", ".join(f"{key}={value}" for key, value in balancer["settings"].items())
+        return f"{balancer['name']}({settings})"
+
+    @property
+    def validated(self) -> list[Json]:
+        """The epochs that end in a validation."""
+        return [row for row in self.metrics if any(key.startswith("val_") for key in row)]
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """A JSON file, an empty object where there is none.
+
+    Args:
+        path: The file.
+    """
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _progress(run: RunFolder) -> Json:
+    headers = sorted(run.checkpoints.glob("*/checkpoint.json"))
+    return read_json(headers[-1]).get("progress", {}) if headers else {}

@@ -1,0 +1,128 @@
+"""Tables of a report: plain, sortable, and as heat maps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+DASH = "\N{EN DASH}"
+_LONG = 25  # rows that are shown without scrolling
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; of text where a value is a string.
+
+    Args:
+        name: Its heading.
+        values: One per row; a dash stands for ``None`` and NaN.
+        digits: Behind the point.
+        heat: Whether values are shaded between the ends of ``scale``.
+        scale: Values of the lightest and of the darkest shade; those of the column if ``None``.
+    """
+
+    name: str
+    values: Sequence[float | str | None]
+    digits: int = 3
+    heat: bool = False
+    scale: tuple[float, float] | None = None
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in a text: a dash for none, a true minus sign, no sign before zero."""
+    if value is None or math.isnan(value):
+        return DASH
+    text = f"{value:.{digits}f}".replace("inf", "∞")
+    text = text.removeprefix("-") if float(f"{value:.{digits}f}") == 0 else text
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def plain_table(caption: str, columns: Sequence[Column]) -> Markup:
+    """A table whose first column heads its rows.
+
+    Args:
+        caption: What it shows.
+        columns: Of equal length.
+    """
+    heads = Markup().join(Markup('<th scope="col">{}</th>').format(c.name) for c in columns)
+    return _table(caption, heads, columns, "")
+
+
+def sortable_table(caption: str, columns: Sequence[Column], *, sorted_by: int) -> Markup:
+    """A table that a click on a heading sorts.
+
+    Args:
+        caption: What it shows.
+        columns: Of equal length, the rows in ascending order of one of them.
+        sorted_by: Which one.
+    """
+    heads = Markup().join(
+        Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
+            Markup(' aria-sort="ascending"') if i == sorted_by else "", c.name
+        )
+        for i, c in enumerate(columns)
+    )
+    return _table(caption, heads, columns, "sortable")
+
+
+def marked_table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]
+) -> Markup:
+    """A table of texts, each with a class of its own: ``best``, ``second`` or none.
+
+    Args:
+        caption: What it shows.
+        heads: Names of the columns.
+        rows: As many pairs of text and class each.
+    """
+    named = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in heads)
+    cells = [
+        [
+            Markup('<th scope="row">{}</th>').format(row[0][0]),
+            *(Markup('<td class="{1}">{0}</td>').format(*cell) for cell in row[1:]),
+        ]
+        for row in rows
+    ]
+    return _framed(caption, named, cells, "")
+
+
+def _table(caption: str, heads: Markup, columns: Sequence[Column], kind: str) -> Markup:
+    cells = [_cells(column, first=i == 0) for i, column in enumerate(columns)]
+    return _framed(caption, heads, [*zip(*cells, strict=True)], kind)
+
+
+def _framed(caption: str, heads: Markup, cells: Sequence[Sequence[Markup]], kind: str) -> Markup:
+    rows = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup().join(row)) for row in cells)
+    return Markup(
+        '<div class="scroll{4}" tabindex="0" role="region" aria-label="{0}"><table class="{1}">'
+        "<caption><span>{0}</span></caption><thead><tr>{2}</tr></thead><tbody>{3}</tbody></table>"
+        "</div>"
+    ).format(caption, kind, heads, rows, " long" if len(cells) > _LONG else "")
+
+
+def _cells(column: Column, *, first: bool) -> list[Markup]:
+    known = [v for v in column.values if isinstance(v, int | float) and math.isfinite(v)]
+    low, high = column.scale or (min(known, default=0.0), max(known, default=1.0))
+    tag = Markup('th scope="row"') if first else Markup("td")
+    end = "th" if first else "td"
+    return [
+        Markup("<{}{}>{}</{}>").format(
+            tag, _attributes(value, (low, high) if column.heat else None), _text(value, column), end
+        )
+        for value in column.values
+    ]
+
+
+def _attributes(value: float | str | None, scale: tuple[float, float] | None) -> Markup:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return Markup()
+    exact = Markup(' data-v="{!r}"').format(value)
+    if scale is None:
+        return exact
+    share = (value - scale[0]) / (scale[1] - scale[0] or 1.0)
+    return exact + Markup(' class="heat" style="--v:{:.2f}"').format(min(1.0, max(0.0, share)))
+
+
+def _text(value: float | str | None, column: Column) -> str:
+    return value if isinstance(value, str) else number(value, column.digits)
