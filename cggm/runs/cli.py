@@ -206,8 +206,8 @@ def _explained(error: OSError) -> str | None:
     if error.errno == errno.EIO:
         where = error.filename or "the output folder"
         return (
-            f"{where}: {error.strerror}. Earlier files and the last checkpoint are intact. Check the "
-            "disk, then continue (a training run with --resume)."
+            f"{where}: {error.strerror}. Earlier files and the last checkpoint are intact. "
+            "Check the disk, then continue (a training run with --resume)."
         )
     if error.errno not in _NO_SPACE:
         return None
