@@ -121,7 +121,7 @@ class RunFolder:
         """
         run = cls(path or _unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         try:
-            occupied = run.path.exists() and any(map(_is_content, run.path.iterdir()))
+            occupied = run.path.exists() and any(run.path.iterdir())
         except OSError as error:
             raise _unmakable(run.path, error) from error
         if occupied:
@@ -138,7 +138,7 @@ class RunFolder:
             UserError: If it cannot be made.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True)
         except OSError as error:
             raise _unmakable(self.path, error) from error
 
@@ -226,13 +226,6 @@ class RunFolder:
             earlier = json.loads(self.environment.read_text())
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
         write_atomically(self.environment, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _is_content(path: Path) -> bool:
-    """Whether a file or folder is more than what a start leaves that was killed at once."""
-    if path.name == "checkpoints" and path.is_dir():
-        return any(path.iterdir())
-    return not path.name.startswith(_DRAFT)
 
 
 def _unmakable(path: Path, error: OSError) -> UserError:

@@ -63,11 +63,10 @@ def run_repeats(
         if is_finished(folder, repeat.config):
             continue
         training = assemble(repeat.config, folder, folder.config.exists())
-        if is_first_rank():
-            # before the configuration, which tells a resume that there is a run
-            folder.make()
-            write_config(config, group.config)
-        if not alone:
+        if not alone:  # a single one writes its own, once its folder is complete
+            if is_first_rank():
+                group.path.mkdir(parents=True, exist_ok=True)
+                write_config(config, group.config)
             print(f"\nrun {number} of {len(repeats)}: {repeat.name}", flush=True)
         try:
             training.run()

@@ -166,7 +166,8 @@ def test_cases_are_shared_to_the_same_results(tmp_path, capsys):
     capsys.readouterr()
     assert [call(*words) for words in alone] == [0, 0]
     expected = capsys.readouterr().out.replace(str(out[0]), str(out[1]))
-    assert said.endswith(expected)
+    reports = [str(file.with_suffix(".html")) for file in table]
+    assert said.endswith(expected.replace(*reports))
     assert len(read_jsonl(run / "metrics.jsonl")) == 1
     one, two = (json.loads(file.read_text()) for file in table)
     assert one["rows"] == two["rows"]

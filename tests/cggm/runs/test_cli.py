@@ -207,7 +207,15 @@ def test_path_that_cannot_be_written_is_named(capsys):
     )
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "x"), OSError("?")])
+def test_run_says_when_a_disk_fails(capsys):
+    def main(argv):
+        raise OSError(errno.EIO, "Input/output error", "x")
+
+    assert run(main, []) == 2
+    assert capsys.readouterr().err.startswith("error: x: Input/output error. Earlier files")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor", "x"), OSError("?")])
 def test_run_lets_other_system_errors_through(error):
     def main(argv):
         raise error

@@ -93,6 +93,13 @@ def test_a_planned_folder_appears_when_it_is_made(tmp_path):
         run.make()
 
 
+def test_a_sweep_takes_drafts_alone(tmp_path):
+    (tmp_path / ".tmp-1-ab-config.yaml").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder(tmp_path).sweep()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_open_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         RunFolder.open(tmp_path / "nowhere")
