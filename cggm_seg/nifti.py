@@ -148,6 +148,7 @@ def _volume(header: nib.Nifti1Header, data: bytearray, digest: str) -> Volume:
     array = voxels.reshape(tuple(header.get_data_shape()), order="F")
     slope, intercept = header.get_slope_inter()
     if (slope, intercept) not in ((None, None), (1.0, 0.0)):
-        array = np.multiply(array, slope, dtype=np.float32, casting="same_kind")
-        array += np.float32(intercept)
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as that
+            array = np.multiply(array, slope, dtype=np.float32, casting="same_kind")
+            array += np.float32(intercept)
     return Volume(array, header, header.get_best_affine(), digest)

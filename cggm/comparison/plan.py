@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,20 +127,18 @@ class Plan:
         return [*(["--quick"] if self.quick else []), *self.arguments]
 
 
-def command(run: Run, pipelines: Path, output: Path, *, resume: bool) -> list[str]:
-    """The command line of a run.
+def command_line(run: Run, output: Path, *, resume: bool) -> list[str]:
+    """What the script of a run is told.
 
     Args:
         run: The run.
-        pipelines: Folder of the scripts.
         output: Folder of the comparison.
         resume: Whether it was interrupted before.
     """
-    script = [sys.executable, str(pipelines / TASKS[run.task].script)]
     folder = str(run.folder(output))
     if resume:
-        return [*script, "--resume", folder]
-    return [*script, "--output", folder, "--seed", str(run.seed), *run.arguments]
+        return ["--resume", folder]
+    return ["--output", folder, "--seed", str(run.seed), *run.arguments]
 
 
 def _arguments(method: str, folder: Path) -> tuple[str, ...]:

@@ -2,15 +2,16 @@
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 
-from cggm.comparison.plan import Run, command
+from cggm.comparison.plan import Run, command_line
+from cggm.comparison.processes import Script, share_imports
 from cggm.comparison.store import Outcome, Store
+from cggm.comparison.tasks import TASKS
 from cggm.runs.folder import RunFolder
 
 _POLL = 0.2
@@ -21,7 +22,8 @@ class Queue:
 
     A training that is finished, or that its method refuses, is not run again. One that was
     interrupted goes on from its last checkpoint, one that failed is tried again by the next
-    command. The first training of a task runs alone, because it may write the demo data.
+    command. The first training of a task runs alone, because it may write the demo data. What the
+    scripts import is in the memory of all, see :mod:`cggm.comparison.processes`.
 
     Args:
         store: What trainings came to.
@@ -57,6 +59,8 @@ class Queue:
             Those that failed.
         """
         pending = self.store.pending(runs)
+        modules = {module for run in pending for module in TASKS[run.task].modules}
+        share_imports(sorted(modules), threads=max(1, (os.cpu_count() or 1) // self.jobs))
         first = [*{run.task: run for run in reversed(pending)}.values()]
         rest = [run for run in pending if run not in first]
         failed: list[Outcome] = []
@@ -93,32 +97,20 @@ class Queue:
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         log = folder.path.with_name(f"{folder.path.name}.log")
         start = time.monotonic()
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                command(run, self.pipelines, self.store.output, resume=resume),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
-                pass_fds=(self.lock,),
-            )
-            peak = self._watch(process)
-        seconds = time.monotonic() - start
-        return Outcome(run, process.returncode, seconds, peak, _last_line(log), resume, log)
+        told = command_line(run, self.store.output, resume=resume)
+        script = self.pipelines / TASKS[run.task].script
+        code, peak = self._watch(Script(script, told, log, inherited=self.lock))
+        return Outcome(run, code, time.monotonic() - start, peak, _last_line(log), resume, log)
 
-    @property
-    def _threads(self) -> int:
-        return max(1, (os.cpu_count() or 1) // self.jobs)
-
-    def _watch(self, process: subprocess.Popen[bytes]) -> float | None:
-        """Wait for a process, or end it when the comparison is to end; returns its peak memory."""
+    def _watch(self, script: Script) -> tuple[int, float | None]:
+        """Wait for a script, or end it when the comparison is to end; its code and peak memory."""
         peak = None
-        while process.poll() is None:
-            peak = _peak_mb(process.pid) or peak
+        while (code := script.poll()) is None:
+            peak = _peak_mb(script.pid) or peak
             if self._stop.is_set():
-                process.terminate()
-                process.wait()
+                script.terminate()
             time.sleep(_POLL)
-        return peak
+        return code, peak
 
 
 def _peak_mb(pid: int) -> float | None:

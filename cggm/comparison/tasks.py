@@ -11,11 +11,13 @@ class Task:
         script: File name in ``pipelines``.
         modalities: What it trains on.
         metrics: Those that tables show, the most important one first.
+        modules: What the script imports.
     """
 
     script: str
     modalities: tuple[str, ...]
     metrics: tuple[str, ...]
+    modules: tuple[str, ...] = ("cggm_cls.experiments",)
 
 
 TASKS = {
@@ -23,6 +25,7 @@ TASKS = {
         "brats_train.py",
         ("flair", "t1ce", "t1", "t2"),
         ("dice_mean", "dice_WT", "dice_TC", "dice_ET"),
+        ("cggm_seg.training", "cggm_seg.balancing", "cggm_seg.cache", "cggm_seg.summary"),
     ),
     "mosi": Task(
         "mosi_train.py",

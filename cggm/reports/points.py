@@ -13,6 +13,7 @@ from cggm.reports.series import Values
 from cggm.reports.tables import number
 
 _MOST_POINTS = 1500
+_LONGEST_NAME = 19  # characters; the rest of the width is for the values
 _SHAPES = {
     "better": ("M0-5L5 4H-5Z", 0),
     "worse": ("M0 5L5-4H-5Z", 1),
@@ -51,7 +52,7 @@ def dot_chart(
         note: A few words below the title.
         zero: Whether zero is marked.
     """
-    left, row = 12 + 7.2 * max(len(dot.name) for dot in dots), 22
+    left, row = 12 + 7.2 * min(_LONGEST_NAME, max(len(dot.name) for dot in dots)), 22
     height = row * len(dots) + 44
     ends = np.array([[d.value, d.low, d.high] for d in dots]).clip(-1e9, 1e9)
     frame = Frame(
@@ -100,10 +101,21 @@ def _row(frame: Frame, dot: Dot, ends: Values, y: float) -> Markup:
     x = np.clip(frame.px(ends), frame.left, WIDTH - 2)
     shape, color = _SHAPES[dot.kind]
     return Markup(
-        '<text class="name" x="{0:.0f}" y="{1:.1f}" text-anchor="end">{2}</text>'
+        '<text class="name" x="{0:.0f}" y="{1:.1f}" text-anchor="end">{2}<title>{9}</title></text>'
         '<path class="line k{3}" d="M{4:.1f} {5:.1f}H{6:.1f}"/>'
         '<path class="f{3}" transform="translate({7:.1f} {5:.1f})" d="{8}"/>'
-    ).format(frame.left - 8, y + 4, dot.name, color, x[1], y, x[2], x[0], shape)
+    ).format(
+        *(frame.left - 8, y + 4, _shortened(dot.name), color, x[1], y, x[2], x[0], shape),
+        dot.name,
+    )
+
+
+def _shortened(name: str) -> str:
+    return (
+        name
+        if len(name) <= _LONGEST_NAME
+        else f"{name[: _LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
 
 
 def _interval_words(dot: Dot) -> str:

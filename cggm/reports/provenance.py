@@ -1,10 +1,8 @@
 """What a run was: configuration, data, versions, machine, time, and what to be wary of."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from shlex import join
-from statistics import fmean
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -94,7 +92,7 @@ def _facts(record: RunRecord) -> Mapping[str, str]:
         + (f", weights of epoch {epoch} selected on validation" if epoch else ""),
         "Started": environment.get("started", "").replace("T", " "),
         "Duration": _duration(record),
-        "Loading data": _loading(record.metrics),
+        "Loading data": _loading(record),
         "Device": f"{device}, CUDA {cuda}" if cuda else device,
         "Machine": f"{processor}, {environment.get('system', '')}",
         "Source": f"commit {environment['commit']}" if environment.get("commit") else "",
@@ -105,18 +103,19 @@ def _facts(record: RunRecord) -> Mapping[str, str]:
 
 
 def _duration(record: RunRecord) -> str:
-    """From start to results; unknown where the run was resumed."""
-    started = record.environment.get("started")
-    if not started or not record.results or "earlier_starts" in record.environment:
+    """Training time of all starts; what a killed one did after its last checkpoint is unknown."""
+    if not record.timing:
         return ""
-    ended = record.folder.results.stat().st_mtime
-    seconds = ended - datetime.fromisoformat(started).timestamp()
-    return str(timedelta(seconds=round(seconds))) + " (h:mm:ss, to the results)"
+    seconds = sum(row["seconds"] for row in record.timing)
+    return f"{timedelta(seconds=round(seconds))} (h:mm:ss of training, validation included)"
 
 
-def _loading(metrics: Sequence[Mapping[str, Any]]) -> str:
-    shares = [row["loading_share"] for row in metrics if row.get("loading_share") is not None]
-    return f"{fmean(shares):.0%} of the training's time".replace("%", " %") if shares else ""
+def _loading(record: RunRecord) -> str:
+    seconds = sum(row["seconds"] for row in record.timing)
+    if not seconds:
+        return ""
+    share = sum(row["loading_seconds"] for row in record.timing) / seconds
+    return f"{share:.1%} of the training's time".replace("%", " %")
 
 
 def _warnings(record: RunRecord) -> Iterator[str]:

@@ -24,6 +24,7 @@ class RunRecord:
         environment: Machine, versions and command line.
         metrics: One object per epoch.
         balance: One object per recorded iteration.
+        timing: Seconds of training, one object per checkpoint; those of all starts add up.
         results: What the run came to; empty while it is not finished.
         progress: Of the last checkpoint; empty without one.
     """
@@ -33,6 +34,7 @@ class RunRecord:
     environment: Json
     metrics: Sequence[Json]
     balance: Sequence[Json]
+    timing: Sequence[Json]
     results: Json
     progress: Json
 
@@ -47,13 +49,15 @@ class RunRecord:
             UserError: If that is no run folder, or a log is damaged.
         """
         run = RunFolder.open(path)
-        logs = [read_jsonl(p) if p.exists() else [] for p in (run.metrics, run.balance)]
+        files = (run.metrics, run.balance, path / "timing.jsonl")
+        metrics, balance, timing = (read_jsonl(p) if p.exists() else [] for p in files)
         return cls(
             folder=run,
             config=yaml.safe_load(run.config.read_text("utf-8")),
             environment=read_json(run.environment),
-            metrics=logs[0],
-            balance=logs[1],
+            metrics=metrics,
+            balance=balance,
+            timing=timing,
             results=read_json(run.results),
             progress=_progress(run),
         )

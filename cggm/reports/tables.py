@@ -45,7 +45,10 @@ def plain_table(caption: str, columns: Sequence[Column]) -> Markup:
         caption: What it shows.
         columns: Of equal length.
     """
-    heads = Markup().join(Markup('<th scope="col">{}</th>').format(c.name) for c in columns)
+    heads = Markup().join(
+        Markup('<th scope="col" class="{}">{}</th>').format(_class(column), column.name)
+        for column in columns
+    )
     return _table(caption, heads, columns, "")
 
 
@@ -114,8 +117,14 @@ def _cells(column: Column, *, first: bool) -> list[Markup]:
     ]
 
 
+def _class(column: Column) -> str:
+    return "text" if any(isinstance(value, str) for value in column.values) else ""
+
+
 def _attributes(value: float | str | None, scale: tuple[float, float] | None) -> Markup:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, str):
+        return Markup(' class="text"')
+    if value is None or not math.isfinite(value):
         return Markup()
     exact = Markup(' data-v="{!r}"').format(value)
     if scale is None:

@@ -86,10 +86,11 @@ def test_killed_comparison_goes_on_where_it_was(finished, capsys):
     process = start(*more)
     wait_for(lambda: any(folder.glob("checkpoints/epoch-0001-*")), process)
     process.kill()
-    process.communicate()
+    process.wait()
     assert call(*more) == 2, "the training outlived its command and still writes"
     assert "another command still writes there, or a training" in capsys.readouterr().err
     os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     while not is_free(output):
         time.sleep(0.005)
     assert not (folder / "results.json").exists()

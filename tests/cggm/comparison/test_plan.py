@@ -1,12 +1,11 @@
 """What a comparison runs: names of the command line, and the trainings that they stand for."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from cggm.comparison.plan import SWEEP, Plan, Run, command
+from cggm.comparison.plan import SWEEP, Plan, Run, command_line
 from cggm.errors import UserError
 from cggm.runs.config import read_config
 from cggm_cls.config import MosiConfig
@@ -73,12 +72,11 @@ def test_sweep_adds_settings_and_what_they_are_compared_with():
 
 def test_command_starts_or_resumes():
     run = Run("mosi", "ogm", 4, ("--method", "ogm"))
-    script = [sys.executable, str(Path("scripts/mosi_train.py"))]
     folder = str(Path("out/runs/mosi/ogm/seed-4"))
-    fresh = command(run, Path("scripts"), Path("out"), resume=False)
-    assert fresh == [*script, "--output", folder, "--seed", "4", "--method", "ogm"]
-    again = command(run, Path("scripts"), Path("out"), resume=True)
-    assert again == [*script, "--resume", folder]
+    fresh = command_line(run, Path("out"), resume=False)
+    assert fresh == ["--output", folder, "--seed", "4", "--method", "ogm"]
+    again = command_line(run, Path("out"), resume=True)
+    assert again == ["--resume", folder]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from cggm.errors import UserError
 from cggm.reports.charts import Line, line_chart
 from cggm.reports.frame import limits, ticks
 from cggm.reports.page import LARGEST, SIMULATED, Section, write_page
+from cggm.reports.points import Dot, dot_chart
 from cggm.reports.tables import Column, number, plain_table, sortable_table
 
 
@@ -105,3 +106,18 @@ def test_ticks_are_few_and_within(ends):
     found = ticks(*ends)
     assert 2 <= len(found) <= 6
     assert all(ends[0] <= tick <= ends[1] for tick in found)
+
+
+def test_long_names_leave_room_for_the_values():
+    name = "reconboost:epochs_per_stage=1:rectify_epochs=1"
+    dots = [Dot(name, 1.0, 0.5, 1.5), Dot("joint", 2.0, 2.0, 2.0)]
+    chart = dot_chart("Ranks", dots, x_label="rank")
+    axis = [float(x) for x in re.findall(r'<path class="grid" d="M([\d.]+)', chart)]
+    assert max(axis) - min(axis) > 150
+    assert f"<title>{name}</title>" in chart
+
+
+def test_texts_are_set_as_texts():
+    table = plain_table("Refused", [Column("method", ["pmr"]), Column("reason", ["no classes"])])
+    assert '<th scope="col" class="text">reason</th>' in table
+    assert '<td class="text">no classes</td>' in table

@@ -1,0 +1,55 @@
+"""Scripts in processes that share imports behave as scripts that were started by hand."""
+
+import os
+import time
+from multiprocessing import forkserver
+
+import pytest
+
+from cggm.comparison.processes import Script, share_imports
+
+SCRIPT = """
+import sys
+from multiprocessing import get_start_method
+print("loaded" if "colorsys" in sys.modules else "not loaded", get_start_method(), __name__)
+print(sys.argv[1:], file=sys.stderr)
+raise SystemExit(3)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    forkserver._forkserver._stop()  # that of an earlier test
+    share_imports(["colorsys", "no_such_module"], threads=1)
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT)
+    return file
+
+
+def ended(process):
+    while (code := process.poll()) is None:
+        time.sleep(0.01)
+    return code
+
+
+def test_output_goes_to_the_log_and_the_code_comes_back(script, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open() as kept:
+        assert ended(Script(script, [], log, inherited=kept.fileno())) == 3
+    assert log.read_text().splitlines()[0] == "before"
+    assert {"loaded fork __main__", "[]"} <= set(log.read_text().splitlines())
+
+
+def test_descriptor_is_open_in_the_script(script, tmp_path):
+    script.write_text("import time\ntime.sleep(60)\n")
+    read, write = os.pipe()
+    process = Script(script, [], tmp_path / "log", inherited=write)
+    os.close(write)
+    os.set_blocking(read, False)
+    with pytest.raises(BlockingIOError):
+        os.read(read, 1)
+    process.terminate()
+    assert ended(process) == -15
+    assert os.read(read, 1) == b""
+    os.close(read)

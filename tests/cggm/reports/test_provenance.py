@@ -1,0 +1,28 @@
+import json
+
+import pytest
+
+from cggm.reports.provenance import provenance_section
+from cggm.reports.record import RunRecord
+from tests.cggm_seg.report_runs import write_run
+
+TIMES = [
+    {"seconds": 3000.4, "loading_seconds": 300.0},  # a first start that was killed
+    {"seconds": 1000.0, "loading_seconds": 100.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [(TIMES, ["1:06:40 (h:mm:ss of training, validation included)", "10.0 % of the training"]),
+     (None, [])],
+)  # fmt: skip
+def test_time_of_all_starts_is_told(times, told, tmp_path):
+    run = write_run(tmp_path / "run")
+    if times is not None:
+        lines = "".join(json.dumps(line) + "\n" for line in times)
+        (run / "timing.jsonl").write_text(lines)
+    (run / "environment.json").write_text('{"earlier_starts": [{}]}')
+    text = provenance_section(RunRecord.read(run)).body
+    assert all(words in text for words in told)
+    assert ("Duration" in text) == ("Loading data" in text) == (times is not None)
