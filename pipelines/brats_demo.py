@@ -40,7 +40,7 @@ class DemoOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    options = parse_options(DemoOptions, "The whole story on simulated cases.", argv)
+    options = parse_options(DemoOptions, __doc__, argv)
     started = time.monotonic()
     training, held_out = options.folder / "cohort" / "train", options.folder / "cohort" / "held-out"
     model = options.folder / f"run-{datetime.now():%Y%m%d-%H%M%S}"

@@ -34,9 +34,7 @@ class EvaluateOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    options = parse_options(
-        EvaluateOptions, "Compare label maps with reference segmentations.", argv
-    )
+    options = parse_options(EvaluateOptions, __doc__, argv)
     from cggm.distributed import is_first_rank
     from cggm.runs.folder import write_atomically
     from cggm_seg.evaluation import evaluate_folder, mean_dice

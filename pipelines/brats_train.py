@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(
         BratsConfig,
-        "Train a BraTS segmentation network with a balancing method.",
+        __doc__,
         argv,
         CONFIGS,
     )

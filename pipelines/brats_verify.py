@@ -31,7 +31,7 @@ class VerifyOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
-    options = parse_options(VerifyOptions, "Verify BraTS data, file by file.", argv)
+    options = parse_options(VerifyOptions, __doc__, argv)
     from cggm.runs.folder import write_atomically
     from cggm_seg.verify import verify_data
     from cggm_seg.verify_report import summary, table, to_json

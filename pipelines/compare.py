@@ -69,7 +69,7 @@ class CompareOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
-    options = parse_options(CompareOptions, "Compare balancing methods.", argv)
+    options = parse_options(CompareOptions, __doc__, argv)
 
     from cggm.comparison.lock import locked
     from cggm.comparison.plan import Plan

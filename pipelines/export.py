@@ -33,7 +33,7 @@ class ExportOptions:
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
-    options = parse_options(ExportOptions, "Export a trained BraTS network.", named)
+    options = parse_options(ExportOptions, __doc__, named)
     folder = RunFolder.open(options.run)
     output = options.output or options.run / "export" / options.to
 

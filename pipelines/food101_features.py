@@ -1,4 +1,4 @@
-"""Run BERT and ViT once over UPMC Food-101, so that training never runs them again.
+r"""Run BERT and ViT once over UPMC Food-101, so that training never runs them again.
 
     python pipelines/food101_features.py --data food101 --text_model bert-base-uncased \
         --image_model vit-base-patch16-224 --output features
@@ -55,7 +55,7 @@ class FeatureOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    options = parse_options(FeatureOptions, "Run BERT and ViT once over UPMC Food-101.", argv)
+    options = parse_options(FeatureOptions, __doc__, argv)
     if options.data is None:
         from cggm_cls.food101_demo import simulate_features
 

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(
         FoodConfig,
-        "Train food recognition on the features of UPMC Food-101 with a balancing method.",
+        __doc__,
         argv,
         CONFIGS,
     )

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(
         MfeatConfig,
-        "Train digit recognition on UCI Multiple Features with a balancing method.",
+        __doc__,
         argv,
         CONFIGS,
     )

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(
         MosiConfig,
-        "Train a sentiment regression on CMU-MOSI or CMU-MOSEI with a balancing method.",
+        __doc__,
         argv,
         CONFIGS,
     )

@@ -26,7 +26,7 @@ class ReportOptions:
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
-    options = parse_options(ReportOptions, "Write report.html of a run or a comparison.", named)
+    options = parse_options(ReportOptions, __doc__, named)
     for path in write_reports(options.run):
         print(f"report   {path}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cggm.errors import UserError
-from cggm.runs.config import ConfigReader
+from cggm.runs.config import ConfigReader, to_yaml
 from cggm.runs.folder import RunFolder
 from cggm.runs.options import RunConfig, RunOptions
 from cggm.runs.signals import Stopped
@@ -25,7 +25,7 @@ _BAD_PATH = {
 
 
 def parse_arguments(
-    schema: type[T], description: str, argv: Sequence[str], *, defaults: Path, methods: Path
+    schema: type[T], description: str | None, argv: Sequence[str], *, defaults: Path, methods: Path
 ) -> tuple[T, RunOptions]:
     """Read the command line of a training script; ``--help`` prints the options and exits.
 
@@ -34,7 +34,7 @@ def parse_arguments(
 
     Args:
         schema: Dataclass of the configuration, usually a :class:`cggm.runs.options.RunConfig`.
-        description: What the script does, one or two sentences.
+        description: What the script does and an example; the script's docstring.
         argv: The arguments without the program's name.
         defaults: YAML file of the default configuration.
         methods: Folder with one YAML file per balancing method.
@@ -56,16 +56,18 @@ def parse_arguments(
 
 
 def parse_training(
-    schema: type[C], description: str, argv: Sequence[str], configs: Path
+    schema: type[C], description: str | None, argv: Sequence[str], configs: Path
 ) -> tuple[C, RunOptions]:
     """Read the command line of a training whose configurations lie in one folder.
+
+    ``--help`` prints the options, ``--print_config`` a file for ``--config``; both exit.
 
     The defaults are those of ``train.yaml`` or, without ``--data``, of ``demo.yaml`` where there is
     one; the methods lie in the folder ``methods`` beside.
 
     Args:
         schema: Dataclass of the configuration.
-        description: What the script does, one or two sentences.
+        description: What the script does and an example; the script's docstring.
         argv: The arguments without the program's name.
         configs: Folder of the data set's configurations.
 
@@ -79,16 +81,20 @@ def parse_training(
     train, demo = configs / "train.yaml", configs / "demo.yaml"
     parsed = parse_arguments(schema, description, argv, defaults=train, methods=methods)
     if parsed[0].data is None and demo.exists():
-        return parse_arguments(schema, description, argv, defaults=demo, methods=methods)
+        parsed = parse_arguments(schema, description, argv, defaults=demo, methods=methods)
+    config, options = parsed
+    if options.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
     return parsed
 
 
-def parse_options(schema: type[T], description: str, argv: Sequence[str]) -> T:
+def parse_options(schema: type[T], description: str | None, argv: Sequence[str]) -> T:
     """Read the command line of a script without configuration files, such as inference.
 
     Args:
         schema: Dataclass with one field per option; those without a default are required.
-        description: What the script does, one or two sentences.
+        description: What the script does and an example; the script's docstring.
         argv: The arguments without the program's name.
 
     Raises:

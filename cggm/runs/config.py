@@ -9,20 +9,20 @@ field allows as well (``"1"`` in a ``float | str``, ``"null"`` in a ``str | None
 """
 
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, fields
 from difflib import get_close_matches
-from inspect import getdoc
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from cggm.errors import UserError
 from cggm.runs.folder import write_atomically
+from cggm.runs.help import HelpFormatter, metavar
+from cggm.runs.schema import is_group, schema_options
 
 T = TypeVar("T")
 
@@ -51,7 +51,17 @@ def write_config(config: Any, path: Path) -> None:  # noqa: ANN401
         config: An instance of a schema.
         path: The file, replaced in one step.
     """
-    write_atomically(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False).encode())
+    write_atomically(path, to_yaml(config).encode())
+
+
+def to_yaml(config: Any) -> str:  # noqa: ANN401
+    """The text that :func:`write_config` writes.
+
+    Args:
+        config: An instance of a schema.
+    """
+    text: str = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return text
 
 
 class ConfigReader:
@@ -59,7 +69,7 @@ class ConfigReader:
 
     Args:
         schemas: Dataclasses whose fields become the known keys; no two share one.
-        description: What the script does, for ``--help``.
+        description: What the script does and an example, for ``--help``, which keeps its lines.
     """
 
     def __init__(self, *schemas: type, description: str | None = None) -> None:
@@ -69,7 +79,9 @@ class ConfigReader:
         self._parser = ArgumentParser(
             exit_on_error=False,
             allow_abbrev=False,
+            print_config=None,  # ours prints what a script's own sources come to
             description=description,
+            formatter_class=HelpFormatter,
             usage="%(prog)s [--key value ...]",
         )
         self._hints: dict[str, Any] = {}
@@ -117,17 +129,16 @@ class ConfigReader:
 
     def _add_options(self, schema: type) -> None:
         groups: dict[str, Any] = {}
-        for option in _options(schema):
-            title = option.key.rpartition(".")[0] or _first_line(schema)
-            if title not in groups:
-                groups[title] = self._parser.add_argument_group(title)
+        for option in schema_options(schema):
+            if option.group not in groups:
+                groups[option.group] = self._parser.add_argument_group(option.group)
             bare = {"nargs": "?", "const": True} if option.hint is bool else {}
-            groups[title].add_argument(
+            groups[option.group].add_argument(
                 f"--{option.key}",
                 type=option.hint,
                 default=option.default,
                 help=option.help,
-                metavar=option.metavar,
+                metavar=option.metavar or metavar(option.hint),
                 **bare,
             )
             self._hints[option.key] = option.hint
@@ -148,48 +159,6 @@ class ConfigReader:
             f"{where}expected {prefix}{key[1]} to be {expected}, but got {found[-1]!r}.",
             "See --help for the options.",
         )
-
-
-@dataclass(frozen=True)
-class _Option:
-    key: str
-    hint: Any
-    default: Any
-    help: str
-    metavar: str | None
-
-
-def _options(schema: type, prefix: str = "", values: object = SUPPRESS) -> Iterator[_Option]:
-    """Every field that is no group, depth first, with defaults from ``values`` where given."""
-    hints, docs = get_type_hints(schema), _field_docs(schema)
-    for field in fields(schema):
-        key, hint = prefix + field.name, hints[field.name]
-        default = _default(field) if values is SUPPRESS else getattr(values, field.name)
-        if _is_group(hint):
-            yield from _options(hint, f"{key}.", default)
-        else:
-            metavar = field.metadata.get("metavar")
-            text = docs.get(field.name) or field.name.replace("_", " ")
-            yield _Option(key, hint, default, text, metavar)
-
-
-def _is_group(hint: object) -> bool:
-    return isinstance(hint, type) and is_dataclass(hint)
-
-
-def _default(field: Field) -> object:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return SUPPRESS if field.default is MISSING else field.default
-
-
-def _field_docs(schema: type) -> dict[str, str]:
-    parsed = [parse_docstring(base.__doc__ or "") for base in reversed(schema.__mro__)]
-    return {p.arg_name: p.description or "" for doc in parsed for p in doc.params}
-
-
-def _first_line(schema: type) -> str:
-    return (getdoc(schema) or schema.__name__).partition("\n")[0].rstrip(".")
 
 
 def _load(file: Path) -> object:
@@ -240,7 +209,7 @@ def _build(schema: type[T], values: Namespace, prefix: str = "") -> T:
     parts: dict[str, Any] = {}
     for field in fields(schema):  # type: ignore[arg-type]
         key, hint = prefix + field.name, hints[field.name]
-        if _is_group(hint):
+        if is_group(hint):
             parts[field.name] = _build(hint, values, f"{key}.")
         elif key in values:
             parts[field.name] = values[key]

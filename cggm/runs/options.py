@@ -71,12 +71,14 @@ class RunOptions:
         config: Configuration laid over the defaults.
         method: Balancing method, laid over both.
         resume: Run to continue from its last checkpoint, its configuration in the defaults' place.
+        print_config: Whether to print the configuration that all this comes to, and to end.
     """
 
     output: Path | None = field(default=None, metadata={"metavar": "RUN"})
     config: Path | None = field(default=None, metadata={"metavar": "YAML"})
     method: str | None = field(default=None, metadata={"metavar": "NAME"})
     resume: Path | None = field(default=None, metadata={"metavar": "RUN"})
+    print_config: bool = False
 
     def __post_init__(self) -> None:
         if self.output and self.resume:
@@ -99,7 +101,8 @@ class RunConfig:
             it ends the run.
         gradients: Training batches whose last-layer gradients are kept in the end, see
             cggm.gradients; needs heads.
-        curves: Whether curves of the training are drawn in the end.
+        curves: Whether curves of the training are drawn, now and then and in the end.
+        mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
         device: Where to compute; CUDA if there is one, where not given.
     """
 
@@ -111,6 +114,7 @@ class RunConfig:
     skip_nonfinite: bool = False
     gradients: int = field(default=0, metadata={"metavar": "N"})
     curves: bool = True
+    mlflow: str | None = field(default=None, metadata={"metavar": "DIR|URI"})
     device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
 
     def __post_init__(self) -> None:

@@ -69,6 +69,20 @@ def test_demo_configuration_serves_where_no_data_is_given(configs):
     assert parse_training(Config, "Train.", ["--method", "ogm"], folder)[0].balancer == "ogm"
 
 
+def test_printed_configuration_can_be_run(configs, capsys):
+    folder = configs / "mosi"
+    folder.mkdir()
+    (folder / "train.yaml").write_text("max_epochs: 30\n")
+    (folder / "demo.yaml").write_text("max_epochs: 3\n")
+    with pytest.raises(SystemExit) as ended:
+        parse_training(Config, None, ["--method", "ogm", "--seed", "4", "--print_config"], folder)
+    assert ended.value.code == 0
+    printed = configs / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    config, _ = parse_training(Config, None, ["--config", str(printed)], folder)
+    assert config == Config(max_epochs=3, seed=4, balancer="ogm", training=Training(0.03))
+
+
 def test_resumed_run_brings_its_own_configuration(configs, tmp_path):
     run_folder = tmp_path / "run"
     (run_folder / "checkpoints").mkdir(parents=True)
