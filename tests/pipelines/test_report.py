@@ -202,6 +202,20 @@ def test_comparison(tmp_path):
         assert page.locator("#mfeat td.best").first.inner_text().startswith("0.620")
 
 
+def test_evaluation_of_all_of_brats_opens_at_once(tmp_path):
+    run = write_run(tmp_path / "run")
+    rows = add_evaluation(run, 3)
+    first, *_, last = sorted(rows, key=lambda case: rows[case]["dice_WT"])
+    between = {f"case-{i}": rows[first if i % 2 else last] for i in range(1248)}
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["rows"] |= between
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    with opened(reported(run)) as page:
+        loaded = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+        assert 0 < page.evaluate(loaded) < 2000  # ms
+        assert page.locator("#evaluation-case-by-case table.sortable tbody tr").count() == 1251
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert run_command(report.main, [str(tmp_path / "no")]) == 2
     assert "no such folder" in capsys.readouterr().err
