@@ -87,6 +87,12 @@ def find_cases(
     return cases, errors
 
 
+def naming_of(file: Path) -> Naming | None:
+    """The scheme that a file is named by, or ``None`` for a name of another kind."""
+    match = _FILE_NAME.fullmatch(file.name)
+    return _PARTS[match["suffix"]][0] if match else None
+
+
 def survey_cases(folder: Path) -> list[tuple[Case, list[Finding]]]:
     """Finds every case in a folder, with whatever files it has, and all that is missing.
 

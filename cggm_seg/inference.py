@@ -1,81 +1,53 @@
-"""Segments whole volumes, slice by slice, and writes label maps for whole cohorts."""
+"""Segments whole cohorts; a cohort that was interrupted goes on where it stopped."""
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from cggm.distributed import gather_shards, is_first_rank, shard
-from cggm.errors import DataError, UserError
+from cggm.errors import DataError
+from cggm_seg.case_prediction import CasePredictor
 from cggm_seg.cases import Case
-from cggm_seg.slicewise import InferenceSettings, slice_logits
-from cggm_seg.volumes import read_case, write_labels
+from cggm_seg.identity import made_with
+from cggm_seg.prediction_conflicts import check_alike
+from cggm_seg.prediction_folder import PredictionFolder
+from cggm_seg.prediction_summary import write_summary
+from cggm_seg.slicewise import InferenceSettings, device_of
+from cggm_seg.volumewise import DEFAULT, check_absent, predict_probabilities, predict_volume
 
-__all__ = ["InferenceSettings", "predict_cases", "predict_probabilities", "predict_volume"]
-
-DEFAULT = InferenceSettings()
+__all__ = [
+    "InferenceSettings",
+    "Predictions",
+    "predict_cases",
+    "predict_probabilities",
+    "predict_volume",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def predict_volume(
-    network: nn.Module,
-    images: Tensor | np.ndarray,
-    settings: InferenceSettings = DEFAULT,
-    *,
-    absent: Collection[str] = (),
-) -> np.ndarray:
-    """Segments one volume. Prepares it as in training: z-scores over the non-zero voxels.
+@dataclass(frozen=True)
+class Predictions:
+    """What came of a cohort.
 
-    Slices without brain are skipped; all voxels outside the box around the brain are background.
-    The network is evaluated on its own device and left in the mode it had.
-
-    Args:
-        network: Maps ``(B, M, H, W)`` to logits and names its channels in ``modalities``.
-        images: Raw intensities with background exactly 0, shape ``(M, H, W, Z)``.
-        settings: How the volume is cut, batched and computed.
-        absent: Modalities to be replaced by zeros.
-
-    Returns:
-        Class indices, uint8, shape ``(H, W, Z)``.
-
-    Raises:
-        UserError: If all voxels are zero or ``absent`` names an unknown modality.
-        ValueError: If the number of modalities does not fit the network.
+    Attributes:
+        written: Label maps that were written.
+        found: Label maps that an earlier call had made in the same way.
+        errors: One for each case without a label map of this call.
     """
-    raw = _present(network, images, absent)
-    labels = np.zeros(raw.shape[:0:-1], np.uint8).T  # laid out slice by slice, as files are
-    for where, logits in slice_logits(network, raw, settings):
-        labels[where] = logits.argmax(1).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return labels
 
+    written: list[Path]
+    found: list[Path]
+    errors: list[DataError]
 
-def predict_probabilities(
-    network: nn.Module,
-    images: Tensor | np.ndarray,
-    settings: InferenceSettings = DEFAULT,
-    *,
-    absent: Collection[str] = (),
-) -> np.ndarray:
-    """Class probabilities, float32, shape ``(C, H, W, Z)``; see :func:`predict_volume`.
-
-    Takes 143 MB for four classes of a BraTS volume. Their largest gives the classes of
-    :func:`predict_volume`.
-    """
-    raw = _present(network, images, absent)
-    probabilities = np.empty(0, np.float32)
-    for where, logits in slice_logits(network, raw, settings):
-        if not probabilities.size:
-            probabilities = np.zeros((logits.shape[1], *raw.shape[1:]), np.float32)
-            probabilities[0] = 1
-        probabilities[:, *where] = logits.softmax(1).permute(1, 2, 3, 0).cpu().numpy()
-    return probabilities
+    @property
+    def files(self) -> list[Path]:
+        """All label maps, sorted."""
+        return sorted([*self.written, *self.found])
 
 
 def predict_cases(
@@ -85,141 +57,87 @@ def predict_cases(
     settings: InferenceSettings = DEFAULT,
     *,
     absent: Collection[str] = (),
+    probabilities: bool = False,
+    previews: bool = False,
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     sharded: bool = False,
-) -> tuple[list[Path], list[DataError]]:
+) -> Predictions:
     """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their naming.
 
-    A modality that a case lacks is replaced by zeros, with a warning in the log.
+    A modality that a case lacks is replaced by zeros, with a warning in the log. ``summary.csv``
+    tells the volumes of all cases in the folder. Cases that the same network predicted with the
+    same settings from the same images are not predicted again: ``records/<case id>.json`` says what
+    made each file. One process, or one group of ranks, at a time for each case.
 
     Args:
         network: See :func:`predict_volume`.
         cases: The cases; label maps are not read.
         output: Folder, made if there is none.
         settings: How volumes are cut, batched and computed.
-        absent: Modalities to be replaced by zeros in every case.
+        absent: Modalities to be replaced by zeros in every case; their images are not read.
+        probabilities: Whether class probabilities are written to ``probabilities/``, see
+            :func:`cggm_seg.probability_maps.write_probabilities`.
+        previews: Whether pictures are drawn in ``previews/``.
         strict: Whether the first bad case ends the run.
-        overwrite: Whether existing predictions are replaced; otherwise such a case is an error.
+        overwrite: Whether files that were made otherwise are replaced; such a file is an error
+            otherwise.
         progress: Whether to show a progress bar.
         sharded: Whether the ranks share the cases; every rank then calls this, writes the
             predictions of its share, and gets the outcome of all.
 
-    Returns:
-        The files written, and one error for each case without one.
-
     Raises:
         DataError: If a case cannot be predicted and ``strict`` is set.
-        UserError: If the output cannot be written or ``absent`` names an unknown modality.
+        UserError: If the output cannot be written or holds predictions of another network or other
+            settings, ``absent`` names an unknown modality, or memory is too short.
     """
-    _absent_channels(network, absent)
-    _make(output)
+    check_absent(network, absent)
+    folder = PredictionFolder(output)
+    predictor = CasePredictor(
+        network,
+        settings,
+        folder,
+        made_with(network, settings),
+        settings.batches(device_of(network)),
+        absent,
+        probabilities,
+        previews,
+        overwrite,
+    )
+    if not overwrite:
+        check_alike(folder, cases, predictor.made_with)
+    outcomes = _predict_all(predictor, cases, strict, progress, sharded)
+    files = [folder.labels(case.id) for case in cases]
+    done = list(zip(files, outcomes, strict=True))
+    return Predictions(
+        [file for file, outcome in done if outcome is True],
+        [file for file, outcome in done if outcome is False],
+        [outcome for outcome in outcomes if isinstance(outcome, DataError)],
+    )
+
+
+def _predict_all(
+    predictor: CasePredictor, cases: Sequence[Case], strict: bool, progress: bool, sharded: bool
+) -> list[bool | DataError]:
+    """Whether each case was predicted, and not found, or why there is nothing."""
+    if predictor.absent and is_first_rank():
+        logger.warning("%s: replaced by zeros in every case.", ", ".join(predictor.absent))
+    predictor.folder.make()
     mine = shard(cases) if sharded else cases
     shown = None if progress and is_first_rank() else True
     bar = tqdm(mine, "Predicting", unit="case", disable=shown)
-    outcomes = [
-        _attempt(network, case, output / f"{case.id}.nii.gz", settings, absent, strict, overwrite)
-        for case in bar
-    ]
+    outcomes = [_attempt(predictor, case, strict) for case in bar]
     outcomes = gather_shards(outcomes) if sharded else outcomes
-    written = [outcome for outcome in outcomes if isinstance(outcome, Path)]
-    return written, [outcome for outcome in outcomes if isinstance(outcome, DataError)]
+    if is_first_rank() or not sharded:
+        write_summary(predictor.folder)
+    return outcomes
 
 
-def _attempt(
-    network: nn.Module,
-    case: Case,
-    file: Path,
-    settings: InferenceSettings,
-    absent: Collection[str],
-    strict: bool,
-    overwrite: bool,
-) -> Path | DataError:
+def _attempt(predictor: CasePredictor, case: Case, strict: bool) -> bool | DataError:
     try:
-        if file.exists() and not overwrite:
-            raise _exists(case, file)
-        _predict_case(network, case, file, settings, absent)
+        return predictor.predict(case)
     except DataError as error:
         if strict:
             raise
         return error
-    return file
-
-
-def _predict_case(
-    network: nn.Module,
-    case: Case,
-    file: Path,
-    settings: InferenceSettings,
-    absent: Collection[str],
-) -> None:
-    names = _names(network)
-    missing = [name for name in names if name not in case.images]
-    if missing:
-        logger.warning("%s: no %s, replaced by zeros.", case.id, ", ".join(missing))
-    if not set(names) - set(missing) - set(absent):
-        what = f"Expected at least one of {', '.join(names)}, but all are missing or absent."
-        raise DataError(case.id, None, what, "Add an image, or leave the case out.")
-    volumes = read_case(replace(case, label=None))
-    images = _by_channel(names, case, volumes.images)
-    classes = predict_volume(network, images, settings, absent=absent)
-    try:
-        write_labels(file, classes, volumes.header, case.naming)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-
-
-def _by_channel(names: Sequence[str], case: Case, images: np.ndarray) -> np.ndarray:
-    if tuple(case.images) == tuple(names):
-        return images
-    rows = dict(zip(case.images, images, strict=True))
-    blank = np.zeros_like(images[0])
-    return np.stack([rows.get(name, blank).T for name in names]).transpose(0, 3, 2, 1)
-
-
-def _names(network: nn.Module) -> tuple[str, ...]:
-    return tuple(cast(Sequence[str], network.modalities))
-
-
-def _absent_channels(network: nn.Module, absent: Collection[str]) -> list[int]:
-    names = _names(network)
-    unknown = sorted(set(absent) - set(names))
-    if unknown:
-        what = f"Expected `absent` to name modalities of the network, but got {', '.join(unknown)}."
-        raise UserError(what, f"Choose among {', '.join(names)}.")
-    return [names.index(name) for name in absent]
-
-
-def _present(
-    network: nn.Module, images: Tensor | np.ndarray, absent: Collection[str]
-) -> np.ndarray:
-    raw = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    names = _names(network)
-    if raw.ndim != 4 or len(raw) != len(names):
-        raise ValueError(
-            f"Expected images of shape ({len(names)}, H, W, Z), one per modality of the network "
-            f"({', '.join(names)}), but got shape {raw.shape}."
-        )
-    channels = _absent_channels(network, absent)
-    if channels:
-        raw = raw.copy(order="K")
-        raw[channels] = 0
-    return raw
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _exists(case: Case, file: Path) -> DataError:
-    what = "Expected no prediction yet, but the file exists."
-    return DataError(case.id, file, what, "Remove it, allow overwriting or choose another folder.")
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    what = f"Expected to write {path}, but got: {error.strerror or error}."
-    return UserError(what, "Free space, or choose a folder that you may write to.")

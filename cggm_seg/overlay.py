@@ -11,18 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cggm.runs.folder import replacing
+from cggm_seg.axial import (
+    BACKGROUND,
+    COLORS,
+    FAINT,
+    TEXT,
+    TITLES,
+    best_slice,
+    brain_window,
+    gray_levels,
+    shown_modalities,
+)
 from cggm_seg.regions import region_mask
 
-COLORS = {"ED": "#56b4e9", "ET": "#e69f00", "NCR": "#cc3377"}
-"""Colors of edema, enhancing tumor and necrotic core, apart for every kind of color vision."""
+__all__ = ["COLORS", "save_overlay"]
 
 _CLASSES = {"NCR": 1, "ED": 2, "ET": 3}
 _NAMES = {"ED": "edema (ED)", "ET": "enhancing tumor (ET)", "NCR": "necrotic core (NCR)"}
-_TITLES = {"flair": "FLAIR", "t1ce": "T1ce", "t1": "T1", "t2": "T2"}
-_SHOWN = ("flair", "t1ce")
-_BACKGROUND, _TEXT, _FAINT = "#101216", "#f2f2f2", "#9aa0a6"
 _OPACITY = 0.35
-_MARGIN = 6  # voxels around the brain
 
 
 def save_overlay(
@@ -55,13 +61,13 @@ def save_overlay(
         OSError: If the file cannot be written; nothing is left of it then.
     """
     _check_shapes(images, prediction, reference, modalities)
-    depth = _best_slice(images, prediction if reference is None else reference)
-    window = _brain_window(images[..., depth])
-    shown = [name for name in _SHOWN if name in modalities] or [modalities[0]]
+    depth = best_slice(images, prediction if reference is None else reference)
+    window = brain_window(images[..., depth])
+    shown = shown_modalities(modalities)
     columns = {"image": None, "reference": reference, "prediction": prediction}
     if reference is None:
         del columns["reference"]
-    figure = Figure(figsize=(3.4 * len(columns), 3.9 * len(shown) + 1.3), facecolor=_BACKGROUND)
+    figure = Figure(figsize=(3.4 * len(columns), 3.9 * len(shown) + 1.3), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), len(columns), squeeze=False)
     for row, modality in zip(grid, shown, strict=True):
@@ -69,10 +75,10 @@ def save_overlay(
         for axes, (column, labels) in zip(row, columns.items(), strict=True):
             shading = None if labels is None else labels[..., depth][window]
             _draw(axes, image, shading)
-            axes.set_title(f"{_TITLES.get(modality, modality)}  {column}", color=_TEXT, size=11)
+            axes.set_title(f"{TITLES.get(modality, modality)}  {column}", color=TEXT, size=11)
     _annotate(figure, grid[0, 0], _title(case_id, depth, note), _scores(prediction, reference))
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor=_BACKGROUND)
+        figure.savefig(temporary, format="png", dpi=110, facecolor=BACKGROUND)
 
 
 def _check_shapes(
@@ -90,28 +96,9 @@ def _check_shapes(
         )
 
 
-def _best_slice(images: np.ndarray, labels: np.ndarray) -> int:
-    """The slice with the largest lesion, or with the largest brain where there is no lesion."""
-    areas = np.count_nonzero(labels, (0, 1))
-    if not areas.any():
-        areas = np.count_nonzero(images[0], (0, 1))
-    return int(areas.argmax())
-
-
-def _brain_window(slices: np.ndarray) -> tuple[slice, slice]:
-    """Box of the brain and a margin in a slice of all modalities, ``(M, H, W)``."""
-    brain = (slices != 0).any(0)
-    window = []
-    for axis in (0, 1):
-        hit = np.flatnonzero(brain.any(1 - axis))
-        low, high = (hit[0], hit[-1] + 1) if hit.size else (0, brain.shape[axis])
-        window.append(slice(max(low - _MARGIN, 0), high + _MARGIN))
-    return window[0], window[1]
-
-
 def _draw(axes: Axes, image: np.ndarray, labels: np.ndarray | None) -> None:
     # Arrays are LPS: transposed, rows run to posterior and columns to the patient's left.
-    axes.imshow(_gray(image).T[..., None].repeat(3, -1), interpolation="bilinear")
+    axes.imshow(gray_levels(image).T[..., None].repeat(3, -1), interpolation="bilinear")
     axes.set_axis_off()
     if labels is None:
         return
@@ -123,14 +110,6 @@ def _draw(axes: Axes, image: np.ndarray, labels: np.ndarray | None) -> None:
         inside = np.isin(labels.T, members)
         if inside.any() and not inside.all():
             axes.contour(inside, levels=[0.5], colors=COLORS[name], linewidths=1.3)
-
-
-def _gray(image: np.ndarray) -> np.ndarray:
-    """Intensities of the brain stretched to 0-1, the brightest half percent cut off."""
-    brain = image[image != 0]
-    low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
-    stretched = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-    return np.where(image != 0, 0.06 + 0.94 * stretched, 0)
 
 
 def _title(case_id: str, depth: int, note: str) -> str:
@@ -154,11 +133,11 @@ def _annotate(figure: Figure, first: Axes, title: str, scores: str) -> None:
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.55 / height, top=1 - 1.05 / height, wspace=0.02, hspace=0.1
     )
-    figure.text(0.5, 1 - 0.3 / height, title, color=_TEXT, size=14, weight="bold", ha="center")
-    figure.text(0.5, 1 - 0.58 / height, scores, color=_TEXT, size=11, ha="center")
+    figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, size=14, weight="bold", ha="center")
+    figure.text(0.5, 1 - 0.58 / height, scores, color=TEXT, size=11, ha="center")
     for x, side in ((0.04, "R"), (0.96, "L")):
-        first.text(x, 0.95, side, transform=first.transAxes, color=_FAINT, size=11, ha="center")
+        first.text(x, 0.95, side, transform=first.transAxes, color=FAINT, size=11, ha="center")
     handles = [Patch(color=color, label=_NAMES[name]) for name, color in COLORS.items()]
     legend = figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
     for text in legend.get_texts():
-        text.set_color(_TEXT)
+        text.set_color(TEXT)

@@ -1,6 +1,6 @@
 """How a volume is cut into slices, batched and computed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from cggm.errors import UserError
 from cggm.modes import evaluating
+from cggm_seg.memory import BatchSize
 from cggm_seg.networks import OUTPUT_STRIDE
 from cggm_seg.preprocessing import brain_box, intensity_statistics, zscore
 
 Where = tuple[slice, slice, np.ndarray]  # rows, columns, slice numbers
+
+_FLIPS = ((), (2,), (3,), (2, 3))  # axes of a batch of slices, (B, M, H, W)
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class InferenceSettings:
             were trained on.
         window: Height and width of a window, a multiple of 16.
         overlap: Overlap of windows as a share of their size, in [0, 1).
-        batch_size: Slices or windows at once, halved when a GPU runs out of memory; ``None``
-            stands for 16 on a CPU, 64 on a GPU.
+        flips: Whether the class probabilities of a slice and of its three mirror images (left and
+            right, front and back, both) are averaged. Four times the work; for networks that were
+            trained on flipped slices, as ours are.
+        batch_size: Slices or windows at once, halved where memory is short; ``None`` stands for 16
+            on a CPU, 64 on a GPU.
         precision: ``bf16`` runs under autocast; ``auto`` does so where the hardware computes it.
         crop_to_brain: Whether slices are cut to the box around the brain, on the 16-voxel grid of
             the whole slice. Differs from whole slices only by what global pooling and the border
@@ -38,6 +44,7 @@ class InferenceSettings:
     mode: Literal["whole", "window"] = "whole"
     window: int = 160
     overlap: float = 0.25
+    flips: bool = False
     batch_size: int | None = None
     precision: Literal["float32", "bf16", "auto"] = "auto"
     crop_to_brain: bool = True
@@ -55,13 +62,32 @@ class InferenceSettings:
                 "Raise it, or leave it out to have one chosen.",
             )
 
+    def in_bf16(self, device: torch.device) -> bool:
+        """Whether a device computes in bfloat16 under these settings."""
+        return self.precision == "bf16" or (self.precision == "auto" and computes_bf16(device))
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """Autocast context of the precision on a device."""
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_bf16(device))
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.in_bf16(device))
+
+    def batches(self, device: torch.device) -> BatchSize:
+        """How many slices a device takes at once, to begin with."""
+        return BatchSize(self.batch_size or (64 if device.type == "cuda" else 16))
 
     def logits(self, network: nn.Module, slices: Tensor) -> Tensor:
-        """Logits of slices, shape ``(B, M, H, W)`` -> ``(B, C, H, W)``."""
+        """Logits of slices, shape ``(B, M, H, W)`` -> ``(B, C, H, W)``, float32.
+
+        With flips they are the logarithms of averaged probabilities, which are logits as well.
+        """
+        if not self.flips:
+            return self._plain_logits(network, slices).float()
+        probabilities = torch.zeros(())
+        for axes in _FLIPS:  # one after another: only one needs memory
+            logits = self._plain_logits(network, slices.flip(axes)).flip(axes)
+            probabilities = logits.float().softmax(1) / len(_FLIPS) + probabilities
+        return probabilities.log()
+
+    def _plain_logits(self, network: nn.Module, slices: Tensor) -> Tensor:
         if self.mode == "whole":
             return cast(Tensor, network(slices))
         logits = sliding_window_inference(
@@ -79,20 +105,31 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and any(flags.get(f) for f in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where the weights of a network lie."""
+    return next(network.parameters()).device
+
+
 def slice_logits(
-    network: nn.Module, raw: np.ndarray, settings: InferenceSettings
+    network: nn.Module, raw: np.ndarray, settings: InferenceSettings, size: BatchSize
 ) -> Iterator[tuple[Where, Tensor]]:
     """Logits ``(B, C, h, w)`` of batches of slices, and their place in the volume."""
-    device = next(network.parameters()).device
-    size = settings.batch_size or (64 if device.type == "cuda" else 16)
+    device = device_of(network)
     scores, (rows, columns, planes) = _brain_slices(raw, settings)
-    for start in range(0, len(planes), size):
-        batch = torch.from_numpy(scores[start : start + size])
+    height, width = (span.stop - span.start for span in (rows, columns))
+
+    def compute(batch: Tensor) -> Tensor:
         batch = batch.to(device, memory_format=torch.channels_last)
         with evaluating(network), settings.autocast(device):
-            logits = _within_memory(lambda part: settings.logits(network, part), batch)
-        height, width = (span.stop - span.start for span in (rows, columns))
-        yield (rows, columns, planes[start : start + size]), logits[..., :height, :width].float()
+            return settings.logits(network, batch)[..., :height, :width]
+
+    done = 0
+    while done < len(planes):
+        batch = torch.from_numpy(scores[done : done + size.slices])
+        logits = size.attempt(compute, batch)
+        if logits is not None:
+            yield (rows, columns, planes[done : done + len(batch)]), logits
+            done += len(batch)
 
 
 def _brain_slices(raw: np.ndarray, settings: InferenceSettings) -> tuple[np.ndarray, Where]:
@@ -117,13 +154,3 @@ def _on_grid(span: slice, size: int) -> slice:
     # On the grid of the whole slice strided convolutions see the same pixels as without a crop.
     start = span.start - span.start % OUTPUT_STRIDE
     return slice(start, min(span.stop + -span.stop % OUTPUT_STRIDE, size))
-
-
-def _within_memory(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    try:
-        return run(batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    torch.cuda.empty_cache()
-    return torch.cat([_within_memory(run, half) for half in batch.tensor_split(2)])

@@ -4,64 +4,48 @@ python pipelines/brats_infer.py --model runs/brats-20261124-101500 --input CASES
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from cggm.errors import DataError
-from cggm.runs.cli import check_problems, parse_options, report_problems, run
-from cggm.runs.config import read_config
+from cggm.runs.cli import check_problems, report_problems, run
+from cggm.runs.config import ConfigReader, read_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.ranks import joined, ranked
-from cggm_seg.cases import Case, find_cases
+from cggm_seg.case_table import find_input
+from cggm_seg.cases import Case
 from cggm_seg.config import BratsConfig
+from cggm_seg.inference_options import ComputeOptions, FileOptions, InferOptions
 
-
-@dataclass(frozen=True)
-class InferOptions:
-    """Segment BraTS volumes with a trained network.
-
-    Args:
-        model: Run folder of a training; its best checkpoint is used.
-        input: Folder of cases; a case may lack modalities.
-        output: Folder of the label maps, <case>.nii.gz.
-        mode: Whole slices, or overlapping windows as MONAI cuts them.
-        precision: bf16 where the hardware computes it, if auto.
-        batch_size: Slices at once; chosen by the device where not given.
-        overwrite: Whether to replace label maps that are there.
-        strict: Whether a bad case ends the run; otherwise it is left out and listed.
-        device: Where to compute; CUDA if there is one, where not given.
-    """
-
-    model: Path = field(metadata={"metavar": "RUN"})
-    input: Path = field(metadata={"metavar": "DIR"})
-    output: Path = field(metadata={"metavar": "DIR"})
-    mode: Literal["whole", "window"] = "whole"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    batch_size: int | None = None
-    overwrite: bool = False
-    strict: bool = False
-    device: Literal["cpu", "cuda"] | None = None
+if TYPE_CHECKING:
+    from cggm_seg.inference import Predictions
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    options = parse_options(InferOptions, "Segment BraTS volumes with a trained network.", argv)
+    reader = ConfigReader(InferOptions, FileOptions, ComputeOptions, description=__doc__)
+    options, files = reader.read(InferOptions, argv), reader.read(FileOptions, argv)
+    compute = reader.read(ComputeOptions, argv)
     folder = RunFolder.open(options.model)
     config = read_config(BratsConfig, [folder.config])
-    cases, problems = find_cases(options.input, labelled=False, allow_missing=True)
+    cases, problems = find_input(options.input)
     check_problems(cases, problems, strict=options.strict)
 
-    written, damaged = _predict(options, folder, config, cases)
-    problems += damaged
-    check_problems(written, problems)
-    print(f"{len(written)} label map{'' if len(written) == 1 else 's'} in {options.output}")
+    predictions = _predict(options, files, compute, folder, config, cases)
+    problems += predictions.errors
+    check_problems(predictions.files, problems)
+    count, found = len(predictions.files), len(predictions.found)
+    earlier = f", {found} of them made earlier" if found else ""
+    print(f"{count} label map{'' if count == 1 else 's'} in {options.output}{earlier}")
     report_problems(problems)
 
 
 def _predict(
-    options: InferOptions, folder: RunFolder, config: BratsConfig, cases: Sequence[Case]
-) -> tuple[list[Path], list[DataError]]:
+    options: InferOptions,
+    files: FileOptions,
+    compute: ComputeOptions,
+    folder: RunFolder,
+    config: BratsConfig,
+    cases: Sequence[Case],
+) -> "Predictions":
     """Let the ranks share the cases; every one gets the outcome of all."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -70,16 +54,22 @@ def _predict(
     from cggm_seg.inference import InferenceSettings, predict_cases
 
     settings = InferenceSettings(
-        mode=options.mode, precision=options.precision, batch_size=options.batch_size
+        mode=compute.mode,
+        flips=compute.flips,
+        precision=compute.precision,
+        batch_size=compute.batch_size,
     )
     network = build_network(config.network, config.used, pretrained=False)
     load_network_weights(folder.checkpoints, network)
-    with joined(options.device) as device, logging_redirect_tqdm():
+    with joined(compute.device) as device, logging_redirect_tqdm():
         return predict_cases(
             network.to(device),
             cases,
             options.output,
             settings=settings,
+            absent=[name.strip() for name in (options.absent or "").split(",") if name.strip()],
+            probabilities=files.probabilities,
+            previews=files.previews,
             overwrite=options.overwrite,
             strict=options.strict,
             sharded=True,

@@ -99,7 +99,7 @@ class Predicting:
         whole = folder / "whole-predictions"
         assert forked(lambda: self._predict(whole), self._log) == 0, self._log.read_text()
         self.seconds, self._whole = perf_counter() - start, _digests(whole)
-        self.smallest = min(file.stat().st_size for file in whole.iterdir())
+        self.smallest = min(file.stat().st_size for file in whole.glob("*.nii.gz"))
 
     def _first_run(self) -> None:
         count = self._count
@@ -143,5 +143,5 @@ class Predicting:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(folder.glob("[!.]*"))
+    files = sorted(folder.glob("[!.]*.nii.gz"))  # summary.csv tells the time as well
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

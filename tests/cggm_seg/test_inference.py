@@ -1,79 +1,32 @@
-import logging
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm.errors import DataError, UserError
-from cggm_seg.cases import MODALITIES, find_cases
-from cggm_seg.inference import (
-    InferenceSettings,
-    predict_cases,
-    predict_probabilities,
-    predict_volume,
-)
-from cggm_seg.losses import SoftDiceCELoss
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm.errors import UserError
+from cggm_seg.cases import MODALITIES
+from cggm_seg.inference import InferenceSettings, predict_probabilities, predict_volume
 from cggm_seg.slicewise import computes_bf16
-from tests.cggm_seg.nifti import AFFINE, CONTRASTS, anatomy, case_file, write_case
+from tests.cggm_seg.predicting import (
+    FLOAT32,
+    WHOLE,
+    PixelNetwork,
+    brain_volume,
+    embed,
+    small_network,
+    trained_network,
+    zscores,
+)
 
-torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
-FLOAT32 = InferenceSettings(precision="float32")
 WINDOWS = InferenceSettings("window", window=64, precision="float32")
-WHOLE = InferenceSettings(precision="float32", crop_to_brain=False)
-
-
-def brain_volume(shape=(64, 48, 20), seed=0):
-    rng = np.random.default_rng(seed)
-    brain, classes = anatomy(shape, rng)
-    means = np.array([CONTRASTS[name] for name in MODALITIES])
-    images = means[:, classes] + 25 * rng.standard_normal((4, *shape))
-    return np.where(brain, np.maximum(images.round(), 1), 0).astype(np.int16), classes
-
-
-def embed(images, shape, corner):
-    volume = np.zeros((len(images), *shape), images.dtype)
-    volume[:, *(slice(c, c + n) for c, n in zip(corner, images.shape[1:], strict=True))] = images
-    return volume
-
-
-def zscores(images):
-    scores = np.zeros(images.shape, np.float32)
-    for score, image in zip(scores, images, strict=True):
-        values = image[image != 0].astype(np.float64)
-        if values.size:
-            score[image != 0] = (values - values.mean()) / values.std()
-    return torch.from_numpy(scores)
-
-
-def small_network(modalities=MODALITIES):
-    torch.manual_seed(0)
-    return MultiEncoderDeepLabV3Plus(
-        modalities,
-        encoder_name="tu-mobilenetv3_small_050",
-        decoder_channels=16,
-        low_level_channels=8,
-        aspp_dropout=0.0,
-    )
 
 
 @pytest.fixture(scope="module")
 def network():
-    """Trained until it recognizes the classes, so that its labels are no ties of noise."""
-    network, loss = small_network(), SoftDiceCELoss()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
-    images, classes = brain_volume()
-    scores, target = zscores(images).movedim(-1, 0), torch.from_numpy(classes).long().movedim(-1, 0)
-    for _ in range(30):
-        chosen = torch.randint(3, 17, (4,))  # slices with lesion
-        optimizer.zero_grad()
-        loss(network(scores[chosen]), target[chosen]).backward()
-        optimizer.step()
-    return network.eval()
+    return trained_network()
 
 
 @pytest.fixture
@@ -84,19 +37,6 @@ def always_one():
     with torch.no_grad():
         network.output_layer.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))
     return network
-
-
-class PixelNetwork(nn.Module):
-    """Sees no neighbors: however a volume is cut, the same voxels get the same classes."""
-
-    modalities = MODALITIES
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(4, 4, 1)
-
-    def forward(self, images):
-        return self.layer(images)
 
 
 def dice(one, other):
@@ -216,28 +156,6 @@ def test_tensors_and_other_types_are_accepted(network):
         assert (predict_volume(network, other) == expected).mean() > 0.9999
 
 
-class OutOfMemory(nn.Module):
-    """Holds two slices at a time, as a small GPU would."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.modalities, self.batches = network, network.modalities, []
-
-    def forward(self, images):
-        if len(images) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        self.batches.append(len(images))
-        return self.network(images)
-
-
-def test_batches_are_halved_when_memory_runs_out(network):
-    images, _ = brain_volume()
-    small = OutOfMemory(network)
-    labels = predict_volume(small, images, InferenceSettings(batch_size=7))
-    assert (labels == predict_volume(network, images)).mean() > 0.9999
-    assert sum(small.batches) == images.any(axis=(0, 1, 2)).sum()
-
-
 def test_modes_of_modules_are_restored():
     network = small_network()
     network.decoder.eval()
@@ -282,113 +200,3 @@ def test_wrong_arguments_are_refused(network):
     for settings in ({"window": 100}, {"mode": "slices"}, {"batch_size": 0}):
         with pytest.raises(UserError):
             InferenceSettings(**settings)
-
-
-@pytest.mark.parametrize(("naming", "enhancing"), [("2021", 4), ("2023", 3)])
-def test_cases_are_written_in_their_naming_and_space(network, tmp_path, naming, enhancing):
-    for k in range(2):
-        write_case(tmp_path / "in", f"case{k}", naming=naming, seed=k, shape=(64, 48, 20))
-    cases, _ = find_cases(tmp_path / "in", labelled=False)
-    written, errors = predict_cases(network, cases, tmp_path / "new" / "out", progress=False)
-    assert not errors
-    assert written == [tmp_path / "new" / "out" / f"case{k}.nii.gz" for k in range(2)]
-    image = nib.load(written[0])
-    assert image.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(image.affine, AFFINE)
-    labels = np.asarray(image.dataobj)
-    assert set(np.unique(labels)) <= {0, 1, 2, enhancing}
-    assert (labels == enhancing).any()
-    flair = nib.load(case_file(tmp_path / "in", "case0", "flair", naming))
-    raw = np.stack(
-        [
-            np.asarray(nib.load(case_file(tmp_path / "in", "case0", name, naming)).dataobj)
-            for name in MODALITIES
-        ]
-    )
-    assert image.shape == flair.shape
-    classes = np.where(labels == enhancing, 3, labels)
-    assert (classes == predict_volume(network, raw)).mean() > 0.9999
-
-
-def test_missing_modality_is_zero_filled_and_stated(network, tmp_path, caplog):
-    write_case(tmp_path / "in", "whole", shape=(48, 32, 8))
-    write_case(tmp_path / "in", "part", shape=(48, 32, 8))
-    case_file(tmp_path / "in", "part", "t1ce").unlink()
-    cases, _ = find_cases(tmp_path / "in", labelled=False, allow_missing=True)
-    with caplog.at_level(logging.WARNING):
-        predict_cases(network, [cases[0]], tmp_path / "part", progress=False)
-    assert "part: no t1ce" in caplog.text
-    predict_cases(network, [cases[1]], tmp_path / "absent", absent=("t1ce",), progress=False)
-    part, absent = (
-        np.asarray(nib.load(file).dataobj)
-        for file in (tmp_path / "part" / "part.nii.gz", tmp_path / "absent" / "whole.nii.gz")
-    )
-    np.testing.assert_array_equal(part, absent)
-
-
-def test_bad_case_is_listed_and_the_others_are_written(network, tmp_path):
-    for name in ("a", "b", "c"):
-        write_case(tmp_path / "in", name, shape=(32, 32, 4))
-    damaged = case_file(tmp_path / "in", "b", "t1")
-    damaged.write_bytes(damaged.read_bytes()[:-20])
-    cases, _ = find_cases(tmp_path / "in", labelled=False)
-    written, errors = predict_cases(network, cases, tmp_path / "out", progress=False)
-    assert [file.name for file in written] == ["a.nii.gz", "c.nii.gz"]
-    assert [(error.case, error.file) for error in errors] == [("b", damaged)]
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.nii.gz", "c.nii.gz"]
-    with pytest.raises(DataError, match="b"):
-        predict_cases(network, cases[1:], tmp_path / "strict", strict=True, progress=False)
-    assert not list((tmp_path / "strict").iterdir())
-
-
-def test_existing_predictions_are_kept_unless_told_otherwise(network, tmp_path):
-    write_case(tmp_path / "in", "a", shape=(32, 32, 4))
-    cases, _ = find_cases(tmp_path / "in", labelled=False)
-    file = tmp_path / "a.nii.gz"
-    file.write_text("mine")
-    written, errors = predict_cases(network, cases, tmp_path, progress=False)
-    assert not written
-    assert "exists" in str(errors[0])
-    assert file.read_text() == "mine"
-    written, errors = predict_cases(network, cases, tmp_path, overwrite=True, progress=False)
-    assert not errors
-    assert nib.load(file).shape == (32, 32, 4)
-
-
-def test_case_without_a_modality_of_the_network_is_listed(tmp_path):
-    write_case(tmp_path / "in", "a", shape=(32, 32, 4))
-    case_file(tmp_path / "in", "a", "flair").unlink()
-    cases, _ = find_cases(tmp_path / "in", labelled=False, allow_missing=True)
-    network = small_network(("flair",)).eval()
-    written, [error] = predict_cases(network, cases, tmp_path / "out", progress=False)
-    assert not written
-    assert "at least one of flair" in str(error)
-
-
-def test_network_of_fewer_modalities_reads_its_own(tmp_path):
-    write_case(tmp_path / "in", "a", shape=(32, 32, 4))
-    cases, _ = find_cases(tmp_path / "in", labelled=False)
-    network = small_network(("t2", "flair")).eval()
-    [file], _ = predict_cases(network, cases, tmp_path / "out", progress=False)
-    raw = np.stack(
-        [
-            np.asarray(nib.load(case_file(tmp_path / "in", "a", name)).dataobj)
-            for name in ("t2", "flair")
-        ]
-    )
-    labels = np.asarray(nib.load(file).dataobj)
-    expected = predict_volume(network, raw)
-    assert (np.where(labels == 4, 3, labels) == expected).mean() > 0.9999
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_unwritable_output_ends_the_run_with_one_message(network, tmp_path, inside):
-    write_case(tmp_path / "in", "a", shape=(32, 32, 4))
-    cases, _ = find_cases(tmp_path / "in", labelled=False)
-    output = tmp_path / "out"
-    if inside:  # the label map's name is taken by a folder
-        (output / "a.nii.gz" / "x").mkdir(parents=True)
-    else:
-        output.write_text("a file")
-    with pytest.raises(UserError, match="out"):
-        predict_cases(network, cases, output, overwrite=True, progress=False)

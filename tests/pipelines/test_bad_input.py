@@ -100,7 +100,10 @@ def test_inference_goes_on_without_bad_cases_and_lists_them(model, tmp_path, cap
     assert header == f"{len(files)} cases were skipped:"
     for line, fault in zip(listed, sorted(files), strict=True):
         assert line.startswith(f"  {fault}, {files[fault]}: Expected")
-    assert sorted(path.name for path in output.iterdir()) == [f"{name}.nii.gz" for name in good]
+    assert sorted(path.name for path in output.glob("*.*")) == [
+        *(f"{name}.nii.gz" for name in good),
+        "summary.csv",
+    ]
 
 
 def test_inference_overwrites_only_if_asked(model, tmp_path, capsys):
@@ -110,9 +113,10 @@ def test_inference_overwrites_only_if_asked(model, tmp_path, capsys):
     assert call("infer", *argv) == 0
     expected = first.read_bytes()
     first.write_text("mine")
-    message = refused(capsys, "infer", *argv)
+    message = refused(capsys, "infer", *argv, "--strict")
     assert f"good0, {first}: Expected no prediction yet" in message
     second.unlink()
+    capsys.readouterr()
     assert call("infer", *argv) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("1 label map in ")

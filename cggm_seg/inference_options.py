@@ -1,0 +1,62 @@
+"""What an inference is told; every field is an option of ``brats_infer.py``."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """What to segment and where to.
+
+    Args:
+        model: Run folder of a training; its best checkpoint is used.
+        input: Folder of cases, folder of one case, or CSV table with the columns case, flair, t1ce,
+            t1, t2 (paths); a case may lack modalities.
+        output: Folder of the label maps, <case>.nii.gz, and of summary.csv; the same command again
+            goes on where it stopped.
+        absent: Modalities to be replaced by zeros in every case, separated by commas.
+        overwrite: Whether to replace what another network, other settings, other images or somebody
+            else made.
+        strict: Whether a bad case ends the run; otherwise it is left out and listed.
+    """
+
+    model: Path = field(metadata={"metavar": "RUN"})
+    input: Path = field(metadata={"metavar": "PATH"})
+    output: Path = field(metadata={"metavar": "DIR"})
+    absent: str | None = field(default=None, metadata={"metavar": "A,B"})
+    overwrite: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What to write besides label maps.
+
+    Args:
+        probabilities: Whether to write class probabilities, probabilities/<case>.nii.gz.
+        previews: Whether to draw a picture of each case, previews/<case>.png.
+    """
+
+    probabilities: bool = False
+    previews: bool = True
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How to compute.
+
+    Args:
+        mode: Whole slices, or overlapping windows as MONAI cuts them.
+        flips: Whether to average over mirror images of the slices, in four times the time.
+        precision: bf16 where the hardware computes it, if auto.
+        batch_size: Slices at once, fewer where memory is short; chosen by the device where not
+            given.
+        device: Where to compute; CUDA if there is one, where not given.
+    """
+
+    mode: Literal["whole", "window"] = "whole"
+    flips: bool = False
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    batch_size: int | None = field(default=None, metadata={"metavar": "N"})
+    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
