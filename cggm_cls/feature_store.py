@@ -113,6 +113,7 @@ class FeatureStore:
             digest=self._digest(),
             simulated=self.manifest["simulated"],
             notes=(*self.manifest["notes"], *left_out),
+            names=tuple(self.manifest["classes"]),
         )
 
     def _dataset(self, split: str, seed: int) -> SequenceDataset:

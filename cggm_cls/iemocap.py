@@ -65,6 +65,7 @@ def load_iemocap(folder: Path, fold: int, *, audio_steps: int = 350) -> TaskData
         digest=content_digest(parts),
         simulated=is_simulated(folder),
         notes=tuple(notes),
+        names=(),
     )
 
 

@@ -74,7 +74,12 @@ def load_mfeat(
     chosen = {view: _standardized(features[view], rows["train"]) for view in views}
     splits = {split: _dataset(chosen, target, rows[split]) for split in SIZES}
     return TaskData(
-        **splits, classes=CLASSES, digest=content_digest(splits), simulated=False, notes=_NOTES
+        **splits,
+        classes=CLASSES,
+        digest=content_digest(splits),
+        simulated=False,
+        notes=_NOTES,
+        names=tuple(f"digit {number}" for number in range(CLASSES)),
     )
 
 

@@ -59,6 +59,7 @@ def read_mosi(file: Path) -> TaskData:
         digest=content_digest(parts),
         simulated=found.simulated,
         notes=tuple(notes),
+        names=(),
     )
 
 

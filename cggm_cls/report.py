@@ -1,6 +1,6 @@
 """The report of a training on sequences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def write_report(path: Path) -> Path:
     test = results.get("test", {})
     sections = [
         _headline(test, _intervals(test, kept)),
-        *_samples(test, kept),
+        *_samples(test, results.get("classes", ()), kept),
         _subsets(test, results.get("subsets", {}), results.get("heads", {})),
         balance_section(record.balance),
         training_section(record),
@@ -83,9 +83,11 @@ def _headline(test: Metrics, intervals: Mapping[str, Interval]) -> Section:
     return Section("Results", cards(shown, note) if shown else Markup())
 
 
-def _samples(test: Metrics, kept: tuple[np.ndarray, np.ndarray] | None) -> list[Section]:
+def _samples(
+    test: Metrics, classes: Sequence[str], kept: tuple[np.ndarray, np.ndarray] | None
+) -> list[Section]:
     if "confusion" in test:
-        found = [confusion_section(np.array(test["confusion"]))]
+        found = [confusion_section(np.array(test["confusion"]), classes)]
         return found + ([calibration_section(*kept)] if kept else [])
     return [scatter_section(*kept)] if kept else []
 

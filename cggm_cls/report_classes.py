@@ -1,6 +1,6 @@
 """A classifier in its report: confusions of classes, and how far to trust its confidence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -31,13 +31,14 @@ def class_intervals(confusion: NDArray[np.int64]) -> dict[str, Interval]:
     return {name: interval(np.array([m[name] for m in found])) for name in found[0]}
 
 
-def confusion_section(confusion: NDArray[np.int64]) -> Section:
+def confusion_section(confusion: NDArray[np.int64], names: Sequence[str] = ()) -> Section:
     """Which classes are taken for which: a matrix of few classes, the largest confusions of many.
 
     Args:
         confusion: Samples by true and predicted class, shape ``(C, C)``.
+        names: Of the classes; numbers where not given.
     """
-    classes = [f"class {i}" for i in range(len(confusion))]
+    classes = list(names) or [f"class {i}" for i in range(len(confusion))]
     table = _matrix(confusion, classes) if len(classes) <= _MOST_CLASSES else Markup()
     return Section("Confusions", table + _by_class(confusion, classes) + _pairs(confusion, classes))
 

@@ -194,6 +194,7 @@ class TaskData:
         digest: Changes whenever the content does.
         simulated: Whether nothing here was measured.
         notes: What loading found or changed, a sentence each, for the user to read.
+        names: Of the classes, in order; empty where they are not known.
     """
 
     train: SequenceDataset
@@ -203,6 +204,7 @@ class TaskData:
     digest: str
     simulated: bool = False
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def widths(self) -> dict[str, int]:

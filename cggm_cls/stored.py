@@ -146,6 +146,7 @@ def read_store(folder: Path) -> TaskData:
         digest=manifest.digest,
         simulated=manifest.simulated,
         notes=tuple(manifest.notes),
+        names=(),
     )
 
 

@@ -85,6 +85,7 @@ def finish(
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
         "simulated": data.simulated,
+        "classes": data.names,
         "validation_score": best.score,
         "test": test,
         "subsets": rows,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -13,22 +12,21 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
-from cggm.distributed import is_first_rank, rank, wait_for_ranks, world_size
-from cggm.errors import UserError
+from cggm.distributed import is_first_rank, wait_for_ranks
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.config import write_config
 from cggm.runs.epochs import Epochs
 from cggm.runs.folder import RunFolder
+from cggm.runs.journal import Journal
 from cggm.runs.nonfinite import NonFiniteGuard
 from cggm.runs.progress import TrainingProgress
-from cggm.runs.ranks import check_alike, share_of_batch
+from cggm.runs.ranks import check_alike
 from cggm.runs.replicas import Replicas, replicated
 from cggm.runs.seeds import seed_everything
 from cggm_cls.balancing import build_balancer, factory
+from cggm_cls.batches import sequence_batches, sequence_loader
 from cggm_cls.config import SequenceConfig
 from cggm_cls.evaluation import evaluate
 from cggm_cls.networks import MultimodalTransformer
@@ -73,9 +71,9 @@ class SequenceTraining:
         rates = config.optimizer
         optimizer = factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
         recorder = BalanceRecorder(balancer, run.balance, every=config.balancer.record_every)
-        self._batches = _batches(config, data)
+        self._batches = sequence_batches(config, data)
         self.epochs = Epochs(
-            run,
+            Journal(run, config),
             self.network,
             optimizer,
             balancer,
@@ -112,13 +110,7 @@ class SequenceTraining:
                 device=device,
             )
         )
-        self.trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
-        BalanceHandler(balancer).attach(self.trainer)
-        guard.attach(self.trainer)
-        Replicas(self.network, balancer, config.seed).attach(self.trainer)
-        recorder.attach(self.trainer)
-        TrainingProgress(optimizer).attach(self.trainer)
-        self.epochs.attach(self.trainer)
+        self._attach_handlers(optimizer, guard, recorder)
 
     def run(self) -> None:
         """Train, then evaluate the selected weights on the test split, once."""
@@ -129,11 +121,24 @@ class SequenceTraining:
             write_config(config, folder.config)
             folder.write_environment()
             describe(config, folder, self.network, self.data, done=self.done)
-        loader = _loader(config, self.data, self._batches)
+        loader = sequence_loader(config, self.data, self._batches)
         self.epochs.run(self.trainer, partial(self.trainer.run, loader))
         if is_first_rank():
             finish(config, folder, self.network, self.balancer, self.data)
         wait_for_ranks()
+
+    def _attach_handlers(
+        self, optimizer: Optimizer, guard: NonFiniteGuard, recorder: BalanceRecorder
+    ) -> None:
+        """Let everything follow the training, in the order in which it acts after a step."""
+        trainer, balancer = self.trainer, self.balancer
+        trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
+        BalanceHandler(balancer).attach(trainer)
+        guard.attach(trainer)
+        Replicas(self.network, balancer, self.config.seed).attach(trainer)
+        recorder.attach(trainer)
+        TrainingProgress(optimizer, modalities=balancer.binding.names).attach(trainer)
+        self.epochs.attach(trainer)
 
     def _validate(self) -> dict[str, float | None]:
         data = self.data
@@ -183,31 +188,6 @@ def _step(
         clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
     return {"loss": loss.detach()}
-
-
-def _batches(config: SequenceConfig, data: TaskData) -> EndlessBatches:
-    count, world = len(data.train), world_size()
-    if count < world:
-        raise UserError(
-            f"Expected at least {world} training samples, but got {count or 'none'}.",
-            "Give data that has some.",
-        )
-    sampler = EpochSampler(count, seed=config.seed, rank=rank(), world=world)
-    return EndlessBatches(sampler, share_of_batch(config.batch_size))
-
-
-def _loader(config: SequenceConfig, data: TaskData, batches: EndlessBatches) -> DataLoader[Batch]:
-    return DataLoader(
-        replace(data.train, seed=config.seed),
-        batch_sampler=batches,
-        collate_fn=_as_it_is,
-        # Without its own generator a loader draws from the one of dropout, once per start.
-        generator=torch.Generator(),
-    )
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401
-    return batch
 
 
 def _selection_score(metrics: Mapping[str, Any], *, classes: int | None) -> float:

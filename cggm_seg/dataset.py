@@ -89,7 +89,7 @@ class SliceDataset(Dataset[SliceItem]):
             raise IndexError(f"Expected `position` in [0, {len(self)}), but got {position}.")
         rng = np.random.default_rng([self.seed, epoch, position])
         number = position // self.slices_per_case
-        case_id = self.case_ids[number]
+        case_id = self.case_of(position)
         image, label = self._draw(case_id, rng)
         if self.augment:
             image, label = augmentation.augment(image, label, rng)
@@ -99,6 +99,10 @@ class SliceDataset(Dataset[SliceItem]):
             case=case_id,
             position=number,
         )
+
+    def case_of(self, position: int) -> str:
+        """The case that the item at a position of an epoch is drawn from."""
+        return self.case_ids[position // self.slices_per_case]
 
     def _draw(self, case_id: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         lesion_slices = self._lesion_slices[case_id]

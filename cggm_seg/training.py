@@ -8,29 +8,28 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
-from torch import Tensor
 from torch.optim import SGD
 
 from cggm.balancer import Balancer
-from cggm.distributed import rank, world_size
-from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder
-from cggm.runs.batches import EndlessBatches, EpochSampler
 from cggm.runs.epochs import Epochs
 from cggm.runs.folder import RunFolder
+from cggm.runs.journal import Journal
 from cggm.runs.loading import CaseLoader
 from cggm.runs.nonfinite import NonFiniteGuard
 from cggm.runs.progress import TrainingProgress
-from cggm.runs.ranks import check_alike, share_of_batch
+from cggm.runs.ranks import check_alike
 from cggm.runs.replicas import Replicas, replicated
 from cggm.runs.schedule import WarmupCosine
 from cggm_seg.balancing import factory, training_slices
+from cggm_seg.batches import prepare_batch, slice_batches, slice_loader
 from cggm_seg.cache import SliceCache
 from cggm_seg.config import BratsConfig, OptimizerConfig
-from cggm_seg.dataset import SliceDataset, SliceItem
+from cggm_seg.dataset import SliceItem
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.split import Split
 from cggm_seg.validation import mean_dice
+from cggm_seg.validation_slice import ValidationSlice
 
 
 class BratsTrainer(SupervisedTrainer):
@@ -80,26 +79,13 @@ def build_trainer(
     check_alike({"configuration": repr(config), "cases": split.digest()})
     optimizer = factory(config.optimizer, config.optimizer.lr_start)(network.parameters())
     dataset = training_slices(config, cache, split.training)
-    batches = _batches(config, dataset)
-    trainer = BratsTrainer(
-        device=device,
-        max_epochs=config.max_epochs,
-        train_data_loader=_loader(config, dataset, batches),
-        epoch_length=len(batches),
-        network=replicated(network, sync_batchnorm=config.network.sync_batchnorm),
-        optimizer=optimizer,
-        loss_function=balancer.task_loss,
-        prepare_batch=_prepare_batch,
-        non_blocking=True,
-        decollate=False,
-        amp=config.amp and device.type == "cuda",
-        amp_kwargs={"dtype": torch.bfloat16},
-        accumulation_steps=config.optimizer.accumulation_steps,
-        optim_set_to_none=True,
-    )
+    batches = slice_batches(config, dataset)
+    loader = slice_loader(config, dataset, batches)
+    trainer = _engine(config, network, balancer, optimizer, loader, len(batches), device)
     recorder = BalanceRecorder(balancer, run.balance, every=config.balancer.record_every)
+    picture = ValidationSlice(network, cache, split.validation[0])
     trainer.epochs = Epochs(
-        run,
+        Journal(run, config, picture=picture),
         network,
         optimizer,
         balancer,
@@ -116,6 +102,46 @@ def build_trainer(
     )
     if resume:
         batches.skip(trainer.epochs.restore().iteration)
+    _attach_handlers(trainer, config, network, optimizer, balancer, recorder)
+    return trainer
+
+
+def _engine(
+    config: BratsConfig,
+    network: MultiEncoderDeepLabV3Plus,
+    balancer: Balancer,
+    optimizer: SGD,
+    loader: CaseLoader[SliceItem],
+    steps: int,
+    device: torch.device,
+) -> BratsTrainer:
+    return BratsTrainer(
+        device=device,
+        max_epochs=config.max_epochs,
+        train_data_loader=loader,
+        epoch_length=steps,
+        network=replicated(network, sync_batchnorm=config.network.sync_batchnorm),
+        optimizer=optimizer,
+        loss_function=balancer.task_loss,
+        prepare_batch=prepare_batch,
+        non_blocking=True,
+        decollate=False,
+        amp=config.amp and device.type == "cuda",
+        amp_kwargs={"dtype": torch.bfloat16},
+        accumulation_steps=config.optimizer.accumulation_steps,
+        optim_set_to_none=True,
+    )
+
+
+def _attach_handlers(
+    trainer: BratsTrainer,
+    config: BratsConfig,
+    network: MultiEncoderDeepLabV3Plus,
+    optimizer: SGD,
+    balancer: Balancer,
+    recorder: BalanceRecorder,
+) -> None:
+    """Let everything follow the training, in the order in which it acts after a step."""
     trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
     _schedule(config.optimizer, optimizer).attach(trainer)
     BalanceHandler(balancer, identify=itemgetter("position")).attach(trainer)
@@ -129,9 +155,8 @@ def build_trainer(
     ).attach(trainer)
     Replicas(network, balancer, config.seed).attach(trainer)
     recorder.attach(trainer)
-    TrainingProgress(optimizer).attach(trainer)
+    TrainingProgress(optimizer, modalities=balancer.binding.names).attach(trainer)
     trainer.epochs.attach(trainer)
-    return trainer
 
 
 class LossScale:
@@ -160,30 +185,6 @@ class LossScale:
             self._trainer.scaler.load_state_dict(self._restored)
 
 
-def _batches(config: BratsConfig, dataset: SliceDataset) -> EndlessBatches:
-    world = world_size()
-    if len(dataset) < 2 * world:
-        raise UserError(
-            f"Expected at least {2 * world} training slices in an epoch, for BatchNorm, but got "
-            f"{len(dataset)}.",
-            "Add cases, or raise --slices.per_case.",
-        )
-    sampler = EpochSampler(len(dataset), seed=config.seed, rank=rank(), world=world)
-    return EndlessBatches(sampler, share_of_batch(config.batch_size, least=2))
-
-
-def _loader(
-    config: BratsConfig, dataset: SliceDataset, batches: EndlessBatches
-) -> CaseLoader[SliceItem]:
-    return CaseLoader(
-        dataset,
-        batches,
-        name=lambda position: dataset.case_ids[position // dataset.slices_per_case],
-        workers=config.processes,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
 def _schedule(config: OptimizerConfig, optimizer: SGD) -> WarmupCosine:
     return WarmupCosine(
         optimizer,
@@ -192,10 +193,3 @@ def _schedule(config: OptimizerConfig, optimizer: SGD) -> WarmupCosine:
         peak=config.lr_peak,
         final=config.lr_final,
     )
-
-
-def _prepare_batch(
-    batch: SliceItem, device: torch.device, non_blocking: bool, **_: object
-) -> tuple[Tensor, Tensor]:
-    image, label = batch["image"], batch["label"]
-    return image.to(device, non_blocking=non_blocking), label.to(device, non_blocking=non_blocking)

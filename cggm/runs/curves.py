@@ -1,29 +1,26 @@
 """Curves of a run, drawn from its logs: what each modality learned and how it was balanced."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cggm.errors import UserError
+from cggm.runs.curve_panels import Panel, Values, modality_colors, read_panels
 from cggm.runs.folder import RunFolder, replacing
-from cggm.runs.logs import read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Values = NDArray[np.float64]
-Records = Sequence[Mapping[str, Any]]
+__all__ = ["STYLE", "CurveRefresh", "modality_colors", "plot_curves", "running_mean"]
 
-# Okabe and Ito's palette, told apart in all common kinds of color vision; its yellow is too light.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _GRAYS = ("#333333", "#777777", "#999999", "#AAAAAA")
 _DASHES = ("-", "--", ":", "-.")
 _MOST_DOTS = 1000
+_FIRST_DRAWING = 1.0  # seconds, before one was made
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -38,29 +35,6 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """One pair of axes: its lines, and the single values behind them."""
-
-    name: str
-    title: str
-    xlabel: str
-    x: Values
-    lines: Mapping[str, Values]
-    raw: Mapping[str, Values] = field(default_factory=dict)
-    level: float | None = None
-    colors: Mapping[str, str] | None = None
-
-
-def modality_colors(modalities: Sequence[str]) -> dict[str, str]:
-    """One color per modality, the same in every figure of a run.
-
-    Args:
-        modalities: Names, in the order of the run; colors repeat after seven.
-    """
-    return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(modalities)}
 
 
 def plot_curves(run: RunFolder | Path) -> list[Path]:
@@ -80,76 +54,44 @@ def plot_curves(run: RunFolder | Path) -> list[Path]:
     Raises:
         UserError: If nothing was logged.
     """
-    import matplotlib as mpl
-
     run = run if isinstance(run, RunFolder) else RunFolder(run)
-    panels = _panels(run)
+    panels = read_panels(run)
     if not panels:
         raise UserError(f"{run.path}: nothing was logged yet.", "Give the folder of a run.")
-    run.curves.mkdir(exist_ok=True)
-    files = {panel.name: [panel] for panel in panels} | {"curves": panels}
-    with mpl.rc_context(STYLE):
-        for name, shown in files.items():
-            with replacing(run.curves / f"{name}.png") as temporary:
-                _figure(shown).savefig(temporary, dpi=150, format="png")
-    return [run.curves / f"{name}.png" for name in files]
+    return [*(_save(run, panel.name, [panel]) for panel in panels), _save(run, "curves", panels)]
 
 
-def _panels(run: RunFolder) -> list[_Panel]:
-    balance = read_jsonl(run.balance) if run.balance.exists() else []
-    metrics = read_jsonl(run.metrics) if run.metrics.exists() else []
-    panels = [*_modality_panels(balance), *_loss_panel(balance, metrics), *_validation(metrics)]
-    return [panel for panel in panels if panel.lines]
+class CurveRefresh:
+    """Keeps ``curves.png`` up to date while a run trains, at a small share of its time.
 
+    Args:
+        run: The run.
+        longest_share: Of the time since the last drawing that one may take.
+    """
 
-def _modality_panels(records: Records) -> Iterator[_Panel]:
-    keys = ("score", "term", "cosine", "gradient_norm")
-    names = [name for r in records for key in keys for name in r.get(key) or ()]
-    modalities = list(dict.fromkeys(names))
+    def __init__(self, run: RunFolder, *, longest_share: float = 0.05) -> None:
+        self._run, self._longest_share = run, longest_share
+        self._drawn_at = time.monotonic()
+        self._seconds = _FIRST_DRAWING
 
-    def panel(key: str, title: str, raw_key: str, level: float | None) -> _Panel:
-        lines, raw = _nested(records, key, modalities), _nested(records, raw_key, modalities)
-        x = _column(records, "iteration")
-        return _Panel(key, title, "iteration", x, lines, raw, level, modality_colors(modalities))
-
-    yield panel("score", "Score of each head", "score", None)
-    yield panel("term", "Balancing term (dots: raw ratio)", "raw_term", 1.0)
-    yield panel("cosine", "Cosine to the fused gradient", "cosine", 0.0)
-    yield panel("gradient_norm", "Gradient norm", "gradient_norm", None)
-
-
-def _loss_panel(balance: Records, metrics: Records) -> Iterator[_Panel]:
-    for records, key in ((balance, "loss"), (metrics, "train_loss")):
-        loss = _known({"loss": _column(records, key)})
-        if loss:
-            x = _column(records, "iteration")
-            yield _Panel("loss", "Training loss", "iteration", x, loss, loss)
+    def draw_if_cheap(self) -> None:
+        """Draw from the logs, unless the last drawing is too recent for what one costs."""
+        started = time.monotonic()
+        if self._seconds > self._longest_share * (started - self._drawn_at):
             return
+        _save(self._run, "curves", read_panels(self._run))
+        self._drawn_at = time.monotonic()
+        self._seconds = self._drawn_at - started
 
 
-def _validation(records: Records) -> Iterator[_Panel]:
-    """The first kind of metric, such as all ``val_dice_*``; kinds differ in scale."""
-    keys = dict.fromkeys(key for r in records for key in r if key.startswith("val_"))
-    kinds = [kind for key in keys if (kind := key.split("_")[1]) != "loss"] or ["loss"]
-    prefix = f"val_{kinds[0]}"
-    chosen = {key.removeprefix(prefix).strip("_"): key for key in keys if key.startswith(prefix)}
-    lines = {name.replace("_", " "): _column(records, key) for name, key in chosen.items()}
-    x = _column(records, "epoch")
-    yield _Panel("validation", f"Validation {kinds[0]}", "epoch", x, _known(lines))
+def _save(run: RunFolder, name: str, panels: Sequence[Panel]) -> Path:
+    import matplotlib as mpl
 
-
-def _column(records: Records, key: str) -> Values:
-    """One number per record, NaN where it is absent or null."""
-    return np.array([np.nan if (v := r.get(key)) is None else v for r in records], float)
-
-
-def _nested(records: Records, key: str, names: Sequence[str]) -> dict[str, Values]:
-    groups = [r.get(key) or {} for r in records]
-    return _known({name: _column(groups, name) for name in names})
-
-
-def _known(lines: Mapping[str, Values]) -> dict[str, Values]:
-    return {name: values for name, values in lines.items() if np.isfinite(values).any()}
+    run.curves.mkdir(exist_ok=True)
+    file = run.curves / f"{name}.png"
+    with mpl.rc_context(STYLE), replacing(file) as temporary:
+        _figure(panels).savefig(temporary, dpi=150, format="png")
+    return file
 
 
 def running_mean(values: Values, window: int) -> Values:
@@ -171,7 +113,7 @@ def running_mean(values: Values, window: int) -> Values:
     return np.where(known, sums / np.maximum(counts, 1), np.nan)
 
 
-def _figure(panels: Sequence[_Panel]) -> "Figure":
+def _figure(panels: Sequence[Panel]) -> "Figure":
     from matplotlib.figure import Figure
 
     columns = min(len(panels), 3)
@@ -192,7 +134,7 @@ def _color_legend(figure: "Figure", colors: Mapping[str, str]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
 
 
-def _draw(axes: "Axes", panel: _Panel) -> None:
+def _draw(axes: "Axes", panel: Panel) -> None:
     from matplotlib.ticker import MaxNLocator
 
     window = len(panel.x) // 25 if panel.raw else 1

@@ -1,22 +1,20 @@
 """A training, epoch by epoch: validated, logged, saved, and left where a signal asks for it."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
-from cggm.distributed import broadcast_from_first, is_first_rank, mean_over_ranks
+from cggm.distributed import broadcast_from_first
 from cggm.handlers import BalanceRecorder
 from cggm.runs.checkpoint import Progress, Stateful
-from cggm.runs.folder import RunFolder
-from cggm.runs.logs import JsonLines, TensorBoardLog
+from cggm.runs.journal import Journal
+from cggm.runs.losses import EpochLosses
 from cggm.runs.ranks import check_alike
 from cggm.runs.saving import Saver
 
@@ -29,7 +27,7 @@ class Epochs:
     ``"loss"``. Of several ranks all take part and the first one writes.
 
     Args:
-        run: Folder to write to.
+        journal: Where metrics go; its folder gets the checkpoints.
         network: The network.
         optimizer: Its optimizer.
         balancer: The method, bound.
@@ -49,7 +47,7 @@ class Epochs:
 
     def __init__(
         self,
-        run: RunFolder,
+        journal: Journal,
         network: nn.Module,
         optimizer: Optimizer,
         balancer: Balancer,
@@ -66,26 +64,23 @@ class Epochs:
         parts: Mapping[str, Stateful] | None = None,
         plateau: ReduceLROnPlateau | None = None,
     ) -> None:
-        self.folder = run
         self.every, self.max_epochs, self.steps = every, max_epochs, steps
+        self._journal, self._recorder = journal, recorder
         self._network, self._balancer = network, balancer
         self._validate, self._score, self._plateau = validate, score, plateau
-        self._losses = _Losses(next(network.parameters()).device)
+        self._losses = EpochLosses(next(network.parameters()).device)
         own: dict[str, Stateful | None] = {"optimizer": optimizer, "balancer": balancer}
         own |= {"plateau": plateau, "losses": self._losses}
         self._saver = Saver(
-            run,
+            journal.folder,
             network,
             {**own, **(parts or {})},
-            recorder.flush,
+            self._flush,
             fingerprint={"data": digest, "number of batches": str(steps)},
             keep_last=keep_last,
             minutes=save_minutes,
         )
         self._rate: Callable[[], float] = lambda: optimizer.param_groups[0]["lr"]
-        self._resumed_at: int | None = None
-        self._metrics: JsonLines
-        self._events: TensorBoardLog
 
     @property
     def done(self) -> int:
@@ -102,14 +97,7 @@ class Epochs:
         """
         progress = self._saver.restore()
         check_alike({"checkpoint": (progress.epoch, progress.iteration)})
-        self._resumed_at = progress.epoch * self.steps
-        if not is_first_rank():
-            return progress
-        self.folder.sweep()
-        limits = {self.folder.metrics: self._resumed_at, self.folder.balance: progress.iteration}
-        for path, iteration in limits.items():
-            with JsonLines(path) as lines:
-                lines.truncate_after(iteration=iteration)
+        self._journal.cut(epoch_end=progress.epoch * self.steps, iteration=progress.iteration)
         return progress
 
     def attach(self, engine: Engine) -> None:
@@ -122,6 +110,7 @@ class Epochs:
         state.epoch, state.iteration = progress.epoch, progress.iteration
         # Without these two Ignite takes the run for a new one and begins at epoch 1.
         state.max_epochs, state.epoch_length = self.max_epochs, self.steps
+        self._journal.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
@@ -138,7 +127,7 @@ class Epochs:
         state = engine.state
         if state.epoch >= self.max_epochs:
             return
-        with self._logs(), self._saver.signals:
+        with self._journal.opened(), self._saver.signals:
             if state.iteration == (state.epoch + 1) * self.steps:  # saved before its validation
                 state.epoch += 1
                 self._finish(engine)
@@ -154,23 +143,18 @@ class Epochs:
         Returns:
             Where checkpoints are.
         """
-        del self._losses.values[iteration % self.steps :]
+        self._losses.keep(iteration % self.steps)
         self._saver.save(iteration // self.steps, iteration)
-        return self.folder.checkpoints
+        return self._journal.folder.checkpoints
 
-    @contextmanager
-    def _logs(self) -> Iterator[None]:
-        if not is_first_rank():
-            yield
-            return
-        self._events = TensorBoardLog(self.folder.tensorboard, resumed_at=self._resumed_at)
-        self._metrics = JsonLines(self.folder.metrics)
-        with closing(self._events), self._metrics:
-            yield
+    def _flush(self) -> None:
+        """Write what would be lost otherwise, before a checkpoint."""
+        self._recorder.flush()
+        self._journal.note_time()
 
     def _after_step(self, engine: Engine) -> None:
         output: Any = engine.state.output
-        self._losses.values += mean_over_ranks([output["loss"].detach()])
+        self._losses.add(output["loss"])
         if self._balancer.micro_batches or engine.state.iteration % self.steps == 0:
             return  # gradients wait for their step, or the end of the epoch follows
         progress = (engine.state.epoch - 1, engine.state.iteration)
@@ -180,8 +164,7 @@ class Epochs:
     def _finish(self, engine: Engine) -> None:
         epoch, iteration = engine.state.epoch, engine.state.iteration
         record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": self._rate()}
-        losses = torch.stack(self._losses.values)
-        record["train_loss"] = losses[losses.isfinite()].mean().item()
+        record["train_loss"] = self._losses.mean()
         if skipped := getattr(engine.state, "skipped_steps", 0):
             record["skipped_steps"] = skipped
         score = None
@@ -191,11 +174,10 @@ class Epochs:
             record |= {f"val_{name}": value for name, value in metrics.items()}
             if self._plateau is not None:
                 self._plateau.step(-score)
-        self._losses.values.clear()
-        if is_first_rank():
-            self._metrics.write(record)
-            self._events.write({**record, **self._readings(engine)}, iteration=iteration)
+        self._losses.keep(0)
+        self._journal.write(record, self._readings(engine))
         self._saver.save(epoch, iteration, score)
+        self._journal.draw()
         self._saver.leave_if_requested(epoch, iteration)
 
     def _metrics_unless_requested(self, epoch: int, iteration: int) -> Mapping[str, float | None]:
@@ -209,23 +191,8 @@ class Epochs:
 
     def _readings(self, engine: Engine) -> dict[str, dict[str, float]]:
         """The balancer's last readings by name and modality."""
-        readings: dict[str, Tensor] = getattr(engine.state, "balance", {})
+        readings: dict[str, Tensor] = dict(getattr(engine.state, "balance", {}))
+        if self._balancer.norms is not None:
+            readings["gradient_norm"] = self._balancer.norms
         names = self._balancer.binding.names
-        return {
-            name: dict(zip(names, values.tolist(), strict=True))
-            for name, values in readings.items()
-        }
-
-
-class _Losses:
-    """Losses of an epoch's steps so far, whose mean a resumed run needs as well."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.values: list[Tensor] = []
-        self._device = device
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"values": torch.stack(self.values) if self.values else torch.zeros(0)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.values = [*state_dict["values"].to(self._device)]
+        return {k: dict(zip(names, v.tolist(), strict=True)) for k, v in readings.items()}

@@ -113,7 +113,8 @@ class RunFolder:
         """Choose the folder of a new run, without making it yet.
 
         Args:
-            path: The folder, absent or empty; ``runs/<name>-<date>-<time>`` where ``None``.
+            path: The folder, absent, empty or left by a start that was killed;
+                ``runs/<name>-<date>-<time>`` where ``None``.
             name: What runs, such as the data set.
 
         Raises:
@@ -121,7 +122,7 @@ class RunFolder:
         """
         run = cls(path or _unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         try:
-            occupied = run.path.exists() and any(run.path.iterdir())
+            occupied = run.path.exists() and any(map(_is_content, run.path.iterdir()))
         except OSError as error:
             raise _unmakable(run.path, error) from error
         if occupied:
@@ -138,7 +139,7 @@ class RunFolder:
             UserError: If it cannot be made.
         """
         try:
-            self.checkpoints.mkdir(parents=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unmakable(self.path, error) from error
 
@@ -166,7 +167,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written; of no use while another one runs."""
-        for draft in self.path.glob(f"{_DRAFT}*"):
+        for draft in [*self.path.glob(f"{_DRAFT}*"), *self.curves.glob(f"{_DRAFT}*")]:
             draft.unlink(missing_ok=True)
 
     @property
@@ -226,6 +227,13 @@ class RunFolder:
             earlier = json.loads(self.environment.read_text())
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
         write_atomically(self.environment, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a file or folder is more than what a start leaves that was killed at once."""
+    if path.name == "checkpoints" and path.is_dir():
+        return any(path.iterdir())
+    return not path.name.startswith(_DRAFT)
 
 
 def _unmakable(path: Path, error: OSError) -> UserError:

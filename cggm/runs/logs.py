@@ -3,12 +3,17 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cggm.errors import UserError
 from cggm.runs.folder import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class JsonLines:
@@ -77,6 +82,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [_parsed(line, path, number) for number, line in enumerate(lines, 1)]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what it shows.
+
+    Args:
+        name: Letters, digits, ``/``, ``_``, ``-`` and ``.``, which TensorBoard keeps.
+        pixels: Red, green and blue, uint8, shape ``(H, W, 3)``.
+    """
+
+    name: str
+    pixels: "NDArray[np.uint8]"
+
+
 class TensorBoardLog:
     """TensorBoard events of a run.
 
@@ -99,12 +117,35 @@ class TensorBoardLog:
                 ``score/flair``.
             iteration: Where on the horizontal axis.
         """
-        for name, value in _scalars(record):
+        for name, value in scalars(record):
             self._writer.add_scalar(name, value, iteration)
+
+    def show(self, picture: Picture, *, iteration: int) -> None:
+        """Add a picture, beside earlier ones of the same name.
+
+        Args:
+            picture: The picture.
+            iteration: When it was made.
+        """
+        self._writer.add_image(picture.name, picture.pixels, iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is pending and close the file."""
         self._writer.close()
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record, those of nested ones by names like ``score/flair``.
+
+    Args:
+        record: What is no finite number is left out.
+        prefix: Put before each name.
+    """
+    for key, value in _jsonable(record).items():
+        if isinstance(value, dict):
+            yield from scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
 
 
 def _jsonable(value: Any) -> Any:  # noqa: ANN401
@@ -127,11 +168,3 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
             "Delete that line.",
         )
     return record
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in _jsonable(record).items():
-        if isinstance(value, dict):
-            yield from _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{key}", value

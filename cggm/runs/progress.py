@@ -9,23 +9,31 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
+
+from cggm.runs.display import Display, Figures, Lines, Terminal
+from cggm.runs.timing import StepTimes
 
 _REPORT_AFTER = 20  # steps
 _SLOW_LOADING = 0.3  # share of the time
+_SHOWN = {"score": "score", "term": "B"}  # a balancer's readings, and what they are called
 
 
 class TrainingProgress:
-    """Shows loss, learning rate, epoch and the time left of the whole run.
+    """Shows loss, learning rate, epoch, the time left, and score and B of each modality.
 
-    On a terminal that is a bar. Elsewhere it is a line per epoch, and more where an epoch takes
-    long. After 20 steps a line says what share of the time went into loading data; the first step,
-    in which loaders start, is left out. The time left supposes that all epochs take equally long.
+    On a terminal that is a bar of the whole run and a line for each modality. Elsewhere it is a
+    line of the same figures per epoch, and more where an epoch takes long. Nothing is asked of the
+    device in between. After 20 steps a line says what share of the time went into loading data; the
+    first step, in which loaders start, is left out. The time left supposes that all epochs take
+    equally long.
 
     Args:
         optimizer: Whose learning rate is shown, that of the first parameter group.
-        every: Steps between two looks at the loss; each one waits for the device.
-        interval: Seconds between two lines within an epoch.
+        modalities: Names of what a balancer's readings are of; those that
+            :class:`cggm.BalanceHandler` left in ``engine.state.balance`` are shown. B is the factor
+            in use.
+        refresh: Seconds between two looks on a terminal; each one waits for the device.
+        interval: Seconds between two lines within an epoch, elsewhere.
         stream: Where to write; standard error where not given.
     """
 
@@ -33,16 +41,17 @@ class TrainingProgress:
         self,
         optimizer: Optimizer | None = None,
         *,
-        every: int = 10,
+        modalities: Sequence[str] = (),
+        refresh: float = 0.5,
         interval: float = 30.0,
         stream: TextIO | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._every = every
-        self._interval = interval
+        self._modalities = modalities
         self._stream = stream or sys.stderr
-        self._bar: tqdm | None = None
-        self._loss: float | None = None
+        self._seconds = refresh if self._stream.isatty() else interval
+        self._times = StepTimes()
+        self._display: Display | None = None
 
     def attach(self, engine: Engine) -> None:
         """Follow a training; on other ranks than the first of a distributed run, do nothing.
@@ -54,105 +63,76 @@ class TrainingProgress:
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._before_batch)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._after_batch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._wait_for_device)
+        self._times.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._show)
         for end in (Events.COMPLETED, Events.TERMINATE, Events.INTERRUPT):
             engine.add_event_handler(end, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
 
     def _start(self, engine: Engine) -> None:
         self._first_iteration = engine.state.iteration
-        self._started = self._last_line = time.monotonic()
-        self._loading = self._stepping = 0.0
-        if self._stream.isatty():
-            self._bar = tqdm(
-                total=_total(engine),
-                initial=engine.state.iteration,
-                file=self._stream,
-                smoothing=0,
-                dynamic_ncols=True,
-                unit="step",
-            )
+        self._shown_at = time.monotonic()
+        kind = Terminal if self._stream.isatty() else Lines
+        self._display = kind(self._stream, self._figures(engine))
 
-    def _before_batch(self) -> None:
-        self._mark = time.monotonic()
-
-    def _after_batch(self) -> None:
-        self._loading += self._lap()
+    def _wait_for_device(self, engine: Engine) -> None:
+        """So that the steps whose share is reported are over when their time is taken."""
+        if engine.state.iteration - self._first_iteration in (1, _REPORT_AFTER):
+            _loss(engine.state.output)
 
     def _after_step(self, engine: Engine) -> None:
         step = engine.state.iteration - self._first_iteration
-        if engine.state.iteration % self._every == 0 or step in (1, _REPORT_AFTER):
-            self._loss = _loss(engine.state.output)
-        self._stepping += self._lap()
         if step == 1:
-            self._loading = self._stepping = 0.0
+            self._times.restart()
         if step == _REPORT_AFTER:
             self._report_loading()
-        if self._bar is not None:
-            self._update_bar(engine, self._bar)
-        elif time.monotonic() - self._last_line >= self._interval:
-            self._write_line(engine)
+        if time.monotonic() - self._shown_at >= self._seconds:
+            self._show(engine)
 
-    def _after_epoch(self, engine: Engine) -> None:
-        self._loss = _loss(engine.state.output)
-        if self._bar is not None:
-            self._bar.total = _total(engine)
-            self._update_bar(engine, self._bar)
-        else:
-            self._write_line(engine)
+    def _show(self, engine: Engine) -> None:
+        assert self._display is not None
+        self._display.show(self._figures(engine))
+        self._shown_at = time.monotonic()
 
-    def _lap(self) -> float:
-        """Seconds since the last lap."""
-        before, self._mark = self._mark, time.monotonic()
-        return self._mark - before
+    def _figures(self, engine: Engine) -> Figures:
+        state = engine.state
+        return Figures(
+            epoch=state.epoch,
+            epochs=state.max_epochs,
+            step=state.iteration,
+            steps=_total(engine),
+            loss=_loss(state.output),
+            rate=None if self._optimizer is None else self._optimizer.param_groups[0]["lr"],
+            modalities=self._by_modality(engine),
+        )
+
+    def _by_modality(self, engine: Engine) -> dict[str, dict[str, float]]:
+        readings: Mapping[str, Tensor] = getattr(engine.state, "balance", {})
+        columns = {word: readings[key].tolist() for key, word in _SHOWN.items() if key in readings}
+        return {
+            name: {word: values[i] for word, values in columns.items()}
+            for i, name in enumerate(self._modalities)
+            if columns
+        }
 
     def _report_loading(self) -> None:
-        share = self._loading / max(self._loading + self._stepping, 1e-9)
+        share = self._times.loading / max(self._times.loading + self._times.stepping, 1e-9)
         line = f"loading {share:.0%} of the time, step {1 - share:.0%}".replace("%", " %")
         if share > _SLOW_LOADING:
             line += "; more loader workers or a cache would speed this up"
-        self._say(line)
-
-    def _update_bar(self, engine: Engine, bar: tqdm) -> None:
-        bar.set_description(_epoch(engine), refresh=False)
-        bar.set_postfix_str(self._figures(), refresh=False)
-        bar.update(engine.state.iteration - bar.n)
-
-    def _write_line(self, engine: Engine) -> None:
-        self._last_line = time.monotonic()
-        total, done = _total(engine), engine.state.iteration
-        parts = [_epoch(engine), f"step {done}/{total or '?'}", self._figures()]
-        if total is not None:
-            rate = (self._last_line - self._started) / max(done - self._first_iteration, 1)
-            parts.append(f"{tqdm.format_interval(rate * (total - done))} left")
-        self._say(", ".join(part for part in parts if part))
-
-    def _figures(self) -> str:
-        loss = None if self._loss is None else f"loss {self._loss:.4g}"
-        rate = None if self._optimizer is None else self._optimizer.param_groups[0]["lr"]
-        return ", ".join(filter(None, [loss, None if rate is None else f"lr {rate:.3g}"]))
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        assert self._display is not None
+        self._display.say(line)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._display is not None:
+            self._display.close()
+            self._display = None
 
     def _close_and_raise(self, error: BaseException) -> None:
         self._close()
         raise error
-
-
-def _epoch(engine: Engine) -> str:
-    return f"epoch {engine.state.epoch}/{engine.state.max_epochs or '?'}"
 
 
 def _total(engine: Engine) -> int | None:

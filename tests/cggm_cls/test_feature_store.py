@@ -55,6 +55,7 @@ def folder(tmp_path):
 def test_splits_come_back_as_they_were_written(folder):
     data = open_features(folder).task_data(seed=5)
     assert (data.classes, data.simulated, data.notes) == (2, True, ("A note.",))
+    assert data.names == tuple(FACTS["classes"])
     assert data.widths == {"text": 3, "image": 2}
     assert (data.train.ids, data.valid.ids, data.test.ids) == (["a", "b", "c"], ["d"], ["e", "f"])
     assert data.train.target.tolist() == [0, 1, 0]

@@ -46,6 +46,7 @@ def test_splits_are_disjoint_complete_and_equally_many_of_each_class(all_views):
 
 
 def test_classes_and_features_are_those_of_the_same_row_of_the_file(all_views):
+    assert all_views.names[3] == "digit 3"
     raw = table("pix")
     train, test = rows(all_views.train), rows(all_views.test)
     assert all_views.test.target.tolist() == raw[test, -1].tolist()

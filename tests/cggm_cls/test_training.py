@@ -1,8 +1,11 @@
 import json
+import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from ignite.engine import Events
 from safetensors.torch import load_file
 
 from cggm.errors import UserError
@@ -44,10 +47,12 @@ def equal(a, b):
 
 
 def test_run_folder_holds_everything(tmp_path):
-    train(tmp_path / "run")
+    train(tmp_path / "run", data=replace(task_data(), names=("calm", "glad", "sad")))
     run = RunFolder(tmp_path / "run")
     results = json.loads(run.results.read_text())
     assert results["simulated"]
+    assert results["classes"] == ["calm", "glad", "sad"]
+    assert "glad" in run.report.read_text()
     assert {"acc", "uar", "f1_macro", "f1_weighted", "confusion"} == set(results["test"])
     assert list(results["subsets"]) == [
         *("text", "audio", "vision"),
@@ -86,6 +91,38 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     assert equal(weights(tmp_path / "whole", 4), weights(tmp_path / "parts", 4))
     for name in ("balance.jsonl", "metrics.jsonl", "results.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
+
+
+def test_time_adds_up_over_resumptions(tmp_path):
+    start = time.monotonic()
+    train(tmp_path / "run")
+    before = read_jsonl(tmp_path / "run" / "timing.jsonl")
+    train(tmp_path / "run", replace(CONFIG, max_epochs=4), resume=True)
+    taken = time.monotonic() - start
+    times = read_jsonl(tmp_path / "run" / "timing.jsonl")
+    assert times[: len(before)] == before
+    assert len(times) > len(before)
+    assert 0 < sum(line["seconds"] for line in times) < taken
+    for line in times:
+        assert 0 <= line["loading_seconds"] <= line["seconds"]
+
+
+def test_curves_are_drawn_while_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("cggm.runs.curves._FIRST_DRAWING", 0.0)
+    drawn = []
+
+    def look(engine):
+        drawn.append((tmp_path / "run" / "curves" / "curves.png").exists())
+
+    training = SequenceTraining(CONFIG, RunFolder(tmp_path / "run"), task_data(), CPU)
+    training.trainer.add_event_handler(Events.EPOCH_COMPLETED, look)
+    training.run()
+    assert drawn[0]
+    plain = SequenceTraining(
+        replace(CONFIG, curves=False), RunFolder(tmp_path / "plain"), task_data(), CPU
+    )
+    plain.run()
+    assert equal(weights(tmp_path / "run", 2), weights(tmp_path / "plain", 2))
 
 
 def test_other_data_is_refused_on_resume(tmp_path):
@@ -190,3 +227,10 @@ def test_wrong_setting_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="rhoo"):
         train(tmp_path / "run", wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_mlflow_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UserError, match="--mlflow needs the package mlflow"):
+        train(tmp_path / "run", replace(CONFIG, mlflow=str(tmp_path / "tracking")))
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,13 @@
 from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cggm.errors import UserError
 from cggm.runs.config import read_config
@@ -16,6 +20,7 @@ from cggm_seg.cases import MODALITIES, find_cases
 from cggm_seg.config import BratsConfig
 from cggm_seg.split import split_cases
 from cggm_seg.training import build_trainer
+from cggm_seg.validation_slice import ValidationSlice
 from tests.cggm_seg.nifti import write_case
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
@@ -52,7 +57,7 @@ class Training:
 
     def __init__(self, config, cache, folder, *, resume=False):
         torch.manual_seed(0)
-        self.run = RunFolder(folder)
+        self.run, self.cache = RunFolder(folder), cache
         self.network = build_network(config.network)
         split = split_cases(cache.case_ids, 0.25, 0)
         balancer = build_balancer(config, self.network, cache, split)
@@ -126,6 +131,27 @@ def test_restore_returns_to_the_last_checkpoint_and_cuts_the_logs(build):
     balance = read_jsonl(again.run.balance)
     assert [line["iteration"] for line in balance] == [1, 2]
     assert tuple(balance[-1]["term"]) == MODALITIES
+
+
+def test_every_validation_shows_the_same_slice_in_tensorboard(build):
+    first = build()
+    first.run.make()
+    first.trainer.run()
+    events = EventAccumulator(str(first.run.tensorboard))
+    events.Reload()
+    (name,) = events.Tags()["images"]
+    shown = events.Images(name)
+    assert [image.step for image in shown] == [1, 2]
+    pixels = np.asarray(Image.open(BytesIO(shown[-1].encoded_image_string)))
+    split = split_cases(first.cache.case_ids, 0.25, 0)
+    picture = ValidationSlice(first.network, first.cache, split.validation[0])()
+    assert name == picture.name
+    assert np.array_equal(pixels, picture.pixels)
+    curves = {
+        f"{key}/{m}" for key in ("score", "term", "cosine", "gradient_norm") for m in MODALITIES
+    }
+    scalars = set(events.Tags()["scalars"])
+    assert curves | {"train_loss", "lr", "val_dice_WT", "val_dice_mean"} <= scalars
 
 
 def test_run_without_a_checkpoint_begins_anew(build):

@@ -1,18 +1,24 @@
 import json
 import math
+import random
+import time
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from cggm.errors import UserError
-from cggm.runs.curves import _limits, _panels, modality_colors, plot_curves, running_mean
+from cggm.runs.curve_panels import read_panels
+from cggm.runs.curves import CurveRefresh, _limits, modality_colors, plot_curves, running_mean
 from cggm.runs.folder import RunFolder
+from cggm.runs.seeds import seed_everything
 
 ALL = ["score", "term", "cosine", "gradient_norm", "loss", "validation", "curves"]
 
@@ -66,14 +72,14 @@ def test_what_was_not_recorded_is_left_out(tmp_path):
 def test_loss_falls_back_on_the_epochs(tmp_path):
     write_logs(tmp_path, ["flair"], 5)
     (tmp_path / "balance.jsonl").unlink()
-    panels = {panel.name: panel for panel in _panels(RunFolder(tmp_path))}
+    panels = {panel.name: panel for panel in read_panels(RunFolder(tmp_path))}
     assert panels["loss"].x.tolist() == [9, 18]
     assert panels["loss"].lines["loss"].tolist() == [1.0, 0.5]
 
 
 def test_validation_shows_one_kind_of_metric(tmp_path):
     write_logs(tmp_path, ["flair"], 5)
-    (panel,) = [p for p in _panels(RunFolder(tmp_path)) if p.name == "validation"]
+    (panel,) = [p for p in read_panels(RunFolder(tmp_path)) if p.name == "validation"]
     assert panel.title == "Validation dice"
     assert {k: v.tolist() for k, v in panel.lines.items()} == {"WT": [0.4, 0.8], "ET": [0.3, 0.6]}
 
@@ -125,3 +131,35 @@ def test_sparse_values_are_joined(tmp_path):
     plot_curves(tmp_path)
     dark = imread(tmp_path / "curves" / "validation.png")[..., :3].max(-1) < 0.3
     assert dark.sum(1).max() > 0.4 * dark.shape[1]
+
+
+def test_curves_are_refreshed_at_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    refresh = CurveRefresh(RunFolder(write_logs(tmp_path, ["flair"], 5)))
+    file = tmp_path / "curves" / "curves.png"
+    drawings = []
+    savefig = Figure.savefig
+
+    def slowly(figure, *arguments, **options):  # takes 4 seconds
+        now[0] += 4
+        drawings.append(now[0])
+        return savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", slowly)
+    for at in (1019, 1021, 1024, 1104, 1106):
+        now[0] = at
+        refresh.draw_if_cheap()
+    # not before 20 seconds; then not before 80 seconds after the end of a drawing of 4 seconds
+    assert drawings == [1025, 1110]
+    assert [path.name for path in file.parent.iterdir()] == ["curves.png"]
+    assert shows(file, modality_colors(["flair"])["flair"])
+
+
+def test_drawing_draws_no_random_number(tmp_path):
+    write_logs(tmp_path, ["flair"], 5)
+    seed_everything(3)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    seed_everything(3)
+    plot_curves(tmp_path)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected

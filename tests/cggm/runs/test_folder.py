@@ -68,7 +68,9 @@ def test_create_names_the_folder_by_time_and_never_twice(tmp_path, monkeypatch):
 def test_create_takes_an_empty_folder_and_refuses_a_full_one(tmp_path):
     empty = tmp_path / "a" / "b"
     empty.mkdir(parents=True)
-    assert RunFolder.create(empty, name="x").path == empty
+    run = RunFolder.create(empty, name="x")
+    assert run.path == empty
+    run.config.touch()
     with pytest.raises(UserError, match=r"--resume .* or give another --output"):
         RunFolder.create(empty, name="x")
 
@@ -87,10 +89,15 @@ def test_a_planned_folder_appears_when_it_is_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
     run.make()
     assert run.checkpoints.is_dir()
+
+
+def test_what_a_killed_start_leaves_counts_as_empty(tmp_path):
+    run = RunFolder.create(tmp_path / "run", name="x")
+    (run.path / ".tmp-1-ab-config.yaml").touch()
+    RunFolder.create(run.path, name="x")
+    (run.checkpoints / "epoch-0001-step-00000001").touch()
     with pytest.raises(UserError, match="expected a new or empty run folder"):
         RunFolder.plan(run.path, name="x")
-    with pytest.raises(UserError, match="cannot be made"):
-        run.make()
 
 
 def test_a_sweep_takes_drafts_alone(tmp_path):

@@ -1,16 +1,10 @@
 import io
-import os
-import pty
 import re
-import select
-import struct
-import termios
 import time
-from fcntl import ioctl
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from cggm.runs.progress import TrainingProgress
 
@@ -53,7 +47,7 @@ def test_a_file_gets_one_line_per_epoch():
 
 
 def test_a_long_epoch_gets_lines_in_between():
-    lines = train(steps=10, epochs=1, stepping=0.05, interval=0.2, every=1)
+    lines = train(steps=10, epochs=1, stepping=0.05, interval=0.2)
     assert 2 <= len(lines) <= 4
     assert re.match(r"epoch 1/1, step [3-7]/10, loss 0.5, 00:0\d left", lines[0])
 
@@ -87,11 +81,55 @@ class Watched(torch.Tensor):
         Watched.looks += 1
         return 1.0
 
+    def tolist(self):
+        Watched.looks += 1
+        return [0.5, 0.25]
 
-def test_the_loss_is_read_every_few_steps_only():
+
+def test_the_device_is_waited_for_only_when_something_is_said():
     Watched.looks = 0
-    train(torch.ones(()).as_subclass(Watched), steps=100, epochs=1, every=25)
-    assert Watched.looks == 4 + 2 + 1  # every 25; steps 1 and 20; end of the epoch
+
+    def step(engine, batch):
+        engine.state.balance = {"score": torch.ones(2).as_subclass(Watched)}
+        return torch.ones(()).as_subclass(Watched)
+
+    engine = Engine(step)
+    TrainingProgress(stream=io.StringIO(), modalities=("a", "b")).attach(engine)
+    engine.run(Loader(100), max_epochs=1)
+    assert Watched.looks == 2 + 2  # loss after steps 1 and 20; loss and score of the epoch's line
+
+
+def balanced(readings, modalities, stream=None):
+    """Trains an epoch of three steps, after each of which the balancer's readings are there."""
+    stream = stream or io.StringIO()
+
+    def step(engine, batch):
+        engine.state.balance = {name: torch.tensor(values) for name, values in readings.items()}
+        return 0.5
+
+    engine = Engine(step)
+    TrainingProgress(stream=stream, modalities=modalities).attach(engine)
+    engine.run(Loader(3), max_epochs=1)
+    return stream
+
+
+def test_lines_tell_score_and_factor_of_each_modality():
+    readings = {"score": [0.25, -12.5], "raw_term": [9.0, 9.0], "term": [1.204, 0.5]}
+    line = balanced(readings, ("flair", "t1ce")).getvalue()
+    assert line == (
+        "epoch 1/1, step 3/3, loss 0.5, 00:00 left; flair score 0.250 B 1.20; "
+        "t1ce score -12.500 B 0.50\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("readings", "told"),
+    [({"term": [1.5]}, "; flair B 1.50"), ({"score": [float("nan")]}, "; flair score nan"),
+     ({"distance": [1.0]}, ""), ({}, "")],
+)  # fmt: skip
+def test_what_a_method_does_not_measure_is_left_out(readings, told):
+    line = balanced(readings, ("flair",)).getvalue()
+    assert line == f"epoch 1/1, step 3/3, loss 0.5, 00:00 left{told}\n"
 
 
 def test_slow_loading_is_reported_with_a_hint():
@@ -136,59 +174,3 @@ def test_unknown_epoch_length_leaves_the_time_open_until_it_is_known():
     lines = stream.getvalue().splitlines()
     assert lines[0] == "epoch 1/1, step 1/?, loss 1"
     assert lines[-1] == "epoch 1/1, step 3/3, loss 1, 00:00 left"
-
-
-class Terminal:
-    """A pseudo-terminal of 100 columns."""
-
-    def __enter__(self):
-        self.reader, writer = pty.openpty()
-        ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-        self.stream = os.fdopen(writer, "w")
-        return self
-
-    def __exit__(self, *error):
-        self.stream.close()
-        os.close(self.reader)
-
-    def text(self):
-        self.stream.flush()
-        text = b""
-        while select.select([self.reader], [], [], 0.2)[0]:
-            text += os.read(self.reader, 10**6)
-        return text.decode()
-
-
-def test_a_terminal_gets_a_bar_of_the_whole_run():
-    with Terminal() as terminal:
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.0123)
-        train(steps=25, epochs=2, stepping=0.005, optimizer=optimizer, stream=terminal.stream)
-        text = terminal.text()
-    assert re.search(r"epoch 1/2: +\d+%\|.*\| \d+/50 \[00:00<00:00, .*loss 0.5, lr 0.0123\]", text)
-    assert re.search(r"epoch 2/2: 100%\|.*\| 50/50", text)
-    assert re.search(r"\rloading \d+ % of the time, step \d+ %", text)
-    assert text.endswith("\n")
-
-
-def test_a_resumed_run_starts_the_bar_where_it_was():
-    with Terminal() as terminal:
-        engine = Engine(lambda engine, batch: 0.5)
-        engine.load_state_dict({"epoch": 3, "epoch_length": 10, "max_epochs": 4})
-        TrainingProgress(stream=terminal.stream).attach(engine)
-        engine.run(Loader(10), max_epochs=4)
-        text = terminal.text()
-    assert "30/40" in text
-    assert "40/40" in text
-
-
-def test_an_error_closes_the_bar_and_goes_on():
-    def fail(engine):
-        raise ZeroDivisionError
-
-    with Terminal() as terminal:
-        engine = Engine(lambda engine, batch: 0.5)
-        TrainingProgress(stream=terminal.stream).attach(engine)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=5), fail)
-        with pytest.raises(ZeroDivisionError):
-            engine.run(Loader(10), max_epochs=1)
-        assert terminal.text().endswith("\n")
