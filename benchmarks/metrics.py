@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
 
-from cggm_seg.evaluation import case_metrics
+from cggm_seg.case_scores import case_metrics
 from cggm_seg.phantom import simulate_case
 from cggm_seg.regions import REGIONS, region_mask
 from cggm_seg.template import FULL_SHAPE

@@ -1,41 +1,26 @@
-"""Dice and 95 % Hausdorff distance of whole volumes, scored as in BraTS 2021 or 2023."""
+"""Scores of a folder of predictions, by the rules of BraTS 2021 or 2023."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
+from cggm_seg.case_evaluation import Rule, evaluate_case
+from cggm_seg.case_scores import METRICS, Row
 from cggm_seg.cases import Case, find_cases
-from cggm_seg.lesions import Spacing, dice_and_hd95, lesion_metrics
-from cggm_seg.regions import REGIONS, region_mask
-from cggm_seg.volumes import read_labels
-
-WORST_HD95 = 373.1287
-"""HD95 in mm where one of two regions is empty, as in BraTS 2021.
-
-It is the diagonal of the volume, sqrt(240^2 + 240^2 + 155^2), the largest distance there can be.
-"""
-
-METRICS = tuple(
-    f"{metric}_{region}" for metric in ("dice", "hd95") for region in ("WT", "TC", "ET")
-)
+from cggm_seg.regions import REGIONS
 
 _STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
     "mean": np.mean,
     "std": np.std,
     "median": np.median,
 }
-_AFFINE_TOLERANCE = 1e-3  # mm
-
-Row = dict[str, float]
-Rule = Literal["brats2021", "brats2023"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +28,11 @@ class Evaluation:
     """Scores of a folder of predictions.
 
     Attributes:
-        rows: Case to metrics, the keys of :data:`METRICS`; HD95 in mm.
+        rows: Case to metrics, the keys of :data:`cggm_seg.case_scores.METRICS`; HD95 in mm.
         statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
         missing: Cases of the reference without a prediction; they enter no statistic.
         problems: One sentence for each case that is not scored, and for each surplus file.
-        rule: ``brats2021``: :func:`case_metrics`; ``brats2023``: scores of lesions, see
-            :func:`cggm_seg.lesions.lesion_metrics`.
+        rule: How a case is scored, see :func:`cggm_seg.case_evaluation.evaluate_case`.
     """
 
     rows: dict[str, Row]
@@ -73,42 +57,6 @@ class Evaluation:
         where = {"predictions": predictions, "reference": reference}
         folders = {name: str(folder.resolve()) for name, folder in where.items()}
         return json.dumps({**asdict(self), **folders}, indent=2)
-
-
-def case_metrics(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> Row:
-    """Dice and HD95 of whole tumor, tumor core and enhancing tumor.
-
-    HD95 is the larger of the two directed 95th percentiles of surface distances. A region that is
-    empty in both volumes scores Dice 1 and HD95 0; one that is empty in only one of them, Dice 0
-    and :data:`WORST_HD95`: a single false voxel costs the whole region.
-
-    Args:
-        prediction: Classes 0 background, 1 NCR, 2 ED, 3 ET, shape ``(H, W, Z)``.
-        reference: Likewise.
-        spacing: Size of a voxel in mm.
-
-    Returns:
-        The keys of :data:`METRICS`.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    if prediction.shape != reference.shape:
-        raise ValueError(
-            f"Expected two volumes of one shape, but got {prediction.shape} and {reference.shape}."
-        )
-    box = _bounding_box((prediction > 0) | (reference > 0))
-    scores = {
-        region: _region_scores(
-            region_mask(prediction[box], region), region_mask(reference[box], region), spacing
-        )
-        for region in REGIONS
-    }
-    return {
-        f"{metric}_{region}": scores[region][index]
-        for index, metric in enumerate(("dice", "hd95"))
-        for region in ("WT", "TC", "ET")
-    }
 
 
 def evaluate_folder(
@@ -171,26 +119,6 @@ def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     return [subset for size in sizes for subset in combinations(modalities, size)]
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Box of the voxels that are set; empty where none is."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(hit[0], hit[-1] + 1) if hit.size else slice(0))
-    return tuple(box)
-
-
-def _region_scores(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Spacing
-) -> tuple[float, float]:
-    found, wanted = np.count_nonzero(prediction), np.count_nonzero(reference)
-    if not found and not wanted:
-        return 1.0, 0.0
-    if not found or not wanted:
-        return 0.0, WORST_HD95
-    return dice_and_hd95(prediction, reference, spacing)
-
-
 def _prediction_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(
@@ -228,26 +156,11 @@ def _unpaired(cases: list[Case], files: dict[str, Path], folder: Path) -> list[D
 
 def _attempt(case: Case, file: Path, rule: Rule, strict: bool) -> Row | DataError:
     try:
-        return _score_files(case, file, rule)
+        return evaluate_case(case, file, rule)
     except DataError as error:
         if strict:
             raise
         return error
-
-
-def _score_files(case: Case, file: Path, rule: Rule) -> Row:
-    assert case.label is not None
-    wanted, like = read_labels(case.label, case.id, case.naming)
-    found, header = read_labels(file, case.id, case.naming)
-    if found.shape != wanted.shape:
-        what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
-        raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
-    affine, expected = header.get_best_affine(), like.get_best_affine()
-    if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
-        what = f"Expected the affine {expected.tolist()} of {case.label}, found {affine.tolist()}."
-        raise DataError(case.id, file, what, "Keep the affine of the case's images.")
-    score = lesion_metrics if rule == "brats2023" else case_metrics
-    return score(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
 
 
 def _nothing_scored(predictions: Path, reference: Path, problems: list[UserError]) -> UserError:

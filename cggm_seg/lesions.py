@@ -1,13 +1,9 @@
 """Lesion-wise Dice and 95 % Hausdorff distance, as BraTS 2023 ranks by."""
 
-import warnings
-
 import numpy as np
-import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from scipy import ndimage
 
-from cggm_seg.regions import REGIONS, region_mask
+from cggm_seg.case_scores import Row, Spacing, dice_and_hd95, score_regions
 
 FALSE_HD95 = 374.0
 """HD95 in mm of a lesion that is missed, and of one that is not there."""
@@ -19,12 +15,8 @@ _GROWTH = 3  # voxels by which two parts of one lesion reach for each other
 _GROWING = ndimage.generate_binary_structure(3, 2)  # 18 neighbors
 _TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbors
 
-Spacing = tuple[float, float, float]
 
-
-def lesion_metrics(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Spacing
-) -> dict[str, float]:
+def lesion_metrics(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> Row:
     r"""Lesion-wise Dice and HD95 of whole tumor, tumor core and enhancing tumor.
 
     For each region, a lesion is what is connected once the reference is dilated by three voxels;
@@ -38,7 +30,7 @@ def lesion_metrics(
     where a lesion without a match has Dice 0 and HD95 374 mm. Where L and F are 0, Dice is 1 and
     HD95 is 0. The rules are those of adult glioma; components are 26-connected. The organizers'
     HD95 weighs points by the area of the surface, ours by their number, as
-    :func:`cggm_seg.evaluation.case_metrics` does. A single false voxel counts as much as a lesion:
+    :func:`cggm_seg.case_scores.case_metrics` does. A single false voxel counts as much as a lesion:
     for the agreement of whole volumes use that function.
 
     Args:
@@ -47,53 +39,12 @@ def lesion_metrics(
         spacing: Size of a voxel in mm.
 
     Returns:
-        The keys of :data:`cggm_seg.evaluation.METRICS`.
+        The keys of :data:`cggm_seg.case_scores.METRICS`.
 
     Raises:
         ValueError: If the shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise ValueError(
-            f"Expected two volumes of one shape, but got {prediction.shape} and {reference.shape}."
-        )
-    box = _box((prediction > 0) | (reference > 0))
-    scores = {
-        region: _mean_scores(
-            region_mask(prediction[box], region), region_mask(reference[box], region), spacing
-        )
-        for region in REGIONS
-    }
-    return {
-        f"{metric}_{region}": scores[region][index]
-        for index, metric in enumerate(("dice", "hd95"))
-        for region in ("WT", "TC", "ET")
-    }
-
-
-def dice_and_hd95(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Spacing
-) -> tuple[float, float]:
-    """Dice and HD95 in mm of two masks that both hold a voxel.
-
-    HD95 is the larger of the two directed 95th percentiles of surface distances.
-
-    Args:
-        prediction: Bool, shape ``(H, W, Z)``.
-        reference: Likewise.
-        spacing: Size of a voxel in mm.
-    """
-    voxels = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    with warnings.catch_warnings():
-        # MONAI 1.6 warns of an argument that it passes to itself.
-        warnings.filterwarnings("ignore", message="monai.metrics.utils get_mask_edges")
-        distance = compute_hausdorff_distance(
-            torch.from_numpy(prediction)[None, None],
-            torch.from_numpy(reference)[None, None],
-            include_background=True,
-            percentile=95,
-            spacing=[float(size) for size in spacing],  # of one type, or MONAI refuses them
-        )
-    return 2 * np.count_nonzero(prediction & reference) / voxels, float(distance)
+    return score_regions(_mean_scores, prediction, reference, spacing, margin=_GROWTH)
 
 
 def _mean_scores(
@@ -120,11 +71,3 @@ def _lesion_scores(
     prediction: np.ndarray, lesion: np.ndarray, spacing: Spacing
 ) -> tuple[float, float]:
     return dice_and_hd95(prediction, lesion, spacing) if prediction.any() else (0.0, FALSE_HD95)
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Box of the voxels that are set, with room to grow; empty where none is."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
-        return (slice(0),) * mask.ndim
-    return tuple(slice(max(span.start - _GROWTH, 0), span.stop + _GROWTH) for span in found[0])

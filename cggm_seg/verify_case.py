@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cggm_seg.manifest import Record, check_recorded
 from cggm_seg.nifti import Volume, read_volume
 from cggm_seg.verify_alignment import best_shift, lesion_voxels, outside_share
 from cggm_seg.verify_modalities import modality_looks
-from cggm_seg.verify_records import image_record, label_record
+from cggm_seg.verify_records import file_record
 
 _OUTSIDE = 0.01  # share of the lesion
 
@@ -82,14 +82,17 @@ class _Verification:
         return CaseReport([self._record(part) for part in parts], self._findings)
 
     def _record(self, part: str) -> Record:
-        volume = self._volumes[part]
-        path = self._files[part].relative_to(self._data).as_posix()
-        entry = (path, *self._times[part], self._case.id, part, checks_digest(), volume)
-        if part == "seg" and self._classes is not None:
-            record = label_record(*entry, self._classes)
-        else:
-            record = image_record(*entry, self._looks.get(part, []))
-        return replace(record, suspect=self._is_faulty(part))
+        return file_record(
+            self._files[part].relative_to(self._data).as_posix(),
+            *self._times[part],
+            self._case.id,
+            part,
+            checks_digest(),
+            self._volumes[part],
+            self._classes if part == "seg" else None,
+            self._looks.get(part, []),
+            suspect=self._is_faulty(part),
+        )
 
     def _read(self, part: str) -> None:
         case, file = self._case, self._files[part]

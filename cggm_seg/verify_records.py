@@ -1,7 +1,6 @@
 """What the manifest keeps of a file that was read."""
 
 import hashlib
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +11,7 @@ from cggm_seg.verify_alignment import lesion_voxels
 from cggm_seg.verify_modalities import sample
 
 
-def image_record(
+def file_record(
     path: str,
     size: int,
     mtime_ns: int,
@@ -20,11 +19,17 @@ def image_record(
     modality: str,
     checks: str,
     volume: Volume,
+    classes: np.ndarray | None,
     looks: list[float | None],
+    *,
+    suspect: bool,
 ) -> Record:
-    """The record of an image; for the arguments see :class:`cggm_seg.manifest.Record`."""
+    """The record of a file that holds a volume; for others see :class:`cggm_seg.manifest.Record`.
+
+    ``classes`` are those of a label map, of whose voxels the lesion alone counts, and ``None`` for
+    an image.
+    """
     height, width, depth = volume.array.shape
-    voxels = sample(volume.array).T.astype(np.float32)
     return Record(
         path=path,
         size=size,
@@ -36,28 +41,21 @@ def image_record(
         spacing=tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).round(4).tolist()),
         orientation="".join(nib.aff2axcodes(volume.affine)),
         dtype=str(volume.header.get_data_dtype()),
-        voxels=_digest(voxels) if voxels.any() else "",
+        voxels=_image_digest(volume.array) if classes is None else _lesion_digest(classes),
         looks=looks,
         checks=checks,
+        suspect=suspect,
     )
 
 
-def label_record(
-    path: str,
-    size: int,
-    mtime_ns: int,
-    case_id: str,
-    modality: str,
-    checks: str,
-    volume: Volume,
-    classes: np.ndarray,
-) -> Record:
-    """The record of a label map, of whose voxels the lesion alone counts."""
-    record = image_record(path, size, mtime_ns, case_id, modality, checks, volume, [])
+def _image_digest(array: np.ndarray) -> str:
+    voxels = sample(array).T.astype(np.float32)
+    return _digest(voxels) if voxels.any() else ""
+
+
+def _lesion_digest(classes: np.ndarray) -> str:
     lesion = lesion_voxels(classes)
-    content = np.append(lesion, classes.T.ravel()[lesion])
-    voxels = _digest(content) if lesion.size else ""
-    return replace(record, voxels=voxels)
+    return _digest(np.append(lesion, classes.T.ravel()[lesion])) if lesion.size else ""
 
 
 def _digest(values: np.ndarray) -> str:

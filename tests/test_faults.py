@@ -36,7 +36,11 @@ def test_every_bar_holds_and_the_faults_are_real(tmp_path):
     assert flips["nibabel"]["missed"] > flips["content-changing flips"] / 2
     assert checkpoints["torch.load, weights_only"]["accepted with other weights"] > 50
     assert figures["hostile_checkpoints"]["torch.load"]["executed"] == 50
-    assert figures["kills"]["forks"]["kills during the training"] > 0
+    assert figures["kills"]["forks"]["kills during the training"] == 2
+    assert figures["workers"]["most that training changes a weight"] > 1e-3
+    assert figures["workers"]["ranks 2, workers 2"]["largest difference of a weight"] > 0
+    monai = figures["workers"]["MONAI's DataLoader and random transforms"]
+    assert not monai["ranks 1, workers 2"].startswith("0 of")
     assert figures["storage"]["Ignite, n_saved=1"]["no space"] == "lost 1 of 1"
 
 

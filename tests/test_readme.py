@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from monai.engines import SupervisedTrainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from tests.cggm.networks import accuracy, late_batch, make_late
+from tests.document_parts import late_parts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,32 +18,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^(?: {4})?((?:python pipelines/|make )\S.*)$", README, re.MULTILINE)
 
 
-def namespace():
-    network, heads = make_late()
-    loader = DataLoader(TensorDataset(*late_batch(32)), batch_size=4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=1,
-        train_data_loader=loader,
-        network=network,
-        optimizer=optimizer,
-        loss_function=nn.CrossEntropyLoss(),
-        prepare_batch=lambda batch, device, non_blocking, **_: batch,
-        decollate=False,
-    )
-    return {
-        "network": network,
-        "heads": heads,
-        "score": accuracy,
-        "loader": loader,
-        "optimizer": optimizer,
-        "trainer": trainer,
-    }
-
-
 def test_three_lines_attach_to_a_monai_trainer():
-    names = namespace()
+    names = late_parts()
     exec(BLOCKS[0], names)
     assert names["trainer"].state.iteration == 8
     assert names["balancer"].scores.steps == 8
@@ -55,7 +28,7 @@ def test_three_lines_attach_to_a_monai_trainer():
 def test_ignite_trainer():
     from ignite.engine import create_supervised_trainer
 
-    names = namespace()
+    names = late_parts()
     exec(BLOCKS[0].replace("trainer.run()", "").replace("BalanceHandler(balancer).", "# "), names)
     names["trainer"] = create_supervised_trainer(
         names["network"], names["optimizer"], nn.CrossEntropyLoss()
@@ -66,7 +39,7 @@ def test_ignite_trainer():
 
 
 def test_bare_loop():
-    names = namespace()
+    names = late_parts()
     exec(BLOCKS[0].replace("trainer.run()", "").replace("BalanceHandler(balancer).", "# "), names)
     exec(BLOCKS[2], names)
     assert names["balancer"].scores.steps == 8

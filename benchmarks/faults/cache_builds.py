@@ -92,7 +92,7 @@ def _edit_sources(bench: Bench, cases: list[Case], keep_time: bool) -> dict[str,
 
 
 def _brighten(file: Path) -> None:
-    image = nib.load(file)
+    image = nib.Nifti1Image.from_filename(file)
     voxels = np.asarray(image.dataobj).copy()
     voxels[voxels > 0] += 1
     nib.save(nib.Nifti1Image(voxels, image.affine, image.header), file)

@@ -53,12 +53,12 @@ class Fault:
 
 
 def voxels(file: Path) -> np.ndarray:
-    return np.asarray(nib.load(file).dataobj).copy()
+    return np.asarray(nib.Nifti1Image.from_filename(file).dataobj).copy()
 
 
 def rewrite(file: Path, array: np.ndarray, affine: np.ndarray | None = None) -> list[Path]:
     """Replace voxels, and the affine if given."""
-    affine = nib.load(file).affine if affine is None else affine
+    affine = nib.Nifti1Image.from_filename(file).affine if affine is None else affine
     image = nib.Nifti1Image(array, affine)
     image.set_sform(affine, code=2)
     image.set_qform(None, code=0)
@@ -67,7 +67,7 @@ def rewrite(file: Path, array: np.ndarray, affine: np.ndarray | None = None) -> 
 
 
 def _affine(target: Target) -> list[Path]:
-    affine = nib.load(target.any()).affine.copy()
+    affine = nib.Nifti1Image.from_filename(target.any()).affine.copy()
     affine.flat[target.number % 12] += 1e-3
     return rewrite(target.any(), voxels(target.any()), affine)
 
@@ -79,7 +79,7 @@ def _shape(target: Target) -> list[Path]:
 
 
 def _spacing(target: Target) -> list[Path]:
-    affine = nib.load(target.any()).affine.copy()
+    affine = nib.Nifti1Image.from_filename(target.any()).affine.copy()
     affine[:, target.number % 3] *= 1.1
     return rewrite(target.any(), voxels(target.any()), affine)
 
@@ -87,7 +87,7 @@ def _spacing(target: Target) -> list[Path]:
 def _orientation(target: Target) -> list[Path]:
     """The same anatomy at the same place, stored the other way round along an axis."""
     axis, array = target.number % 3, voxels(target.any())
-    affine = nib.load(target.any()).affine.copy()
+    affine = nib.Nifti1Image.from_filename(target.any()).affine.copy()
     affine[:, 3] += affine[:, axis] * (array.shape[axis] - 1)
     affine[:, axis] *= -1
     return rewrite(target.any(), np.flip(array, axis), affine)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 
@@ -35,7 +36,8 @@ def ours(file: Path) -> object:
 
 
 def nibabel(file: Path) -> object:
-    return nib.load(file).get_fdata()
+    image: Any = nib.load(file)
+    return image.get_fdata()
 
 
 def monai() -> Reader:

@@ -133,10 +133,18 @@ _TARGETS: dict[str, Callable[[str, Path], object]] = {
     "__setstate__": lambda m, _: Call(_with(__setstate__=os.system), state=_touch(m)),
     "append": lambda m, _: Call(_with(append=os.system), items=(_touch(m),)),
     "copyreg._reconstructor": lambda m, _: Call(
-        copyreg._reconstructor, logging.FileHandler, logging.FileHandler, m
+        copyreg._reconstructor,  # type: ignore[attr-defined]
+        logging.FileHandler,
+        logging.FileHandler,
+        m,
     ),
     "copyreg.__newobj__": lambda m, _: Call(
-        functools.partial(copyreg.__newobj__, np.memmap), m, "uint8", "w+", 0, (1,)
+        functools.partial(copyreg.__newobj__, np.memmap),  # type: ignore[attr-defined]
+        m,
+        "uint8",
+        "w+",
+        0,
+        (1,),
     ),
     "pickle.loads": lambda m, _: Call(pickle.loads, _pickled(m)),
     "numpy.load": lambda m, s: Call(np.load, _object_array(m, s), None, True),

@@ -75,7 +75,7 @@ def _damaged(header: bytes, rng: np.random.Generator) -> bytes:
             damaged[position] = rng.integers(256)
         return bytes(damaged)
     record = np.frombuffer(header[:348], nib.Nifti1Header.template_dtype).copy()
-    field = record[rng.choice(_READ_FIELDS if kind == 1 else record.dtype.names)].reshape(-1)
+    field = record[rng.choice(_READ_FIELDS if kind == 1 else record.dtype.names or ())].reshape(-1)
     field[rng.integers(field.size)] = rng.choice(_extremes(field.dtype))
     return record.tobytes() + header[348:]
 
@@ -106,7 +106,8 @@ def _unlike_nibabel(files: list[Path]) -> list[str]:
 
 
 def _as_nibabel(file: Path) -> bool:
-    volume, image = read_volume(file, CASE_ID), nib.load(file)
+    volume = read_volume(file, CASE_ID)
+    image: Any = nib.load(file)
     voxels = np.asanyarray(image.dataobj).reshape(volume.array.shape, order="F")
     with np.errstate(all="ignore"):
         voxels = voxels.astype(np.float32)

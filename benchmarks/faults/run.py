@@ -31,6 +31,7 @@ FAMILIES = (
     "hostile_checkpoints",
     "cache_builds",
     "kills",
+    "workers",
     "storage",
     "overflow",
 )

@@ -82,7 +82,9 @@ def import_again(names: Path) -> None:
     for name in names.read_text().splitlines():
         with suppress(Exception):  # names that are no modules
             import_module(name)
-    assert len(list(Path("/proc/self/task").iterdir())) == 1
+    threads = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    # pyarrow's allocator has a thread that every fork starts anew.
+    assert len([name for name in threads if not name.startswith("jemalloc")]) == 1, threads
 
 
 def count_steps(notes: Sequence[int]) -> None:

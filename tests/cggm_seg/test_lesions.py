@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cggm_seg.evaluation import METRICS, case_metrics
+from cggm_seg.case_scores import METRICS, case_metrics
 from cggm_seg.lesions import FALSE_HD95, lesion_metrics
 
 UNIT = (1.0, 1.0, 1.0)

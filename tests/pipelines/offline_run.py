@@ -1,6 +1,7 @@
 """Every pipeline on tiny data, as one process that has no network."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from cggm.runs.cli import run
@@ -35,7 +36,7 @@ def classify(folder: Path, config: Path) -> None:
         "mosi": ("--data", folder / "mosi.pkl"),
         "iemocap": ("--data", folder / "iemocap"),
         "food101": ("--data", simulate_features(folder / "food101")),
-        "mfeat": (),
+        "mfeat": ("--mlflow", folder / "mlflow") if find_spec("mlflow") else (),
     }
     for task, given in data.items():
         options = ("--config", config, "--max_epochs", 1, "--output", folder / f"{task}-run")

@@ -1,10 +1,9 @@
 """The commands as two ranks that torchrun starts, against one process."""
 
+import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from safetensors.torch import load_file
 from cggm.runs.logs import read_jsonl
 from cggm_cls.mosi_demo import simulate_mosi
 from tests.cggm_seg.nifti import write_case
-from tests.pipelines.commands import ROOT, SCRIPTS, call, left_over, tiny_config
+from tests.pipelines.commands import SCRIPTS, call, left_over, tiny_config
 from tests.pipelines.faults import write_bad_case
+from tests.pipelines.launching import launch, run_all
 
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-WORKER = Path(__file__).with_name("torchrun_worker.py")
 SEQUENCES = """
 max_epochs: 3
 batch_size: 8
@@ -31,27 +29,6 @@ network: {{width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1, dr
 optimizer: {{lr: {lr}, head_lr: {lr}}}
 balancer: {{name: CGGM, settings: {{gate: null}}}}
 """
-
-
-def launch(script, *argv):
-    """Start two ranks of a script."""
-    return subprocess.Popen(
-        [*LAUNCHER, str(script), *map(str, argv)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-
-
-def run_all(*commands):
-    """Run commands on two ranks; returns the exit code and what they said."""
-    process = launch(WORKER, json.dumps([[str(word) for word in words] for words in commands]))
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.terminate()  # which ends the ranks as well
-    return process.returncode, out, err
 
 
 def ranks_of(process):
@@ -172,7 +149,10 @@ def test_cases_are_shared_to_the_same_results(tmp_path, capsys):
     one, two = (json.loads(file.read_text()) for file in table)
     assert one["rows"] == two["rows"]
     assert list(one["rows"]) == list(two["rows"]) == [f"case{k}" for k in range(5)]
-    for file in sorted(out[0].iterdir()):
+    for file in sorted(out[0].glob("*.nii.gz")):
         other = nib.load(out[1] / file.name)
         np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), other.dataobj)
+    volumes = [[row[:5] for row in csv.reader((o / "summary.csv").open())] for o in out]
+    assert volumes[0] == volumes[1]
+    assert [row[0] for row in volumes[1]] == ["case", *(f"case{k}" for k in range(5))]
     assert left_over(run) == []

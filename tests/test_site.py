@@ -1,0 +1,61 @@
+"""The guide in a real browser: nothing from a network, no overflow, formulas drawn, a search."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.documents import DOCS, PAGES, ROOT
+from tests.pipelines.browser import CHROMIUM, overflow
+
+GUIDE = [name.removeprefix("docs/").removesuffix(".md") for name in PAGES if "docs/" in name]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages alone: `make docs` builds the API reference, too, and takes no warning."""
+    pytest.importorskip("sphinx", reason='needs pip install "cggm[docs]"')
+    folder = tmp_path_factory.mktemp("site")
+    pages = ["-D", "extensions=myst_parser,sphinx.ext.autodoc", "-D", "exclude_patterns=api/**"]
+    command = [sys.executable, "-m", "sphinx", "--quiet", *pages, DOCS, folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def page(site):
+    """A phone's browser, which must say nothing and ask for nothing but files of the site."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip)")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    said: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url))
+        yield page
+        browser.close()
+    local = (site.as_uri(), "data:")
+    assert not [text for text in said if not text.startswith(local)]
+
+
+def test_pages_fit_a_phone_and_ask_for_nothing(site, page):
+    for name in GUIDE:
+        page.goto((site / f"{name}.html").as_uri())
+        assert overflow(page) <= 0, name
+        assert page.locator("h1").count() == 1, name
+
+
+def test_formulas_are_drawn_by_the_browser(site, page):
+    page.goto((site / "method.html").as_uri())
+    assert page.locator("math mfrac").count() >= 2
+    assert "\\" not in "".join(page.locator("math").all_text_contents())
+
+
+def test_search_finds_a_page(site, page):
+    page.goto((site / "search.html").as_uri() + "?q=dcm2niix")
+    found = page.locator("#search-results li a")
+    found.first.wait_for()
+    assert "Your own BraTS copy" in found.all_inner_texts()
