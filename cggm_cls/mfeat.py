@@ -21,7 +21,7 @@ from cggm_cls.digest import content_digest
 from cggm_cls.sequences import RaggedSequences, SequenceDataset, TaskData
 
 STEPS = {"fac": 12, "fou": 4, "kar": 8, "mor": 1, "pix": 16, "zer": 1}
-"""Steps that the features of a view are cut into: ``pix`` has one per row of the image, ``fac``,
+"""Steps that the features of a view are cut into; ``pix`` has one per row of the image, ``fac``,
 ``fou`` and ``kar`` have equal chunks in file order, ``mor`` and ``zer`` are a single step."""
 
 CLASSES = 10

@@ -38,7 +38,7 @@ class FusionDecoder(nn.Module):
         """Fused feature of shape ``(B, decoder_channels, H / 4, W / 4)``.
 
         Args:
-            features: What :class:`ModalityEncoder` returns, by modality.
+            features: What :class:`cggm_seg.encoders.ModalityEncoder` returns, by modality.
         """
         high = self.high(torch.cat([feature["high"] for feature in features.values()], dim=1))
         low = [feature["low"] for feature in features.values()]

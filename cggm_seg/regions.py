@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 REGIONS: dict[str, tuple[int, ...]] = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
-"""Region to class indices (1 NCR, 2 ED, 3 ET): enhancing tumor, tumor core, whole tumor."""
+"""Region to class indices (1 NCR, 2 ED, 3 ET) of each tumor region."""
 
 CLASSES = 4
 """Background and the three tumor classes."""

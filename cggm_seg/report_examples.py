@@ -14,7 +14,7 @@ from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.volumes import read_case, read_labels, write_labels
 
 FOLDER = "examples"
-"""Of a run: predictions of the validation cases that its report shows."""
+"""Predictions of the validation cases that the report of a run shows."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from cggm.errors import UserError
 
 FULL_SHAPE = (240, 240, 155)
-"""Voxels per axis at 1 mm: the field of view in mm, whatever the shape of a case."""
+"""Voxels per axis at 1 mm, hence the field of view in mm, whatever the shape of a case."""
 
 Box = tuple[slice, slice, slice]
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]  # positions of the voxels along x, y and z in mm

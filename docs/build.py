@@ -1,24 +1,21 @@
-"""Build the API reference from the docstrings, offline, into site/.
+"""Build one searchable site of guide and API reference, offline, into site/.
 
 python -W error docs/build.py
 """
 
+import shutil
+import warnings
 from pathlib import Path
-from pkgutil import iter_modules
 
-import pdoc
+from sphinx.cmd.build import main
+from sphinx.deprecation import RemovedInSphinx11Warning
 
-import cggm
-
-
-def main() -> None:
-    """Resolve the names that are imported on first use, and render."""
-    for name in cggm.__all__:
-        getattr(cggm, name)
-    pdoc.render.configure(docformat="google")
-    modules = [module.name for module in iter_modules(cggm.__path__, "cggm.")]
-    pdoc.pdoc("cggm", "cggm_seg", "cggm_cls", *modules, output_directory=Path("site"))
-
+ROOT = Path(__file__).parents[1]
 
 if __name__ == "__main__":
-    main()
+    # Sphinx's own napoleon calls its autodoc in a deprecated way.
+    warnings.simplefilter("ignore", RemovedInSphinx11Warning)
+    shutil.rmtree(ROOT / "site", ignore_errors=True)
+    options = ["--fail-on-warning", "--nitpicky", "--quiet"]
+    cache = ["--doctree-dir", str(ROOT / "build" / "doctrees")]
+    raise SystemExit(main([*options, *cache, str(ROOT / "docs"), str(ROOT / "site")]))

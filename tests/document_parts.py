@@ -21,6 +21,7 @@ from tests.cggm.networks import (
 )
 from tests.cggm_seg.exporting import finished_run
 from tests.cggm_seg.nifti import write_case
+from tests.cggm_seg.predicting import brain_volume, small_network
 from tests.documents import ROOT
 
 
@@ -89,6 +90,13 @@ def exported() -> dict[str, object]:
     return {"slices": images, "array": images.numpy(), "case": "case/case"}
 
 
+def cases() -> dict[str, object]:
+    """A cohort of one case, its images, and a network for them."""
+    write_case(Path("CASES"), "case", shape=(32, 32, 8))
+    images, _ = brain_volume(shape=(32, 32, 8))
+    return {"network": small_network().eval(), "images": images}
+
+
 SETUPS = {
     "docs/export.md": exported,
     "docs/howto/bare_loop.md": lambda: {**late_parts(), "device": "cpu"},
@@ -100,5 +108,6 @@ SETUPS = {
         "Contract": Contract,
     },
     "docs/howto/other_data.md": slices,
+    "docs/inference.md": cases,
     "docs/method.md": dict,
 }

@@ -141,7 +141,9 @@ def cost_table(records: Sequence[Record], task: str, *, reference: str = "plain"
 
 
 def rank_table(records: Sequence[Record], metrics_by_task: Mapping[str, Sequence[str]]) -> Table:
-    """Rank of each method per task and metric, and on average; see :func:`average_ranks`.
+    """Rank of each method per task and metric, and on average.
+
+    See :func:`cggm.comparison.ranks.average_ranks`.
 
     Args:
         records: Of any tasks and methods.

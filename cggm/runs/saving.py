@@ -61,7 +61,7 @@ class Saver:
         return self.progress
 
     def save(self, epoch: int, iteration: int, score: float | None = None) -> None:
-        """Save, unless the last checkpoint is of the same progress, see :class:`Progress`.
+        """Save, unless the last checkpoint is of the same progress.
 
         The first rank does, for all of them.
         """

@@ -1,0 +1,81 @@
+"""Sphinx: the guide in Markdown and the reference from docstrings, without any network."""
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+import cggm
+
+project = "CGGM"
+html_title = "CGGM"
+html_theme = "furo"
+html_copy_source = False
+html_show_search_summary = False  # fetched, which browsers forbid for files
+html_show_sphinx = False
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+apidoc_modules = [
+    {"path": "../cggm_seg", "destination": "api/cggm_seg"},
+    {"path": "../cggm_cls", "destination": "api/cggm_cls"},
+    {
+        "path": "../cggm",
+        "destination": "api/cggm",
+        "exclude_patterns": [
+            "../cggm/methods/[a-z]*.py",
+            "../cggm/balancer.py",
+            "../cggm/handlers.py",
+        ],
+    },
+]
+exclude_patterns = ["api/*/modules.rst"]
+apidoc_automodule_options = {"members", "show-inheritance"}
+apidoc_module_first = True
+autodoc_member_order = "bysource"
+autodoc_use_type_comments = False
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+add_module_names = False
+toc_object_entries = False
+nitpick_ignore_regex = [
+    ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib)\..*"),
+    ("py:.*", r"(ignite|monai|nibabel|np|numpy|PIL|torch)\..*"),
+    ("py:.*", r"cggm.*\.[CRT]"),  # type variables
+    ("py:.*", "Axes|NDArray|SafetensorError"),
+    ("py:data", ".*"),  # a constant has an entry if it has a docstring
+]
+html_math_renderer = "mathml"
+
+
+def _formula(translator: HTML5Translator, node: nodes.Element) -> None:
+    if isinstance(node, nodes.math_block):
+        formula = convert(node.astext(), display="block")
+        translator.body.append(f'<div style="overflow-x: auto; padding: 0.3em 0">{formula}</div>')
+    else:
+        translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _repeated(app: Sphinx, what: str, name: str, *_: object) -> bool | None:
+    """``cggm.methods`` exports names again that ``cggm`` documents."""
+    return True if name in cggm.__all__ and app.env.docname.endswith("cggm.methods") else None
+
+
+def setup(app: Sphinx) -> None:
+    """Formulas become MathML, which browsers draw themselves; Sphinx's own ways fetch MathJax."""
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(_formula, None), block_renderers=(_formula, None)
+    )
+    app.connect("autodoc-skip-member", _repeated)
+    for name in cggm.__all__:  # which are imported on first use
+        getattr(cggm, name)
