@@ -6,7 +6,6 @@ stream is read to its end, once, and no header is believed before the size of th
 
 import gzip
 import os
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
@@ -16,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
+from zlib_ng import zlib_ng
 
 from cggm_seg.findings import Code, Finding
 from cggm_seg.streams import HashedStream
@@ -62,7 +62,7 @@ def read_volume(file: Path, case_id: str) -> Volume:
         what = "Expected this file, but it does not exist."
         fix = "Restore it, or take the case out of the folder."
         raise Finding(Code.MISSING, case_id, file, what, fix) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib_ng.error) as error:  # type: ignore[misc]  # stub
         what = f"Expected an intact gzip file, but it is truncated or damaged ({error})."
         raise Finding(Code.DAMAGED, case_id, file, what, _AGAIN) from error
     except OSError as error:
@@ -78,7 +78,7 @@ class _Fault(Exception):
         self.fix = fix
 
 
-def _read(file: Path) -> tuple[nib.Nifti1Header, bytearray, str]:
+def _read(file: Path) -> tuple[nib.Nifti1Header, np.ndarray, str]:
     with open(file, "rb") as opened:
         file_size = os.fstat(opened.fileno()).st_size
         if file_size == 0:
@@ -90,8 +90,9 @@ def _read(file: Path) -> tuple[nib.Nifti1Header, bytearray, str]:
         header = _header(bytes(head))
         _check_size(header, file_size, zipped)
         stream.fill(bytearray(int(header["vox_offset"]) - _HEADER_SIZE))
-        data = bytearray(prod(header.get_data_shape()) * header.get_data_dtype().itemsize)
-        found = stream.fill(data)
+        size = prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        data = np.empty(size, np.uint8)  # a bytearray would be zeroed first
+        found = stream.fill(data.data)
         surplus = stream.fill(bytearray(1))  # also makes zlib compare checksum and length
     if found < len(data) or surplus:
         count = "more" if surplus else f"{found}, the file is truncated"
@@ -143,8 +144,9 @@ def _header(head: bytes) -> nib.Nifti1Header:
     return header
 
 
-def _volume(header: nib.Nifti1Header, data: bytearray, digest: str) -> Volume:
-    voxels = np.frombuffer(memoryview(data).toreadonly(), header.get_data_dtype())
+def _volume(header: nib.Nifti1Header, data: np.ndarray, digest: str) -> Volume:
+    voxels = data.view(header.get_data_dtype())
+    voxels.flags.writeable = False
     array = voxels.reshape(tuple(header.get_data_shape()), order="F")
     slope, intercept = header.get_slope_inter()
     if (slope, intercept) not in ((None, None), (1.0, 0.0)):
