@@ -57,8 +57,7 @@ def publish(target: Path, dumps: Mapping[str, Dump], header: Mapping[str, Any]) 
     """
     if target.exists():
         raise FileExistsError(f"{target}: expected no such checkpoint, but it exists.")
-    for leftover in target.parent.glob(".*-epoch-*"):
-        shutil.rmtree(leftover)
+    _sweep(target.parent)
     draft = target.with_name(f".draft-{target.name}")
     draft.mkdir(parents=True)
     try:
@@ -133,12 +132,13 @@ def rank(progress: Mapping[str, Any]) -> tuple[float, int]:
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove what is neither recent nor the best.
+    """Remove what is neither recent nor the best, and what a killed process left half-written.
 
     Args:
         folder: Folder of the checkpoints.
         keep_last: How many are recent.
     """
+    _sweep(folder)
     paths, ranks = find_checkpoints(folder), {}
     for path in paths:
         with suppress(UserError):
@@ -146,6 +146,11 @@ def prune(folder: Path, keep_last: int) -> None:
     for path in {*paths} - {*paths[-keep_last:], max(ranks, key=lambda path: ranks[path])}:
         # renamed first, so that none is ever seen in part
         shutil.rmtree(path.rename(path.with_name(f".old-{path.name}")))
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.glob(".*-epoch-*"):
+        shutil.rmtree(leftover)
 
 
 def _progress(path: Path) -> tuple[int, int] | None:

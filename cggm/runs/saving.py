@@ -8,7 +8,7 @@ from torch import nn
 
 from cggm.distributed import is_first_rank, wait_for_ranks
 from cggm.runs.checkpoint import Progress, Stateful, load_checkpoint, save_checkpoint
-from cggm.runs.checkpoint_files import find_checkpoints
+from cggm.runs.checkpoint_files import find_checkpoints, prune
 from cggm.runs.folder import RunFolder
 from cggm.runs.signals import Stopped, StopSignals
 
@@ -58,6 +58,8 @@ class Saver:
             self.progress = load_checkpoint(
                 folder, self._network, self._parts, self.progress.fingerprint
             )
+            if is_first_rank():
+                prune(folder, self._keep_last)  # a kill may have come between saving and this
         return self.progress
 
     def save(self, epoch: int, iteration: int, score: float | None = None) -> None:

@@ -23,6 +23,8 @@ from cggm.runs.checkpoint import (
     save_checkpoint,
 )
 from cggm.runs.checkpoint_files import _sealed, find_checkpoints
+from cggm.runs.folder import RunFolder
+from cggm.runs.saving import Saver
 from cggm.runs.seeds import seed_everything
 
 ROOT = Path(__file__).parents[3]
@@ -143,6 +145,20 @@ def test_saved_progress_is_not_overwritten_and_leftovers_are_swept(tmp_path):
         (tmp_path / leftover).mkdir()
     training.save(tmp_path, 2, 0.2)
     assert names(tmp_path) == ["epoch-0001-step-00000010", "epoch-0002-step-00000020"]
+
+
+def test_restoring_removes_what_a_kill_left_after_saving(tmp_path):
+    training, run = Training(), RunFolder.create(tmp_path / "run", name="x")
+    fingerprint = {"data": "1"}
+    for epoch in (1, 2, 3):
+        progress = Progress(epoch, 10 * epoch, fingerprint=fingerprint)
+        save_checkpoint(run.checkpoints, training.network, {}, progress, keep_last=9)
+    (run.checkpoints / ".draft-epoch-0004-step-00000040").mkdir()
+    saver = Saver(
+        run, training.network, {}, lambda: None, fingerprint=fingerprint, keep_last=1, minutes=1
+    )
+    assert saver.restore().epoch == 3
+    assert names(run.checkpoints) == ["epoch-0003-step-00000030"]
 
 
 KILLED = """
