@@ -22,7 +22,15 @@ from tests.documents import PAGES, ROOT, blocks, commands
 from tests.pipelines.commands import tiny_config
 
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
-OTHERS = {"--help", "--no-deps", "--check", "--suffixes", "--enhancing_label"}
+OTHERS = {
+    "--logdir",
+    "--backend-store-uri",
+    "--help",
+    "--no-deps",
+    "--check",
+    "--suffixes",
+    "--enhancing_label",
+}
 
 
 def python_pages() -> list[str]:

@@ -65,7 +65,7 @@ def test_make_targets_exist():
 
 
 def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(links) >= 4
     assert not [link for link in links if not (ROOT / link).exists()]
 
