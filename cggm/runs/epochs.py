@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
-from cggm.distributed import broadcast_from_first
+from cggm.distributed import broadcast_from_first, wait_for_ranks
 from cggm.handlers import BalanceRecorder
 from cggm.runs.checkpoint import Progress, Stateful
 from cggm.runs.journal import Journal
@@ -135,7 +135,7 @@ class Epochs:
                 start()
 
     def keep(self, iteration: int) -> Path:
-        """Save in the midst of an epoch, before a step that goes wrong.
+        """Save in the midst of an epoch, before a step that goes wrong; all ranks do.
 
         Args:
             iteration: Completed iterations; losses of later ones are forgotten.
@@ -145,6 +145,7 @@ class Epochs:
         """
         self._losses.keep(iteration % self.steps)
         self._saver.save(iteration // self.steps, iteration)
+        wait_for_ranks()  # torchrun kills all of them soon after one has left
         return self._journal.folder.checkpoints
 
     def _flush(self) -> None:

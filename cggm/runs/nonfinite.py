@@ -175,9 +175,12 @@ class NonFiniteGuard:
         steps = (state.epoch_length or 1) / self._batches
         if self.skip and state.skipped_steps <= max(1, self.most_skipped * steps):
             return
-        where = self._save(state.iteration - self._batches)
+        done = state.iteration - self._batches
+        where = self._save(done)
         what = f"Epoch {state.epoch}, iteration {state.iteration}: {fault}."
         kept = f"The weights are those from before this step, in {where}."
+        if not done:
+            kept = "No step had been taken, so nothing was saved."
         if self.skip:
             kept = f"{state.skipped_steps} steps of this epoch were skipped for that. {kept}"
         raise UserError(f"{what} {kept}", self._remedy())

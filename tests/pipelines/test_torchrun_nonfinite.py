@@ -19,7 +19,7 @@ subsets: false
 curves: false
 network: {width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1}
 """
-BAD = "train0005"
+BAD = 40
 LARGE = np.float32(3e38)  # finite, as data must be, but no longer once it is weighed
 
 
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
     simulate_mosi(data, train=64, valid=16, test=16)
     with data.open("rb") as stream:
         content = pickle.load(stream)
-    content["train"]["text"][5, :3] = LARGE
+    content["train"]["text"][BAD, :3] = LARGE
     data.write_bytes(pickle.dumps(content))
     config.write_text(TINY)
     common = ("mosi_train", "--data", data, "--config", config, "--output")
@@ -57,6 +57,8 @@ def test_the_samples_of_its_rank_alone_are_named(trained):
     assert code == 1  # torchrun's own
     [named] = re.findall(r"the loss is nan on the samples (.*?)\. ", err)
     assert len(named.split(", ")) == 4  # of the 8 in the batch
-    assert BAD in named
+    assert f"train{BAD:04}" in named
     assert "--skip_nonfinite goes on without them" in err
-    assert len(list((folder / "stops" / "checkpoints").iterdir())) == 1
+    [steps] = re.findall(r"Epoch 1, iteration (\d+): ", err)
+    [saved] = (folder / "stops" / "checkpoints").iterdir()
+    assert saved.name == f"epoch-0000-step-{int(steps) - 1:08}"
