@@ -23,6 +23,7 @@ from tests.pipelines.commands import tiny_config
 
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
 OTHERS = {
+    "--only",
     "--logdir",
     "--backend-store-uri",
     "--help",

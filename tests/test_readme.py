@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CHECKPOINT_PEERS = ("torch.load, weights_only", "safetensors")
 COMMANDS = re.findall(r"^(?: {4})?((?:python pipelines/|make )\S.*)$", README, re.MULTILINE)
 
 
@@ -110,3 +111,24 @@ def test_figures_of_the_readme_are_in_the_table():
     figures = re.findall(r"[\d.]+\s+times\s+(?:the time|as\s+fast)", README)
     assert len(figures) == 3
     assert not [f for f in figures if " ".join(f.split()) not in BENCHMARKS]
+
+
+def test_figures_of_faults_are_those_of_the_suite():
+    families = result("faults")
+    assert all(family["holds"] and not family["quick"] for family in families.values())
+    figures = {name: family["figures"] for name, family in families.items()}
+    flips, checkpoints = figures["bit_flips"], figures["checkpoint_flips"]
+    changing = flips["content-changing flips"]
+    assert (
+        f"{flips['ours']['reported']} of {changing} reported, {flips['alarms']} alarms"
+        in BENCHMARKS
+    )
+    assert (
+        f"nibabel {flips['nibabel']['reported']}, MONAI {flips['MONAI']['reported']}" in BENCHMARKS
+    )
+    loaded = [checkpoints[peer]["accepted with other weights"] for peer in CHECKPOINT_PEERS]
+    assert "loads {} with other weights, safetensors {}".format(*loaded) in BENCHMARKS
+    kills = [figures["kills"][kind] for kind in ("forks", "real starts")]
+    assert all(killed["identical"] == killed["kills"] for killed in kills)
+    hit = sum(killed["kills during the training"] for killed in kills)
+    assert f"{hit} of {hit} resume to the same bytes" in BENCHMARKS
