@@ -48,7 +48,7 @@ napoleon_use_rtype = False
 add_module_names = False
 toc_object_entries = False
 nitpick_ignore_regex = [
-    ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib)\..*"),
+    ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib|zlib_ng)\..*"),
     ("py:.*", r"(ignite|monai|nibabel|np|numpy|PIL|torch)\..*"),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),
