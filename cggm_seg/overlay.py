@@ -24,8 +24,6 @@ from cggm_seg.axial import (
 )
 from cggm_seg.regions import region_mask
 
-__all__ = ["COLORS", "save_overlay"]
-
 _CLASSES = {"NCR": 1, "ED": 2, "ET": 3}
 _NAMES = {"ED": "edema (ED)", "ET": "enhancing tumor (ET)", "NCR": "necrotic core (NCR)"}
 _OPACITY = 0.35

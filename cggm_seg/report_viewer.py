@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from cggm.reports.page import Section, asset, render
-from cggm_seg.overlay import COLORS
+from cggm_seg.axial import COLORS
 from cggm_seg.report_examples import Example
 
 BUDGET = 6_000_000

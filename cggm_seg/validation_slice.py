@@ -2,19 +2,18 @@
 
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
+from PIL.ImageColor import getrgb
 from torch.nn import functional as F
 
 from cggm.modes import evaluating
 from cggm.runs.logs import Picture
+from cggm_seg.axial import COLORS, gray_levels, shown_modalities
 from cggm_seg.cache import SliceCache
 from cggm_seg.networks import OUTPUT_STRIDE, MultiEncoderDeepLabV3Plus
-from cggm_seg.overlay import COLORS
 
 # Each outline is that of a nested region, drawn from the largest to the smallest.
 _OUTLINES = {"ED": (1, 2, 3), "ET": (1, 3), "NCR": (1,)}
-_SHOWN = ("flair", "t1ce")
 _ZOOM = 2  # pixels per voxel, so that an outline hides half a voxel
 _GAP = 4  # pixels between panels
 
@@ -38,7 +37,7 @@ class ValidationSlice:
     def __call__(self) -> Picture:
         """FLAIR and T1ce (else the first modality) plain, with truth, and with prediction."""
         names = self._network.modalities
-        shown = [names.index(name) for name in _SHOWN if name in names] or [0]
+        shown = [names.index(name) for name in shown_modalities(names)]
         prediction = self._predict()
         rows = [_row(self._images[k], (None, self._truth, prediction)) for k in shown]
         return Picture(self._name, np.concatenate(rows))
@@ -55,7 +54,8 @@ class ValidationSlice:
 
 def _row(image: np.ndarray, labels: tuple[np.ndarray | None, ...]) -> NDArray[np.uint8]:
     """Panels side by side, anterior up and the patient's left on the right, as in radiology."""
-    gray = _enlarged(_gray(image).T)[..., None].repeat(3, -1)
+    levels = (255 * gray_levels(image)).astype(np.uint8)
+    gray = _enlarged(levels.T)[..., None].repeat(3, -1)
     panels = [gray if own is None else _outlined(gray, _enlarged(own.T)) for own in labels]
     framed = [np.pad(panel, ((0, _GAP), (0, _GAP), (0, 0))) for panel in panels]
     return np.concatenate(framed, axis=1)
@@ -65,18 +65,10 @@ def _enlarged(slice_: np.ndarray) -> np.ndarray:
     return slice_.repeat(_ZOOM, 0).repeat(_ZOOM, 1)
 
 
-def _gray(image: np.ndarray) -> NDArray[np.uint8]:
-    """Z-scores of the brain from black to white, the extreme half percents cut off."""
-    brain = image[image != 0]
-    low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
-    stretched = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-    return np.where(image != 0, 15 + 240 * stretched, 0).astype(np.uint8)
-
-
 def _outlined(gray: NDArray[np.uint8], labels: np.ndarray) -> NDArray[np.uint8]:
     picture = gray.copy()
     for name, members in _OUTLINES.items():
-        picture[_outline(np.isin(labels, members))] = np.multiply(255, to_rgb(COLORS[name]))
+        picture[_outline(np.isin(labels, members))] = getrgb(COLORS[name])
     return picture
 
 

@@ -285,7 +285,7 @@ def test_export_that_differs_leaves_nothing(finished, tmp_path, monkeypatch):
 def test_colors_are_those_of_the_overlays():
     from matplotlib.colors import to_hex
 
-    from cggm_seg.overlay import COLORS
+    from cggm_seg.axial import COLORS
 
     rows = [line.split() for line in color_table().splitlines() if line[0] != "#"]
     colors = {int(row[0]): to_hex([int(v) / 255 for v in row[2:5]]) for row in rows}

@@ -7,10 +7,10 @@ import torch
 from matplotlib.colors import to_rgb
 
 from cggm.runs.seeds import seed_everything
+from cggm_seg.axial import COLORS
 from cggm_seg.cache import build_cache
 from cggm_seg.cases import find_cases
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.overlay import COLORS
 from cggm_seg.validation_slice import ValidationSlice, _outline
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
 
