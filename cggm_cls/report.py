@@ -25,6 +25,12 @@ _NAMES = {
     "mae": "mean absolute error",
     "corr": "correlation",
     "acc2_non0": "accuracy, 2 classes",
+    "acc2_has0_ge": "accuracy, >= 0",
+    "acc2_has0_gt": "accuracy, > 0",
+    "f1w_non0": "weighted F1",
+    "f1w_has0_ge": "weighted F1, >= 0",
+    "f1w_has0_gt": "weighted F1, > 0",
+    "acc5": "accuracy, 5 classes",
     "acc7": "accuracy, 7 classes",
 }
 _FIRST = ("acc", "mae", "corr", "uar", "f1_macro")
