@@ -59,6 +59,8 @@ class Queue:
             Those that failed.
         """
         pending = self.store.pending(runs)
+        if not pending:
+            return []
         modules = {module for run in pending for module in TASKS[run.task].modules}
         share_imports(sorted(modules), threads=max(1, (os.cpu_count() or 1) // self.jobs))
         first = [*{run.task: run for run in reversed(pending)}.values()]
