@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.documents import DOCS, PAGES, ROOT
-from tests.pipelines.browser import CHROMIUM, overflow
+from tests.pipelines.browser import overflow, watched
 
 GUIDE = [name.removeprefix("docs/").removesuffix(".md") for name in PAGES if "docs/" in name]
 
@@ -25,18 +25,8 @@ def site(tmp_path_factory):
 @pytest.fixture
 def page(site):
     """A phone's browser, which must say nothing and ask for nothing but files of the site."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip)")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    said: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url))
+    with watched(width=390) as (page, said):
         yield page
-        browser.close()
     local = (site.as_uri(), "data:")
     assert not [text for text in said if not text.startswith(local)]
 

@@ -11,8 +11,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
-def opened(file: Path, *, width: int = 1280, dark: bool = False) -> Iterator:
-    """A page of a report; fails on any message in the console and any request but the file."""
+def watched(*, width: int = 1280, dark: bool = False) -> Iterator:
+    """A page of a browser, and what it says in its console and asks for."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip)")
     if CHROMIUM is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
@@ -24,9 +24,16 @@ def opened(file: Path, *, width: int = 1280, dark: bool = False) -> Iterator:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url))
+        yield page, said
+        browser.close()
+
+
+@contextmanager
+def opened(file: Path, *, width: int = 1280, dark: bool = False) -> Iterator:
+    """A page of a report; fails on any message in the console and any request but the file."""
+    with watched(width=width, dark=dark) as (page, said):
         page.goto(file.as_uri())
         yield page
-        browser.close()
     said = [text for text in said if not text.startswith(("data:", "blob:"))]
     assert said == [file.as_uri()]
 
