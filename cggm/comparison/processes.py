@@ -44,6 +44,7 @@ class Script:
         self._process = _CONTEXT.Process(
             target=_run, args=(file, arguments, log, _Descriptor(inherited))
         )
+        self._asked_to_end = False
         with _ONE_AT_A_TIME:
             self._process.start()
 
@@ -59,8 +60,10 @@ class Script:
             return self._process.exitcode
 
     def terminate(self) -> None:
-        """Ask it to end."""
-        self._process.terminate()
+        """Ask it to end, once: a second signal would cut short what it does to end well."""
+        if not self._asked_to_end:
+            self._asked_to_end = True
+            self._process.terminate()
 
 
 class _Descriptor:

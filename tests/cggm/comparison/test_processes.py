@@ -41,6 +41,31 @@ def test_output_goes_to_the_log_and_the_code_comes_back(script, tmp_path):
     assert {"loaded fork __main__", "[]"} <= set(log.read_text().splitlines())
 
 
+COUNTS = """
+import signal, time
+got = []
+signal.signal(signal.SIGTERM, lambda *_: got.append(1))
+print("ready", flush=True)
+end = time.monotonic() + 0.5
+while time.monotonic() < end or not got:
+    time.sleep(0.01)
+raise SystemExit(len(got))
+"""
+
+
+def test_is_asked_to_end_once(script, tmp_path):
+    script.write_text(COUNTS)
+    log = tmp_path / "log"
+    with script.open() as kept:
+        process = Script(script, [], log, inherited=kept.fileno())
+    while not log.exists() or "ready" not in log.read_text():
+        time.sleep(0.01)
+    for _ in range(3):
+        process.terminate()
+        time.sleep(0.05)
+    assert ended(process) == 1
+
+
 def test_descriptor_is_open_in_the_script(script, tmp_path):
     script.write_text("import time\ntime.sleep(60)\n")
     read, write = os.pipe()
