@@ -1,6 +1,7 @@
 """The command line of a script: its options, and how its errors end."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
@@ -207,17 +208,18 @@ def _method_file(methods: Path, name: str) -> Path:
 
 def _explained(error: OSError) -> str | None:
     """What to tell the user, if anything."""
-    if error.errno in _BAD_PATH and error.filename is not None:
-        return f"{error.filename}: {error.strerror}. Check the path and its permissions."
+    path = None if error.filename is None else os.fsdecode(error.filename)
+    if error.errno in _BAD_PATH and path is not None:
+        return f"{path}: {error.strerror}. Check the path and its permissions."
     if error.errno == errno.EIO:
-        where = error.filename or "the output folder"
+        where = path or "the output folder"
         return (
             f"{where}: {error.strerror}. Earlier files and the last checkpoint are intact. "
             "Check the disk, then continue (a training run with --resume)."
         )
     if error.errno not in _NO_SPACE:
         return None
-    where = error.filename or "the output folder"
+    where = path or "the output folder"
     return (
         f"{where}: {error.strerror}, so it was not written. Earlier files and the last checkpoint "
         "are intact. Free some space, then continue (a training run with --resume)."

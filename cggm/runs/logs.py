@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         purge_step = None if resumed_at is None else resumed_at + 1
+        self._earlier_hook = threading.excepthook
+        threading.excepthook = self._report_other_threads
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, record: Mapping[str, Any], *, iteration: int) -> None:
@@ -131,7 +134,15 @@ class TensorBoardLog:
 
     def close(self) -> None:
         """Write what is pending and close the file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._earlier_hook
+
+    def _report_other_threads(self, failure: threading.ExceptHookArgs) -> None:
+        # What fails in the writer's own thread is raised by the writer as well.
+        if type(failure.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            self._earlier_hook(failure)
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

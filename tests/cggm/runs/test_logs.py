@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -99,3 +101,34 @@ def test_tensorboard_shows_nested_numbers_and_hides_what_is_resumed(tmp_path):
     assert sorted(events.Tags()["scalars"]) == ["loss", "score/flair"]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert [e.value for e in events.Scalars("score/flair")] == [0.25]
+
+
+LOST_FOLDER = """
+import shutil, sys
+from pathlib import Path
+from cggm.runs.cli import run
+from cggm.runs.logs import TensorBoardLog
+
+def main(argv):
+    folder = Path(argv[0])
+    log = TensorBoardLog(folder)
+    shutil.rmtree(folder)
+    folder.touch()  # a file in the way
+    try:
+        for step in range(10_000):
+            log.write({"loss": 1.0}, iteration=step)
+    finally:
+        log.close()
+
+sys.exit(run(main, sys.argv[1:]))
+"""
+
+
+def test_events_that_cannot_be_written_are_one_message(tmp_path):
+    folder = tmp_path / "events"
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST_FOLDER, folder], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {folder}/events.out.tfevents")
+    assert ended.stderr.endswith(": Not a directory. Check the path and its permissions.\n")
