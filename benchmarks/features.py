@@ -23,10 +23,9 @@ from machine import machine
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 from transformers.utils import logging
 
-from cggm_cls.backbones import ImageBackbone, TextBackbone
-from cggm_cls.feature_store import open_features
-from cggm_cls.feature_writer import FeatureWriter
-from cggm_cls.sequences import SequenceDataset
+from cggm_cls.data.food101.backbones import ImageBackbone, TextBackbone
+from cggm_cls.data.food101.store import FeatureWriter, open_features
+from cggm_cls.data.sequences import SequenceDataset
 
 ROUNDS, READS = 3, 10
 SAMPLES, BATCH, TIMED = 2048, 128, 16

@@ -24,11 +24,11 @@ from machine import machine
 from monai.inferers import SliceInferer
 from scipy.ndimage import gaussian_filter
 
-from cggm_seg.inference import InferenceSettings, predict_volume
-from cggm_seg.losses import SoftDiceCELoss
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.preprocessing import intensity_statistics, zscore
-from cggm_seg.slicewise import computes_bf16
+from cggm_seg.data.preprocessing import intensity_statistics, zscore
+from cggm_seg.inference.cohort import InferenceSettings, predict_volume
+from cggm_seg.inference.slices import computes_bf16
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
+from cggm_seg.training.losses import SoftDiceCELoss
 
 SHAPE = (240, 240, 155)
 BRAIN = ((53, 25, 6), (186, 196, 140))  # first voxel and end

@@ -6,7 +6,7 @@ import torch
 from known_data import CODE, NAMES, NUISANCE, OUTPUTS, Inputs
 from torch import Tensor, nn
 
-from cggm.late import LateFusion
+from cggm.late_fusion import LateFusion
 
 WIDTH, CHANNELS = 32, 8
 

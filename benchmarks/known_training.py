@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cggm import Balancer
-from cggm.containers import absent
 from cggm.methods.build import bound_balancer
 from cggm.runs.options import FusionRule, late_rule
 from cggm.scores import ratio_score, score_counts
+from cggm.tensors import absent
 from cggm.trials import Trials
 
 BATCH = {"classification": 64, "regression": 64, "segmentation": 16}

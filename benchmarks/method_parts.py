@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cggm import Balancer
 from cggm.balancer import Step
-from cggm.containers import map_tensors
 from cggm.heads import Heads
+from cggm.tensors import map_tensors
 
 
 class Probe(Balancer):

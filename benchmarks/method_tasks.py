@@ -18,17 +18,17 @@ from cggm import Balancer
 from cggm.heads import OptimizerFactory
 from cggm.methods.build import bound_balancer
 from cggm.trials import Trials
-from cggm_cls import balancing as sequence_balancing
-from cggm_cls import config as sequence_config
-from cggm_cls.heads import unimodal_heads as sequence_heads
-from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.scores import accuracy
-from cggm_seg import balancing as slice_balancing
-from cggm_seg import config as slice_config
-from cggm_seg.build import build_network
-from cggm_seg.heads import unimodal_heads as slice_heads
-from cggm_seg.losses import SoftDiceCELoss
-from cggm_seg.regions import region_dice_counts
+from cggm_cls.networks.heads import unimodal_heads as sequence_heads
+from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.training import balancing as sequence_balancing
+from cggm_cls.training import config as sequence_config
+from cggm_cls.training.balancing import accuracy
+from cggm_seg.evaluation.regions import region_dice_counts
+from cggm_seg.networks.deeplab import build_network
+from cggm_seg.training import balancing as slice_balancing
+from cggm_seg.training import config as slice_config
+from cggm_seg.training.balancing import unimodal_heads as slice_heads
+from cggm_seg.training.losses import SoftDiceCELoss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLASSES = 4

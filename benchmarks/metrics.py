@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
 
-from cggm_seg.case_scores import case_metrics
-from cggm_seg.phantom import simulate_case
-from cggm_seg.regions import REGIONS, region_mask
-from cggm_seg.template import FULL_SHAPE
+from cggm_seg.evaluation.regions import REGIONS, region_mask
+from cggm_seg.evaluation.scores import case_metrics
+from cggm_seg.simulation.phantom import simulate_case
+from cggm_seg.simulation.template import FULL_SHAPE
 
 SPACING = (1.0, 1.0, 1.0)
 

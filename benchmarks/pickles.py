@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from machine import machine
 
-from cggm_cls.pickles import load_arrays
+from cggm_cls.data.pickles.load import load_arrays
 
 SPLITS = {"train": 1284, "valid": 229, "test": 686}
 SHAPES = {"text": (50, 300), "audio": (375, 5), "vision": (500, 20)}

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cggm import CGGM, Balancer
-from cggm_cls.heads import unimodal_heads
-from cggm_cls.layers import AttentionLayer
-from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.scores import negative_mae
-from cggm_cls.sequences import MaskedSequence
+from cggm_cls.data.sequences import MaskedSequence
+from cggm_cls.networks.heads import unimodal_heads
+from cggm_cls.networks.layers import AttentionLayer
+from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.training.balancing import negative_mae
 
 WIDTHS = {"text": 300, "audio": 5, "vision": 20}
 ATTENTION_DROPOUT = 0.15

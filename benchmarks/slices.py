@@ -30,9 +30,9 @@ from monai.transforms import (
 )
 from scipy.ndimage import gaussian_filter
 
-from cggm_seg.cache import SliceCache, build_cache
-from cggm_seg.cases import Case, find_cases
-from cggm_seg.dataset import SliceDataset
+from cggm_seg.data.cache import SliceCache, build_cache
+from cggm_seg.data.cases import Case, find_cases
+from cggm_seg.data.slices import SliceDataset
 
 ROUNDS = 5
 SHAPE = (240, 240, 155)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from cggm import CGGM, Balancer
-from cggm_seg.heads import unimodal_heads
-from cggm_seg.losses import SoftDiceCELoss
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.regions import region_dice_counts
+from cggm_seg.evaluation.regions import region_dice_counts
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
+from cggm_seg.training.balancing import unimodal_heads
+from cggm_seg.training.losses import SoftDiceCELoss
 
 SIDES = ("joint", "light heads", "full heads")
 TARGETS = {"light heads": 1.05, "full heads": 1.10, "memory": 1.02}

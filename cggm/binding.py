@@ -14,9 +14,9 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from cggm.bindable import check_encoders, check_output_layer, last_weight
-from cggm.containers import Features, map_tensors, plain
-from cggm.late import LateFusion
+from cggm.contract import check_encoders, check_output_layer, last_weight
+from cggm.late_fusion import LateFusion
+from cggm.tensors import Features, map_tensors, plain
 
 # Hooks run eagerly between a compiled network's graphs: they must see every forward pass.
 _outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.compiler.disable
@@ -70,7 +70,7 @@ class Binding:
     Args:
         encoders: Modality name to encoder.
         output_layer: The network's last parametrized layer, linear or a 1x1 convolution, or
-            :class:`cggm.late.LateFusion`.
+            :class:`cggm.late_fusion.LateFusion`.
         callbacks: What is called, and when.
         decode: Features of all modalities to the network's prediction, where it can be had.
 
@@ -170,13 +170,13 @@ class Binding:
         """Refuse a network that does not predict from each modality alone.
 
         Raises:
-            ValueError: If the output layer is no :class:`cggm.late.LateFusion`.
+            ValueError: If the output layer is no :class:`cggm.late_fusion.LateFusion`.
         """
         if not self.late_fusion:
             raise ValueError(
                 f"Expected a late-fusion network, because {method} trains a prediction of each "
                 f"modality, but the output layer is {type(self.output_layer).__name__}. "
-                "Use a network whose `output_layer` is a `cggm.late.LateFusion`."
+                "Use a network whose `output_layer` is a `cggm.late_fusion.LateFusion`."
             )
 
     def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from cggm.containers import Features, map_tensors
 from cggm.distributed import broadcast_from_first, mean_over_ranks
 from cggm.scores import Score, score_counts
+from cggm.tensors import Features, map_tensors
 
 Criterion = Callable[[Tensor, Any], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks
 from cggm.functional import ema_gains, signal_gates
+from cggm.tensors import map_tensors
 
 Score = Callable[[Tensor, Any], Tensor | tuple[Tensor, Tensor]]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cggm import binding
-from cggm.bindable import unwrap
-from cggm.containers import Features
+from cggm.contract import unwrap
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
 from cggm.heads import Criterion, OptimizerFactory
+from cggm.tensors import Features
 
 Batches = Callable[[int], Iterable[tuple[Any, Any]]]
 Module = TypeVar("Module", bound=nn.Module)

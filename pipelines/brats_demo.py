@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cggm.errors import UserError
-from cggm.runs.cli import parse_options, run
+from cggm.runs import parse_options, run
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "brats" / "demo.yaml"
@@ -87,9 +87,8 @@ def _run(script: str, *arguments: object) -> None:
 
 
 def _draw(reference: Path, predictions: Path, path: Path) -> Path:
-    from cggm_seg.cases import MODALITIES, find_cases
-    from cggm_seg.overlay import save_overlay
-    from cggm_seg.volumes import read_case, read_labels
+    from cggm_seg.data import MODALITIES, find_cases, read_case, read_labels
+    from cggm_seg.pictures import save_overlay
 
     case = find_cases(reference, labelled=True)[0][0]
     volumes = read_case(case)

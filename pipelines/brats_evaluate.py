@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs.cli import parse_options, report_problems, run
-from cggm.runs.ranks import joined, ranked
+from cggm.runs import joined, parse_options, ranked, report_problems, run
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     options = parse_options(EvaluateOptions, __doc__, argv)
     from cggm.distributed import is_first_rank
-    from cggm.runs.folder import write_atomically
+    from cggm.runs import write_atomically
     from cggm_seg.evaluation import evaluate_folder, mean_dice
-    from cggm_seg.report import report_evaluation
+    from cggm_seg.reports import report_evaluation
 
     with joined("cpu"):
         evaluation = evaluate_folder(

@@ -6,14 +6,19 @@ python pipelines/brats_infer.py --model runs/brats-20261124-101500 --input CASES
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cggm.runs.cli import check_problems, report_problems, run
-from cggm.runs.config import ConfigReader, read_config
-from cggm.runs.folder import RunFolder
-from cggm.runs.ranks import joined, ranked
-from cggm_seg.case_table import find_input
-from cggm_seg.cases import Case
-from cggm_seg.config import BratsConfig
-from cggm_seg.inference_options import ComputeOptions, FileOptions, InferOptions
+from cggm.runs import (
+    ConfigReader,
+    RunFolder,
+    check_problems,
+    joined,
+    ranked,
+    read_config,
+    report_problems,
+    run,
+)
+from cggm_seg.data import Case, find_input
+from cggm_seg.inference import ComputeOptions, FileOptions, InferOptions
+from cggm_seg.training import BratsConfig
 
 if TYPE_CHECKING:
     from cggm_seg.inference import Predictions
@@ -49,9 +54,9 @@ def _predict(
     """Let the ranks share the cases; every one gets the outcome of all."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from cggm.runs.checkpoint import load_network_weights
-    from cggm_seg.build import build_network
+    from cggm.runs import load_network_weights
     from cggm_seg.inference import InferenceSettings, predict_cases
+    from cggm_seg.networks import build_network
 
     settings = InferenceSettings(
         mode=compute.mode,

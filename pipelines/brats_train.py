@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cggm.errors import DataError
-from cggm.runs.cli import check_problems, parse_training, report_problems, run
-from cggm.runs.config import write_config
-from cggm.runs.folder import RunFolder
-from cggm.runs.options import RunOptions
-from cggm.runs.ranks import first_alone, joined, ranked, same_output
-from cggm_seg.cases import MODALITIES, Case, find_cases
-from cggm_seg.config import BratsConfig
+from cggm.runs import (
+    RunFolder,
+    RunOptions,
+    check_problems,
+    first_alone,
+    joined,
+    parse_training,
+    ranked,
+    report_problems,
+    run,
+    same_output,
+    write_config,
+)
+from cggm_seg.data import MODALITIES, Case, find_cases
+from cggm_seg.training import BratsConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from cggm_seg.cache import SliceCache
+    from cggm_seg.data import SliceCache
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "brats"
 DEMO_COHORT = Path("demo/cohort/train")
@@ -53,12 +61,10 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
     check_problems(cases, problems, strict=config.strict)
 
     from cggm.distributed import is_first_rank
-    from cggm.runs.seeds import seed_everything
-    from cggm_seg.balancing import build_balancer
-    from cggm_seg.build import build_network
-    from cggm_seg.split import split_cases
-    from cggm_seg.summary import describe, finish
-    from cggm_seg.training import build_trainer
+    from cggm.runs import seed_everything
+    from cggm_seg.data import split_cases
+    from cggm_seg.networks import build_network
+    from cggm_seg.training import build_balancer, build_trainer, describe, finish
 
     seed_everything(config.seed)
     network = build_network(config.network, config.used, pretrained=not options.resume)
@@ -89,8 +95,7 @@ def _cached(
 ) -> tuple["SliceCache", list[DataError]]:
     """The cache of all cases; of several ranks each makes its share of the entries."""
     from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
-    from cggm_seg.cache import build_cache
-    from cggm_seg.manifest import recorded_digests
+    from cggm_seg.data import build_cache, recorded_digests
 
     build = partial(
         build_cache,

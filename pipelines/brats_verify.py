@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cggm.runs.cli import parse_options, run
+from cggm.runs import parse_options, run
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class VerifyOptions:
 def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(VerifyOptions, __doc__, argv)
-    from cggm.runs.folder import write_atomically
-    from cggm_seg.verify import verify_data
-    from cggm_seg.verify_report import summary, table, to_json
+    from cggm.runs import write_atomically
+    from cggm_seg.verification import summary, table, to_json, verify_data
 
     verification = verify_data(
         options.data, output=options.output, workers=options.workers, fresh=options.fresh

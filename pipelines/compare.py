@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cggm.runs.cli import parse_options, run
-from cggm.runs.options import require
+from cggm.runs import parse_options, require, run
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
@@ -71,12 +70,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(CompareOptions, __doc__, argv)
 
-    from cggm.comparison.lock import locked
-    from cggm.comparison.plan import Plan
-    from cggm.comparison.progress import Progress
-    from cggm.comparison.queue import Queue
-    from cggm.comparison.store import Store
-    from cggm.comparison.summary import summarize
+    from cggm.comparison import Plan, Progress, Queue, Store, locked, summarize
 
     tasks, methods = options.task.split(","), options.methods.split(",")
     seeds = range(options.seeds)

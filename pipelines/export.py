@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs.cli import parse_options, run
-from cggm.runs.folder import RunFolder
+from cggm.runs import RunFolder, parse_options, run
 
 SHARED = Path(__file__).parents[1] / "configs" / "bundle"
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder.open(options.run)
     output = options.output or options.run / "export" / options.to
 
-    from cggm_seg.export.runs import export_run
+    from cggm_seg.export import export_run
 
     export_run(folder, options.to, output, SHARED)
     print(output)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cggm.errors import UserError
-from cggm.runs.cli import choose_device, parse_options, run
+from cggm.runs import choose_device, parse_options, run
 
 DEMO = Path("demo/food101")
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     options = parse_options(FeatureOptions, __doc__, argv)
     if options.data is None:
-        from cggm_cls.food101_demo import simulate_features
+        from cggm_cls.data import simulate_features
 
         print("No --data given: SIMULATED records, RANDOM backbones.", flush=True)
         print(f"features {simulate_features(DEMO, views=options.views)}")
@@ -68,9 +68,13 @@ def main(argv: Sequence[str]) -> None:
             "Give the local folders of a BERT and a ViT, and where the features go.",
         )
 
-    from cggm_cls.backbones import ImageBackbone, TextBackbone
-    from cggm_cls.features import ExtractionOptions, extract_features
-    from cggm_cls.food101 import read_food101
+    from cggm_cls.data import (
+        ExtractionOptions,
+        ImageBackbone,
+        TextBackbone,
+        extract_features,
+        read_food101,
+    )
 
     device = choose_device(options.device)
     store = extract_features(

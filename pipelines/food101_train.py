@@ -9,9 +9,8 @@ tiny random backbones (on first use) and says so.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_training, run
-from cggm.runs.ranks import first_alone, joined, ranked, same_output
-from cggm_cls.config import FoodConfig
+from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
+from cggm_cls.training import FoodConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "food101"
 DEMO = Path("demo/food101")
@@ -26,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         CONFIGS,
     )
 
-    from cggm_cls.experiments import run_experiment
-    from cggm_cls.food101 import load_food101
+    from cggm_cls.data import load_food101
+    from cggm_cls.training import run_experiment
 
     with joined(config.device):
         data = config.data or first_alone(_demo_data)
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _demo_data() -> Path:
-    from cggm_cls.food101_demo import simulate_features
+    from cggm_cls.data import simulate_features
 
     print(f"No --data given: SIMULATED records in {DEMO}, RANDOM backbones.", flush=True)
     return simulate_features(DEMO)

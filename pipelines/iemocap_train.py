@@ -9,9 +9,8 @@ says so.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_training, run
-from cggm.runs.ranks import first_alone, joined, ranked, same_output
-from cggm_cls.config import IemocapConfig
+from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
+from cggm_cls.training import IemocapConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "iemocap"
 DEMO = Path("demo/iemocap")
@@ -26,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         CONFIGS,
     )
 
-    from cggm_cls.experiments import run_experiment
-    from cggm_cls.iemocap import folds, load_iemocap
+    from cggm_cls.data import folds, load_iemocap
+    from cggm_cls.training import run_experiment
 
     with joined(config.device):
         data = config.data or first_alone(_demo_data)
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _demo_data() -> Path:
-    from cggm_cls.iemocap_demo import simulate_iemocap
+    from cggm_cls.data import simulate_iemocap
 
     print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
     simulate_iemocap(DEMO)

@@ -10,9 +10,8 @@ it reads the CSV files from that folder.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_training, run
-from cggm.runs.ranks import joined, ranked, same_output
-from cggm_cls.config import MfeatConfig
+from cggm.runs import joined, parse_training, ranked, run, same_output
+from cggm_cls.training import MfeatConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mfeat"
 
@@ -26,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         CONFIGS,
     )
 
-    from cggm_cls.experiments import run_experiment
-    from cggm_cls.mfeat import load_mfeat
+    from cggm_cls.data import load_mfeat
+    from cggm_cls.training import run_experiment
 
     with joined(config.device):
         run_experiment(

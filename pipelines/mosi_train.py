@@ -9,9 +9,8 @@ Without --data it trains on simulated sequences (written on first use) and says 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm.runs.cli import parse_training, run
-from cggm.runs.ranks import first_alone, joined, ranked, same_output
-from cggm_cls.config import MosiConfig
+from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
+from cggm_cls.training import MosiConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mosi"
 DEMO = Path("demo/mosi/mosi_data.pkl")
@@ -26,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         CONFIGS,
     )
 
-    from cggm_cls.experiments import run_experiment
-    from cggm_cls.mosi import load_mosi
+    from cggm_cls.data import load_mosi
+    from cggm_cls.training import run_experiment
 
     with joined(config.device):
         data = config.data or first_alone(_demo_data)
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _demo_data() -> Path:
-    from cggm_cls.mosi_demo import simulate_mosi
+    from cggm_cls.data import simulate_mosi
 
     print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
     if not DEMO.exists():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cggm.runs.cli import parse_options, run
+from cggm.runs import parse_options, run
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def write_reports(path: Path) -> list[Path]:
     Raises:
         UserError: If it is none of them.
     """
-    from cggm.runs.folder import RunFolder
+    from cggm.runs import RunFolder
 
     if path.is_file():
-        from cggm_seg.report import report_evaluation
+        from cggm_seg.reports import report_evaluation
 
         return [report_evaluation(path)]
     if (path / "comparison.json").exists():
@@ -55,16 +55,14 @@ def write_reports(path: Path) -> list[Path]:
 
 def _trained(path: Path) -> Path:
     if (path / "split.json").exists():
-        from cggm_seg.report import write_report
+        from cggm_seg.reports import write_report
     else:
-        from cggm_cls.report import write_report
+        from cggm_cls.reports import write_report
     return write_report(path)
 
 
 def _compared(path: Path) -> Path:
-    from cggm.comparison.plan import SWEEP
-    from cggm.comparison.report import write_report
-    from cggm.comparison.store import Store
+    from cggm.comparison import SWEEP, Store, write_report
 
     store = Store(path)
     records = [record for record in store.records() if record.method not in SWEEP]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cggm import CGGM
-from cggm_seg.export.runs import export_run
+from cggm_seg.export.run import export_run
 from tests.cggm.contract import CONTRACTS, Contract
 from tests.cggm.networks import (
     Convolutional,

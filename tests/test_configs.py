@@ -9,8 +9,8 @@ from torch import nn
 from cggm.methods.build import build_balancer
 from cggm.runs.config import read_config
 from cggm.trials import Trials
-from cggm_cls.config import FoodConfig, IemocapConfig, MfeatConfig, MosiConfig
-from cggm_seg.config import BratsConfig
+from cggm_cls.training.config import FoodConfig, IemocapConfig, MfeatConfig, MosiConfig
+from cggm_seg.training.config import BratsConfig
 from tests.cggm.networks import NAMES, LinearHead, accuracy, make_late
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -14,8 +14,8 @@ from torch import nn
 
 from cggm.runs.cli import run
 from cggm.runs.config import read_config
-from cggm_seg.config import BratsConfig
-from cggm_seg.simulation import simulate_cohort
+from cggm_seg.simulation.cohort import simulate_cohort
+from cggm_seg.training.config import BratsConfig
 from tests.cggm_seg.simulated import SHAPE
 from tests.document_parts import SETUPS
 from tests.documents import PAGES, ROOT, blocks, commands
@@ -64,7 +64,7 @@ def test_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
 def small_cohorts(monkeypatch):
     """Cohorts of small cases in place of full ones."""
     small = partial(simulate_cohort, shape=SHAPE, workers=1, progress=False)
-    monkeypatch.setattr("cggm_seg.simulation.simulate_cohort", small)
+    monkeypatch.setattr("cggm_seg.simulation.cohort.simulate_cohort", small)
 
 
 def test_tutorial_leads_to_a_prediction(tmp_path, monkeypatch, capsys, small_cohorts):

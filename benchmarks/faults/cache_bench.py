@@ -13,10 +13,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from cggm_seg.cache import build_cache
-from cggm_seg.cases import find_cases
-from cggm_seg.entries import pack
-from cggm_seg.simulation import simulate_cohort
+from cggm_seg.data.cache import build_cache, pack
+from cggm_seg.data.cases import find_cases
+from cggm_seg.simulation.cohort import simulate_cohort
 
 Entry = Mapping[str, np.ndarray]
 

@@ -22,9 +22,8 @@ from cache_bench import Bench, build, equal, verdict
 from safetensors.numpy import load_file
 
 import cggm_seg
-from cggm_seg.cache import build_cache
-from cggm_seg.cases import Case, find_cases
-from cggm_seg.entries import entry_file, pack
+from cggm_seg.data.cache import build_cache, entry_file, pack
+from cggm_seg.data.cases import Case, find_cases
 
 _ROOT = Path(cggm_seg.__path__[0]).parent
 _OTHER_CODE = '''

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from case_faults import FAULTS, Fault, Target, rewrite, voxels
 
-from cggm_seg.cases import MODALITIES
-from cggm_seg.findings import Finding
-from cggm_seg.simulation import simulate_cohort
-from cggm_seg.verify import verify_data
+from cggm_seg.data.cases import MODALITIES
+from cggm_seg.data.findings import Finding
+from cggm_seg.simulation.cohort import simulate_cohort
+from cggm_seg.verification.cohort import verify_data
 
 # Fault to identifier of the case to what is to be found in it.
 Due = dict[str, dict[str, tuple[Fault, list[Path]]]]

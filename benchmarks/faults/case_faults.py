@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from cggm_seg.cases import MODALITIES
-from cggm_seg.findings import Code
+from cggm_seg.data.cases import MODALITIES
+from cggm_seg.data.findings import Code
 
 _PARTS = (*MODALITIES, "seg")
 

@@ -8,9 +8,9 @@ from typing import Any
 import nibabel as nib
 
 from cggm.errors import DataError
-from cggm_seg.cases import Case, find_cases
-from cggm_seg.nifti import read_volume
-from cggm_seg.simulation import simulate_cohort
+from cggm_seg.data.cases import Case, find_cases
+from cggm_seg.data.nifti import read_volume
+from cggm_seg.simulation.cohort import simulate_cohort
 
 Reader = Callable[[Path], object]
 

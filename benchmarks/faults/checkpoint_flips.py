@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cggm.errors import UserError
-from cggm.runs.checkpoint import Progress, load_checkpoint, save_checkpoint
+from cggm.runs.checkpoints.state import Progress, load_checkpoint, save_checkpoint
 
 Weights = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ import numpy as np
 from case_files import CASE_ID, error_of, is_named, monai, nibabel, ours
 from child import extra_memory, in_child, limit_memory
 
-from cggm_seg.nifti import read_volume
+from cggm_seg.data.nifti import read_volume
 
 _SHAPE = (24, 24, 16)
 _HEADER = 352

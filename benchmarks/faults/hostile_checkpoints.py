@@ -17,8 +17,8 @@ from checkpoint_flips import ignite, load_into_new, trained
 from gadgets import hostile_files
 
 from cggm.errors import UserError
-from cggm.runs import checkpoint as checkpoints
-from cggm.runs.checkpoint import Progress, save_checkpoint
+from cggm.runs.checkpoints import state as checkpoints
+from cggm.runs.checkpoints.state import Progress, save_checkpoint
 
 _WEIGHTS_SHARE = 5  # one gadget in so many stands in for the weights
 _PATIENCE = 0.5  # seconds for a process that a gadget started

@@ -128,7 +128,7 @@ class _Killer:
 
     def _begun(self, run: Path) -> int:
         """Steps of the process; those of the log where the process does not note them."""
-        from cggm.runs.logs import read_jsonl
+        from cggm.runs.watch.logs import read_jsonl
 
         log = run / "balance.jsonl"
         logged = [line["iteration"] for line in read_jsonl(log)] if log.exists() else []

@@ -26,24 +26,23 @@ from torch import Tensor, nn
 from cggm.balancer import Balancer
 from cggm.distributed import is_first_rank
 from cggm.runs.folder import RunFolder
-from cggm.runs.ranks import joined
-from cggm.runs.seeds import seed_everything
-from cggm_seg.balancing import build_balancer, training_slices
-from cggm_seg.build import build_network
-from cggm_seg.cache import SliceCache, build_cache
-from cggm_seg.cases import MODALITIES, find_cases
-from cggm_seg.config import (
+from cggm.runs.launch import joined
+from cggm.runs.loop.seeds import seed_everything
+from cggm_seg.data.cache import SliceCache, build_cache
+from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.data.slices import SliceDataset
+from cggm_seg.data.split import Split, split_cases
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus, build_network
+from cggm_seg.simulation.cohort import simulate_cohort
+from cggm_seg.training.assembly import build_trainer
+from cggm_seg.training.balancing import build_balancer, training_slices
+from cggm_seg.training.config import (
     BratsBalancerConfig,
     BratsConfig,
     NetworkConfig,
     OptimizerConfig,
     SliceConfig,
 )
-from cggm_seg.dataset import SliceDataset
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.simulation import simulate_cohort
-from cggm_seg.split import Split, split_cases
-from cggm_seg.training import build_trainer
 
 BATCH_SIZE = 8
 _MODALITIES = ("flair", "t1ce")

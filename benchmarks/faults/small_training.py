@@ -13,11 +13,11 @@ import torch
 from forked import forked
 from ignite.engine import Engine, Events
 
-from cggm.runs.checkpoint_files import find_checkpoints, read_header, verified
+from cggm.runs.checkpoints.files import find_checkpoints, read_header, verified
 from cggm.runs.cli import run
-from cggm_cls import training
-from cggm_cls.mosi import load_mosi
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm_cls.data.mosi.files import load_mosi
+from cggm_cls.data.mosi.simulation import simulate_mosi
+from cggm_cls.training import assembly as training
 
 sys.path.append(str(Path(__file__).parents[2]))
 

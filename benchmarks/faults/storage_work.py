@@ -10,13 +10,13 @@ from time import perf_counter
 from forked import forked
 from small_training import SmallTraining, checkpoints_are_whole, hidden, import_again
 
-from cggm.runs.checkpoint import Progress, save_checkpoint
+from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.build import build_network
-from cggm_seg.config import BratsConfig
-from cggm_seg.simulation import simulate_cohort
+from cggm_seg.networks.deeplab import build_network
+from cggm_seg.simulation.cohort import simulate_cohort
+from cggm_seg.training.config import BratsConfig
 from pipelines import brats_infer
 
 _CONFIG = {

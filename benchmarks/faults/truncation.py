@@ -9,7 +9,7 @@ from typing import Any
 
 from case_files import Reader, contents, error_of, is_named, readers, simulated_case
 
-from cggm_seg.template import FULL_SHAPE
+from cggm_seg.simulation.template import FULL_SHAPE
 
 _LONGEST = 1.0  # seconds
 

@@ -15,7 +15,7 @@ from monai.utils import set_determinism
 from rank_training import BATCH_SIZE, digests
 from torch.utils.data import DistributedSampler
 
-from cggm_seg.dataset import SliceDataset
+from cggm_seg.data.slices import SliceDataset
 
 _BOTH = ("image", "label")
 

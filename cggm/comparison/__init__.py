@@ -1,1 +1,5 @@
 """What turns finished runs of several methods into statistics, tables and figures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

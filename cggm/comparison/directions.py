@@ -1,4 +1,4 @@
-"""What trainings kept of the directions that heads and modalities ask for, see cggm.gradients."""
+"""Directions that heads and modalities ask for, as trainings kept them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.comparison.records import Record
-from cggm.runs.folder import RunFolder
+from cggm.runs import RunFolder
 
 Vectors = NDArray[np.float32]
 

@@ -8,10 +8,49 @@ from pathlib import Path
 
 import yaml
 
-from cggm.comparison.tasks import TASKS
 from cggm.errors import UserError
-from cggm.runs.folder import write_atomically
-from cggm.runs.options import require, require_names
+from cggm.runs import require, require_names, write_atomically
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training script and what it reports.
+
+    Args:
+        script: File name in ``pipelines``.
+        modalities: What it trains on.
+        metrics: Those that tables show, the most important one first.
+        modules: What the script imports.
+    """
+
+    script: str
+    modalities: tuple[str, ...]
+    metrics: tuple[str, ...]
+    modules: tuple[str, ...] = ("cggm_cls.training.experiments",)
+
+
+TASKS = {
+    "brats": Task(
+        "brats_train.py",
+        ("flair", "t1ce", "t1", "t2"),
+        ("dice_mean", "dice_WT", "dice_TC", "dice_ET"),
+        (
+            "cggm_seg.training.assembly",
+            "cggm_seg.training.balancing",
+            "cggm_seg.data.cache",
+            "cggm_seg.training.summary",
+        ),
+    ),
+    "mosi": Task(
+        "mosi_train.py",
+        ("text", "audio", "vision"),
+        ("mae", "corr", "acc2_non0", "f1w_non0", "acc7"),
+    ),
+    "iemocap": Task("iemocap_train.py", ("text", "audio", "vision"), ("acc", "f1_macro", "uar")),
+    "food101": Task("food101_train.py", ("text", "image"), ("acc", "f1_macro")),
+    "mfeat": Task("mfeat_train.py", ("pix", "fou", "mor"), ("acc", "f1_macro")),
+}
+
 
 UNIMODAL = "unimodal"
 SWEPT_RHO = (0.5, 0.75, 1.0, 1.5, 2.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cggm.errors import UserError
-from cggm.runs.logs import read_jsonl
+from cggm.runs import read_jsonl
 
 Metrics = Mapping[str, float | None]
 

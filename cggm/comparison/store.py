@@ -9,8 +9,7 @@ from typing import Any
 from cggm.comparison.plan import Run
 from cggm.comparison.records import Record, read_records
 from cggm.errors import UserError
-from cggm.runs.folder import RunFolder
-from cggm.runs.logs import JsonLines, read_jsonl
+from cggm.runs import JsonLines, RunFolder, read_jsonl
 
 _WRONG_USAGE = 2  # exit code, see cggm.runs.cli
 _REFUSAL = " cannot be used here: "  # see cggm.methods.build

@@ -17,16 +17,13 @@ from cggm.comparison.figures import (
     plot_ranks,
     plot_sweep,
 )
-from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, UNIMODAL, Plan
-from cggm.comparison.ranks import average_ranks
+from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, TASKS, UNIMODAL, Plan
 from cggm.comparison.records import Record
 from cggm.comparison.rendering import RENDERERS, Table, to_markdown
 from cggm.comparison.report import write_report
-from cggm.comparison.statistics import compare
-from cggm.comparison.tables import rank_table
-from cggm.comparison.task_tables import task_tables
-from cggm.comparison.tasks import TASKS
-from cggm.runs.folder import machine, write_atomically
+from cggm.comparison.statistics import average_ranks, compare
+from cggm.comparison.tables import rank_table, task_tables
+from cggm.runs import machine, write_atomically
 
 _SWEPT = {
     "rho": {rho: f"cggm:rho={rho}" for rho in SWEPT_RHO},

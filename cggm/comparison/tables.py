@@ -1,21 +1,100 @@
 """Tables of a comparison, built from the records of its runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from typing import Literal
 
-from cggm.comparison.cells import assemble, difference_cell, marks, spread_column, verdict_cell
-from cggm.comparison.ranks import Rank, average_ranks
-from cggm.comparison.records import (
-    Record,
-    by_seed,
-    methods,
-    modalities,
-    of_method,
-    of_task,
-    seeds,
-)
+from cggm.comparison import records as select
+from cggm.comparison.plan import TASKS
+from cggm.comparison.records import Record, by_seed, methods, modalities, of_method, of_task, seeds
 from cggm.comparison.rendering import DASH, Cell, Table
-from cggm.comparison.statistics import FEWEST_SEEDS, compare
+from cggm.comparison.statistics import (
+    FEWEST_SEEDS,
+    Difference,
+    Rank,
+    average_ranks,
+    compare,
+    lower_is_better,
+    summarize,
+)
+
+Mark = Literal["", "best", "second"]
+
+
+def assemble(
+    title: str,
+    records: Iterable[Record],
+    columns: Mapping[str, Sequence[Cell]],
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """A table from its columns; its title says so where a record is simulated.
+
+    Args:
+        title: What the table shows.
+        records: What it was made of.
+        columns: By heading, of equal length.
+        notes: Sentences below it.
+    """
+    rows = tuple(zip(*columns.values(), strict=True))
+    return Table(title + simulated_suffix(records), tuple(columns), rows, notes)
+
+
+def simulated_suffix(records: Iterable[Record]) -> str:
+    """What a title ends with: `` (SIMULATED)`` where any record is."""
+    return " (SIMULATED)" if any(record.simulated for record in records) else ""
+
+
+def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int) -> list[Cell]:
+    """Mean ± standard deviation of each method, the best two marked.
+
+    Args:
+        values: By seed, for each row.
+        metric: Tells the direction.
+        runs: Seeds that were asked for; a cell with fewer says how many.
+    """
+    summaries = [summarize(own.values()) for own in values]
+    means = [round(s.mean, 3) if s.n else None for s in summaries]
+    texts = [
+        (f"{s.mean:.3f}" if s.n else DASH)
+        + (f" ± {s.sd:.3f}" if s.n > 1 else "")
+        + (f" (n={s.n})" if 0 < s.n < runs else "")
+        for s in summaries
+    ]
+    return [*map(Cell, texts, marks(means, lower_better=lower_is_better(metric)))]
+
+
+def difference_cell(difference: Difference | None) -> Cell:
+    """Mean difference and its interval; a dash without a common seed."""
+    if difference is None or difference.n == 0:
+        return Cell()
+    mean = signed(difference.mean)
+    if difference.n == 1:
+        return Cell(mean)
+    return Cell(f"{mean} [{signed(difference.low)}, {signed(difference.high)}]")
+
+
+def verdict_cell(difference: Difference | None) -> Cell:
+    """What may be said of a difference; a dash without a common seed."""
+    return Cell(difference.verdict if difference and difference.n else DASH)
+
+
+def signed(value: float) -> str:
+    """Four digits behind the point and a sign, as in ``+0.0120`` and ``-∞``."""
+    return f"{value:+.4f}".replace("inf", "∞")
+
+
+def marks(values: Sequence[float | None], *, lower_better: bool) -> list[Mark]:
+    """Which values are the best and the second best of a column; equal ones share a mark.
+
+    Args:
+        values: As they are shown; ``None`` where there is none.
+        lower_better: Direction.
+    """
+    known = sorted({v for v in values if v is not None}, reverse=not lower_better)
+    named: dict[float | None, Mark] = dict(zip(known, ("best", "second")))  # noqa: B905
+    # A column that only one value fills has no best.
+    return ["" if len(known) < 2 else named.get(value, "") for value in values]
+
 
 ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
 Read = Callable[[Record], float | None]
@@ -143,7 +222,7 @@ def cost_table(records: Sequence[Record], task: str, *, reference: str = "plain"
 def rank_table(records: Sequence[Record], metrics_by_task: Mapping[str, Sequence[str]]) -> Table:
     """Rank of each method per task and metric, and on average.
 
-    See :func:`cggm.comparison.ranks.average_ranks`.
+    See :func:`cggm.comparison.statistics.average_ranks`.
 
     Args:
         records: Of any tasks and methods.
@@ -200,3 +279,25 @@ def _average(rank: Rank, tasks: int) -> str:
     if not rank.tasks:
         return DASH
     return f"{rank.average:.2f}" + ("" if rank.complete else f" ({rank.tasks} of {tasks} tasks)")
+
+
+def task_tables(records: Sequence[Record], task: str) -> dict[str, Table]:
+    """Tables by name, those alone that the trainings fill.
+
+    Args:
+        records: Of any tasks and methods.
+        task: Which one.
+    """
+    metrics = TASKS[task].metrics
+    runs = select.of_task(records, task)
+    found = set(select.methods(runs))
+    tables = {"performance": performance_table(records, task, metrics)}
+    if any(run.heads for run in runs):
+        tables["heads"] = heads_table(records, task, metrics[0])
+    if found >= {*ABLATION}:
+        tables["ablation"] = ablation_table(records, task, metrics)
+    if any(run.subsets for run in runs):
+        tables["missing"] = missing_table(records, task, metrics[0])
+    if "plain" in found:
+        tables["cost"] = cost_table(records, task)
+    return tables

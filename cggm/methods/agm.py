@@ -7,11 +7,11 @@ from torch import Tensor
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.containers import Features, absent
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
+from cggm.methods._parts import combined, shapley_weights, subsets_of
 from cggm.scores import ratio_score, score_counts
-from cggm.shapley import combined, shapley_weights, subsets_of
+from cggm.tensors import Features, absent
 
 _MOST = 6
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
+from cggm.contract import Named, check_factors, per_modality
 from cggm.heads import Criterion
-from cggm.named import Named, check_factors, per_modality
 
 _TARGETS = ("gradient", "update")
 

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.channel_means import ChannelMeans, channel_axis, map_channels
-from cggm.containers import Features
+from cggm.contract import check_names
 from cggm.distributed import sum_over_ranks
-from cggm.gains import Gains, effective_updates, norm_of
 from cggm.heads import Criterion
-from cggm.named import check_names
+from cggm.methods._parts import (
+    ChannelMeans,
+    Gains,
+    channel_axis,
+    effective_updates,
+    map_channels,
+    norm_of,
+)
+from cggm.tensors import Features
 
 
 class Greedy(Balancer):

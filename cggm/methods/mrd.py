@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.containers import Features, keep_samples, map_tensors
+from cggm.contract import Named, per_modality
 from cggm.distributed import world_size
 from cggm.heads import Criterion
-from cggm.named import Named, per_modality
+from cggm.tensors import Features, keep_samples, map_tensors
 
 
 class ModalityDropout(Balancer):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.epoch_scores import EpochScores
+from cggm.contract import Named, check_factors, per_modality
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.named import Named, check_factors, per_modality
+from cggm.methods._parts import EpochScores
 from cggm.scores import Score, ScoreTracker
 
 _STRATEGIES = ("keep", "smooth", "dynamic")

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
-from cggm.confidence import (
+from cggm.distributed import sum_over_ranks
+from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.methods._parts import (
+    add_noise,
     check_split,
     confidence_ratios,
     confidence_score,
+    first_ranks_seed,
     modulation,
     split_logits,
 )
-from cggm.distributed import sum_over_ranks
-from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.noise import add_noise, first_ranks_seed
 from cggm.scores import Score, ratio_score, score_counts
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.confidence import confidence_ratios, confidence_score
-from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks, world_size
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.methods._parts import confidence_ratios, confidence_score
 from cggm.scores import Score, ratio_score
+from cggm.tensors import map_tensors
 
 
 class OPM(Balancer):

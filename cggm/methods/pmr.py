@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.containers import map_tensors
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
-from cggm.prototypes import class_means, log_probabilities, sample_vectors
+from cggm.methods._parts import class_means, log_probabilities, sample_vectors
+from cggm.tensors import map_tensors
 
 
 class PMR(Balancer):
@@ -33,7 +33,7 @@ class PMR(Balancer):
     mean so far, without the current window (ours); one never seen is left out of the softmax, and
     its samples out of loss and score. The first step is therefore a joint one.
 
-    Features become one vector per sample by :func:`cggm.prototypes.sample_vectors`.
+    Features become one vector per sample by :func:`cggm.methods._parts.prototypes.sample_vectors`.
 
     Limits: integer classes of shape ``(B,)`` and a linear output layer. Regression has no classes;
     a dense prediction has no one class per sample. Labels outside the classes are ignored.

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.confidence import is_classification
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
-from cggm.late import energy
+from cggm.late_fusion import energy
+from cggm.methods._parts import is_classification
 
 
 class QMF(Balancer):

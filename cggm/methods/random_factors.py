@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
+from cggm.contract import check_factors, check_names
 from cggm.functional import balancing_terms
 from cggm.heads import Criterion
-from cggm.named import check_factors, check_names
 
 _TARGETS = ("gradient", "update")
 

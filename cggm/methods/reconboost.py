@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.confidence import is_classification
 from cggm.distributed import world_size
 from cggm.heads import Criterion
+from cggm.methods._parts import is_classification
 
 
 class ReconBoost(Balancer):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
-from cggm.containers import Features, plain
 from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion
+from cggm.tensors import Features, plain
 from cggm.trials import Trials, unhooked_copy
 
 

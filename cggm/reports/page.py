@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from cggm.errors import UserError
-from cggm.runs.folder import write_atomically
+from cggm.runs import write_atomically
 
 LARGEST = 10_000_000
 """Bytes that a report may have."""

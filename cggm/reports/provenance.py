@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from cggm.reports.charts import Line, line_chart
 from cggm.reports.page import Section
-from cggm.reports.record import RunRecord
-from cggm.reports.series import column
+from cggm.reports.run import RunRecord, column
 from cggm.reports.tables import Column, sortable_table
 
 

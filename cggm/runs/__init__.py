@@ -1,1 +1,5 @@
 """What every training script shares: command line, configuration, run folder, checkpoints, logs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 from cggm.errors import UserError
 from cggm.runs.config import ConfigReader, to_yaml
 from cggm.runs.folder import RunFolder
+from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
-from cggm.runs.signals import Stopped
 
 if TYPE_CHECKING:
     import torch

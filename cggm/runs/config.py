@@ -9,20 +9,109 @@ field allows as well (``"1"`` in a ``float | str``, ``"null"`` in a ``str | None
 """
 
 import re
-from argparse import ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from inspect import getdoc
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from cggm.errors import UserError
 from cggm.runs.folder import write_atomically
-from cggm.runs.help import HelpFormatter, metavar
-from cggm.runs.schema import is_group, schema_options
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a schema.
+
+    Args:
+        key: Its name, with those of its groups: ``training.lr``.
+        group: The group's name, or the first line of the schema's docstring.
+        hint: Its type.
+        default: Its default; ``argparse.SUPPRESS`` where there is none.
+        help: What the docstring says of it.
+        metavar: What stands for a value in the help, where the field says so.
+    """
+
+    key: str
+    group: str
+    hint: Any
+    default: Any
+    help: str
+    metavar: str | None
+
+
+def schema_options(schema: type, prefix: str = "", values: object = SUPPRESS) -> Iterator[Option]:
+    """Every field that is no group, depth first.
+
+    Args:
+        schema: A dataclass.
+        prefix: What keys begin with.
+        values: An instance with the defaults, where not those of the schema.
+    """
+    hints, docs = get_type_hints(schema), _field_docs(schema)
+    group = prefix.removesuffix(".") or _first_line(schema)
+    for field in fields(schema):
+        key, hint = prefix + field.name, hints[field.name]
+        default = _default(field) if values is SUPPRESS else getattr(values, field.name)
+        if is_group(hint):
+            yield from schema_options(hint, f"{key}.", default)
+        else:
+            text = docs.get(field.name) or field.name.replace("_", " ")
+            yield Option(key, group, hint, default, text, field.metadata.get("metavar"))
+
+
+def is_group(hint: object) -> bool:
+    """Whether a type is that of a group, a dataclass."""
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _default(field: Field) -> object:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return SUPPRESS if field.default is MISSING else field.default
+
+
+def _field_docs(schema: type) -> dict[str, str]:
+    parsed = [parse_docstring(base.__doc__ or "") for base in reversed(schema.__mro__)]
+    return {p.arg_name: p.description or "" for doc in parsed for p in doc.params}
+
+
+def _first_line(schema: type) -> str:
+    return (getdoc(schema) or schema.__name__).partition("\n")[0].rstrip(".")
+
+
+_WORDS = {bool: "true|false", int: "N", float: "X", str: "NAME", Path: "PATH"}
+_COLLECTIONS = {list: "LIST", tuple: "LIST", dict: "MAP"}
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a description; names a default where there is one, but no type."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action) if action.dest == "help" else action.help or ""
+        if action.default is SUPPRESS or action.default is None:
+            return text
+        default = str(action.default).lower() if isinstance(action.default, bool) else "%(default)s"
+        return f"{text.removesuffix('.')} (default: {default})."
+
+
+def metavar(hint: Any) -> str:  # noqa: ANN401
+    """What stands for a value of a type: ``N``, ``X``, ``PATH``, ``cpu|cuda``."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    collection = _COLLECTIONS.get(get_origin(hint) or hint)
+    if collection or not parts:
+        return collection or _WORDS.get(hint, "VALUE")
+    return "|".join(dict.fromkeys(map(metavar, parts)))
+
 
 T = TypeVar("T")
 

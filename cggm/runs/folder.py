@@ -192,7 +192,7 @@ class RunFolder:
 
     @property
     def gradients(self) -> Path:
-        """Last-layer gradients of some batches, see :mod:`cggm.gradients`."""
+        """Last-layer gradients of some batches, see :mod:`cggm.runs.directions`."""
         return self.path / "gradients.npz"
 
     @property

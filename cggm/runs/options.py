@@ -11,7 +11,7 @@ FusionRule = Literal["features", "average", "sum", "energy"]
 
 
 def late_rule(fusion: FusionRule, regression: bool) -> str:
-    """The rule of :class:`cggm.late.LateFusion` that a configuration means.
+    """The rule of :class:`cggm.late_fusion.LateFusion` that a configuration means.
 
     Args:
         fusion: ``"average"`` averages probabilities, or values for regression; others are rules.
@@ -100,7 +100,7 @@ class RunConfig:
         skip_nonfinite: Whether a step whose loss or gradients are not finite is left out; otherwise
             it ends the run.
         gradients: Training batches whose last-layer gradients are kept in the end, see
-            cggm.gradients; needs heads.
+            cggm.runs.directions; needs heads.
         curves: Whether curves of the training are drawn, now and then and in the end.
         mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
         device: Where to compute; CUDA if there is one, where not given.

@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cggm.runs.folder import RunFolder
-from cggm_seg.config import BratsConfig
+from cggm.runs import RunFolder
+from cggm_seg.training import BratsConfig
 
 CLASSES = ("background", "necrotic tumor core", "peritumoral edema", "enhancing tumor")
 

@@ -1,11 +1,12 @@
 """The network as a graph of torch.export, for any batch and any size."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
 
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from cggm.errors import UserError
@@ -70,3 +71,42 @@ def _unfit(error: Exception) -> UserError:
         f"Expected a network that torch.export can express, but got: {shorten(str(error), 200)}",
         "Export a run with another network.encoder_name, such as resnet18 or tu-regnetx_002.",
     )
+
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def write_onnx(program: ExportedProgram, file: Path, notes: Mapping[str, str]) -> None:
+    """Writes a graph as one ``.onnx`` file, weights included.
+
+    Input ``images`` and output ``logits`` keep the free sizes of the graph. An ONNX file ends at
+    2 GiB.
+
+    Args:
+        program: The graph, with its weights.
+        file: Where to.
+        notes: Entries of the model's metadata.
+    """
+    model = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+    )
+    assert model is not None
+    model.model.metadata_props.update(notes)
+    model.save(file, external_data=False)
+
+
+def onnx_network(file: Path) -> Callable[[Tensor], Tensor]:
+    """An ONNX model on the processor, by onnxruntime: slices ``(B, M, H, W)`` to logits.
+
+    Args:
+        file: The model.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        [logits] = session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return run

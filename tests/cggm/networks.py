@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm import CGGM
-from cggm.late import LateFusion
+from cggm.late_fusion import LateFusion
 
 NAMES = ("text", "audio", "video")
 

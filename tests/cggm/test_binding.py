@@ -10,7 +10,7 @@ from torch.optim import optimizer as optimizer_module
 from torch.testing import assert_close
 
 from cggm import Balancer
-from cggm.containers import map_tensors
+from cggm.tensors import map_tensors
 from tests.cggm.networks import (
     NAMES,
     Convolutional,

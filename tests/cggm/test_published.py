@@ -16,10 +16,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from cggm import methods
-from cggm.confidence import confidence_ratios, modulation
 from cggm.functional import balancing_terms, direction_loss
-from cggm.late import LateFusion
-from cggm.shapley import shapley_weights
+from cggm.late_fusion import LateFusion
+from cggm.methods._parts.confidence import confidence_ratios, modulation
+from cggm.methods._parts.shapley import shapley_weights
 from cggm.trials import TrialLosses
 
 cross_entropy, squared = nn.functional.cross_entropy, nn.functional.mse_loss

@@ -154,7 +154,7 @@ def naming():
         ("collections", "OrderedDict"),
         ("pandas.core.frame", "DataFrame"),
         ("torch._utils", "_rebuild_tensor_v2"),
-        ("cggm_cls.pickles", "load_arrays"),
+        ("cggm_cls.data.pickles.load", "load_arrays"),
         ("", ""),
     }
     for module, name in sorted(others):

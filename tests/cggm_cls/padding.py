@@ -2,7 +2,7 @@
 
 import torch
 
-from cggm_cls.sequences import MaskedSequence
+from cggm_cls.data.sequences import MaskedSequence
 
 PADDINGS = ["longer", "front", "both sides", "scattered", "garbage", "huge"]
 

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from cggm_cls.digest import content_digest
-from cggm_cls.sequences import RaggedSequences, SequenceDataset, TaskData
-from cggm_cls.simulation import SimulatedModality, simulate_sequences
+from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData, content_digest
+from cggm_cls.data.simulated import SimulatedModality, simulate_sequences
 
 MODALITIES = {
     "text": SimulatedModality(width=6, steps=(1, 5), information=1.0, strength=2.0),

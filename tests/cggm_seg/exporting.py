@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cggm.runs.checkpoint import Progress, save_checkpoint
+from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.build import build_network
-from cggm_seg.config import BratsConfig
-from cggm_seg.heads import UnimodalDecoder
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus, build_network
+from cggm_seg.training.balancing import UnimodalDecoder
+from cggm_seg.training.config import BratsConfig
 
 CONFIG = """
 max_epochs: 3

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cggm_seg.cases import MODALITIES
-from cggm_seg.inference import InferenceSettings
-from cggm_seg.losses import SoftDiceCELoss
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm_seg.data.cases import MODALITIES
+from cggm_seg.inference.cohort import InferenceSettings
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
+from cggm_seg.training.losses import SoftDiceCELoss
 from tests.cggm_seg.nifti import CONTRASTS, anatomy
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors

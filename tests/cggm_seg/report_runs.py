@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cggm_seg.cases import find_cases
-from cggm_seg.evaluation import evaluate_folder
-from cggm_seg.volumes import read_case, write_labels
+from cggm_seg.data.cases import find_cases
+from cggm_seg.data.volumes import read_case, write_labels
+from cggm_seg.evaluation.folder import evaluate_folder
 from tests.cggm_seg.nifti import write_case
 
 CONFIG = "data: {data}\nseed: 3\nbalancer: {{name: CGGM, settings: {{rho: unit}}}}\n"

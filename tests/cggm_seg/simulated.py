@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from cggm_seg.cases import MODALITIES
-from cggm_seg.phantom import simulate_case
+from cggm_seg.data.cases import MODALITIES
+from cggm_seg.simulation.phantom import simulate_case
 
 SHAPE = (60, 60, 39)
 

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from cggm_seg.axial import COLORS
-from cggm_seg.overlay import save_overlay
+from cggm_seg.pictures import COLORS, save_overlay
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 SHAPE = (40, 48, 12)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from cggm_seg.preview import REGION_COLORS, save_preview
+from cggm_seg.pictures import REGION_COLORS, save_preview
 
 SHAPE = (40, 48, 12)
 VOLUMES = {"WT": 12.34, "TC": 5.0, "ET": 0.0}

@@ -5,8 +5,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from cggm_seg.findings import Code
-from cggm_seg.verify import Verification, verify_data
+from cggm_seg.data.findings import Code
+from cggm_seg.verification.cohort import Verification, verify_data
 from tests.cggm_seg.nifti import write_case
 
 SHAPE = (24, 22, 16)

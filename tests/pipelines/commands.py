@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from cggm.runs.checkpoint import Progress, save_checkpoint
+from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.build import build_network
-from cggm_seg.config import BratsConfig
+from cggm_seg.networks.deeplab import build_network
+from cggm_seg.training.config import BratsConfig
 from pipelines import (
     brats_evaluate,
     brats_infer,

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cggm.runs.cli import run
-from cggm_cls.food101_demo import simulate_features
-from cggm_cls.iemocap_demo import simulate_iemocap
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm_cls.data.food101.simulation import simulate_features
+from cggm_cls.data.iemocap.simulation import simulate_iemocap
+from cggm_cls.data.mosi.simulation import simulate_mosi
 from pipelines import compare
 from tests.cggm_seg.nifti import write_case
 from tests.pipelines.commands import call, tiny_config

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from cggm.comparison.lock import locked
 from cggm.comparison.records import read_records
 from cggm.comparison.rendering import RENDERERS
+from cggm.comparison.trainings import locked
 from cggm.errors import UserError
-from cggm.runs.logs import read_jsonl
+from cggm.runs.watch.logs import read_jsonl
 from tests.pipelines.comparing import call, start, tiny_config, wait_for
 
 ROWS = [("plain", 0), ("joint", 0), ("plain", 1), ("joint", 1)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cggm.comparison.records import read_records
-from cggm.runs.logs import read_jsonl
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.data.mosi.simulation import simulate_mosi
 from pipelines import compare
 from tests.pipelines.comparing import call, group_lives, start, tiny_config, wait_for
 

@@ -6,7 +6,7 @@ import pytest
 from cggm.comparison.directions import describe_agreement, labels_of, read_directions
 from cggm.comparison.plan import Plan
 from cggm.comparison.summary import summarize
-from cggm.gradients import write_vectors
+from cggm.runs.directions import write_vectors
 from tests.cggm.comparison.runs import run, runs
 
 METHODS = {"joint": 0.0, "cggm": 0.1, "cggm:rho=0.5": -0.1, "ogm:alpha=0.5": 0.2}

@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cggm.runs.logs import read_jsonl
-from cggm_seg.cases import MODALITIES
+from cggm.runs.watch.logs import read_jsonl
+from cggm_seg.data.cases import MODALITIES
 from tests.cggm_seg.nifti import case_file, write_case
 from tests.pipelines.commands import ROOT, call, left_over, start, tiny_config
 
@@ -200,7 +200,11 @@ def test_paper_method_from_a_file_that_names_the_data(cohort, tmp_path, monkeypa
 
 def test_inference_reaches_no_head_and_no_method():
     reached = imports_of(ROOT / "pipelines" / "brats_infer.py")
-    assert {"cggm_seg.networks", "cggm_seg.slicewise", "cggm.runs.checkpoint"} <= reached
+    assert {
+        "cggm_seg.networks.deeplab",
+        "cggm_seg.inference.slices",
+        "cggm.runs.checkpoints.state",
+    } <= reached
     assert not [name for name in reached if "head" in name or name.startswith("cggm.methods")]
 
 

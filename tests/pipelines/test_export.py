@@ -81,7 +81,7 @@ def test_output_that_exists_or_cannot_be_made(finished, tmp_path, capsys):
 
 
 def test_missing_package_is_named(finished, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cggm_seg.export.runs.find_spec", lambda name: None)
+    monkeypatch.setattr("cggm_seg.export.run.find_spec", lambda name: None)
     message = refused(capsys, finished[0].path, "--to", "onnx", "--output", tmp_path / "out")
     assert "onnx, onnxscript, onnxruntime cannot be found" in message
     assert "cggm[seg,export]" in message

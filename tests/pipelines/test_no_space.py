@@ -2,7 +2,7 @@
 
 import pytest
 
-from cggm.runs.logs import read_jsonl
+from cggm.runs.watch.logs import read_jsonl
 from tests.disk import file_size_limit
 from tests.pipelines.commands import call, left_over, refused, tiny_config, untrained_run
 from tests.pipelines.faults import write_good_cases

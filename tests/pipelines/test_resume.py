@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cggm.runs.checkpoint_files import find_checkpoints
+from cggm.runs.checkpoints.files import find_checkpoints
 from tests.cggm_seg.nifti import write_case
 from tests.pipelines.commands import TINY, call, left_over, start
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cggm.runs.logs import read_jsonl
-from cggm_cls.food101_demo import simulate_features
-from cggm_cls.iemocap_demo import simulate_iemocap
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.data.food101.simulation import simulate_features
+from cggm_cls.data.iemocap.simulation import simulate_iemocap
+from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.pipelines.commands import ROOT, call, left_over, refused, start
 
 TASKS = ("mosi", "iemocap", "food101", "mfeat")
@@ -194,7 +194,7 @@ def test_training_on_features_never_loads_a_backbone(data, config, tmp_path):
         "import sys\n"
         "from pipelines import food101_train\n"
         f"food101_train.main({[str(argument) for argument in arguments]})\n"
-        "assert 'cggm_cls.feature_store' in sys.modules\n"
+        "assert 'cggm_cls.data.food101.store' in sys.modules\n"
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

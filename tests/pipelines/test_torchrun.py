@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from cggm.runs.logs import read_jsonl
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.cggm_seg.nifti import write_case
 from tests.pipelines.commands import SCRIPTS, call, left_over, tiny_config
 from tests.pipelines.faults import write_bad_case

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from cggm.runs.logs import read_jsonl
-from cggm_cls.mosi_demo import simulate_mosi
+from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.pipelines.launching import run_all
 
 TINY = """

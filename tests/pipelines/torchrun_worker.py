@@ -5,7 +5,7 @@ import json
 import sys
 
 from cggm.runs.cli import run
-from cggm.runs.ranks import joined, ranked
+from cggm.runs.launch import joined, ranked
 
 if __name__ == "__main__":
     with joined("cpu"):

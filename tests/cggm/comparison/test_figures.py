@@ -5,17 +5,16 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from cggm.comparison.drawing import frame_of
 from cggm.comparison.figures import (
     SweepPoint,
+    frame_of,
     plot_differences,
     plot_gradients,
     plot_ranks,
     plot_sweep,
 )
-from cggm.comparison.ranks import average_ranks
-from cggm.comparison.statistics import Difference
-from cggm.runs.curves import modality_colors
+from cggm.comparison.statistics import Difference, average_ranks
+from cggm.runs.watch.curves import modality_colors
 from tests.cggm.comparison.runs import runs
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"

@@ -1,6 +1,6 @@
 import math
 
-from cggm.comparison.ranks import average_ranks, rank
+from cggm.comparison.statistics import average_ranks, rank
 from tests.cggm.comparison.runs import run, runs
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from cggm import BalanceHandler
-from cggm.epoch_scores import score_ratios
+from cggm.methods._parts.epoch_scores import score_ratios
 from cggm.methods.mslr import ModalityLearningRates
 from tests.cggm.networks import NAMES, accuracy, late_batch, make_late, train
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from cggm.confidence import confidence_ratios, modulation, true_class_probability
+from cggm.methods._parts.confidence import confidence_ratios, modulation, true_class_probability
 from cggm.methods.ogm import OGM
 from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
 from tests.cggm.networks import train as loop

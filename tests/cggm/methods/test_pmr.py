@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from cggm.methods._parts.prototypes import log_probabilities, sample_vectors
 from cggm.methods.pmr import PMR
-from cggm.prototypes import log_probabilities, sample_vectors
 from tests.cggm.networks import Convolutional, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from cggm.late import LateFusion
+from cggm.late_fusion import LateFusion
 from cggm.methods.reconboost import ReconBoost
 from tests.cggm.networks import (
     Convolutional,

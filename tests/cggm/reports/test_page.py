@@ -7,10 +7,8 @@ import pytest
 from markupsafe import Markup
 
 from cggm.errors import UserError
-from cggm.reports.charts import Line, line_chart
-from cggm.reports.frame import limits, ticks
+from cggm.reports.charts import Dot, Line, dot_chart, limits, line_chart, ticks
 from cggm.reports.page import LARGEST, SIMULATED, Section, write_page
-from cggm.reports.points import Dot, dot_chart
 from cggm.reports.tables import Column, number, plain_table, sortable_table
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cggm.reports.provenance import provenance_section
-from cggm.reports.record import RunRecord
+from cggm.reports.run import RunRecord
 from tests.cggm_seg.report_runs import write_run
 
 TIMES = [

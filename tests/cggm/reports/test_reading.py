@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cggm.reports.reading import FEWEST, read_balance
+from cggm.reports.balance import FEWEST, read_balance
 
 N = 100
 

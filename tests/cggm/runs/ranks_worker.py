@@ -19,10 +19,10 @@ from cggm.distributed import (
     world_size,
 )
 from cggm.errors import UserError
-from cggm.runs import ranks
+from cggm.runs import launch as ranks
 from cggm.runs.cli import run
-from cggm.runs.ranks import check_alike, first_alone, joined, ranked, share_of_batch
-from cggm.runs.replicas import Replicas, replicated
+from cggm.runs.launch import check_alike, first_alone, joined, ranked, share_of_batch
+from cggm.runs.loop.replicas import Replicas, replicated
 from tests.cggm.contract_runs import TASKS, build, make, train
 from tests.cggm.networks import NAMES, late_batch, make_cggm, make_late
 

@@ -1,0 +1,223 @@
+"""Runs the trainings of a comparison, each once, however often it is interrupted."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+
+from cggm.comparison.plan import TASKS, Run, command_line
+from cggm.comparison.processes import Script, share_imports
+from cggm.comparison.store import Outcome, Store
+from cggm.errors import UserError
+from cggm.runs import RunFolder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Keep other commands out of a folder until this one ends, and all that inherit its lock.
+
+    A training outlives a command that is killed. It goes on writing to its run folder, where a
+    second training must not be started meanwhile.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        The descriptor to be inherited.
+
+    Raises:
+        UserError: If another process holds the lock.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, folder)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder}: another command still writes there, or a training that a killed one left.",
+            "Wait until it ends, or end it.",
+        ) from error
+
+
+class Progress:
+    """Prints a line per finished training, with the time left.
+
+    Args:
+        runs: All trainings of the comparison.
+        pending: How many of them are to be run.
+    """
+
+    def __init__(self, runs: Sequence[Run], pending: int) -> None:
+        self._width = max(len(run.method) for run in runs)
+        self._start = time.monotonic()
+        self._ended = 0
+        methods = _count("method", {run.method for run in runs})
+        seeds = _count("seed", {run.seed for run in runs})
+        tasks = ", ".join(dict.fromkeys(run.task for run in runs))
+        trainings = f"{_count('training', runs)}: {methods}, {seeds}, on {tasks}"
+        print(f"{trainings}; {pending} to run", flush=True)
+
+    def show(self, outcome: Outcome, over: int, total: int) -> None:
+        """Report one training.
+
+        Args:
+            outcome: How it ended.
+            over: Trainings that need not be run any more.
+            total: All trainings.
+        """
+        self._ended += 1
+        run = outcome.run
+        elapsed = time.monotonic() - self._start
+        left = timedelta(seconds=round(elapsed / self._ended * (total - over)))
+        what = f"{run.task} {run.method:<{self._width}} seed {run.seed}"
+        count = f"[{over:>{len(str(total))}}/{total}]"
+        state = f"{outcome.seconds:6.0f} s, {left} left{_ending(outcome)}"
+        print(f"{count} {what} {state}", flush=True)
+
+    def close(self, failed: Sequence[Outcome]) -> None:
+        """List the trainings that failed, with their logs."""
+        for outcome in failed:
+            run = outcome.run
+            print(f"failed: {run.task} {run.method} seed {run.seed}: {outcome.message}")
+            print(f"        {outcome.log}")
+        if failed:
+            print("The same command tries them again.")
+
+
+def _count(noun: str, things: Collection[object]) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _ending(outcome: Outcome) -> str:
+    if outcome.refused:
+        return f", refused: {outcome.message}"
+    return f", FAILED with exit code {outcome.code}" if outcome.failed else ""
+
+
+_POLL = 0.2
+
+
+class Queue:
+    """Trainings that are run one after another or side by side, each in a process of its own.
+
+    A training that is finished, or that its method refuses, is not run again. One that was
+    interrupted goes on from its last checkpoint, one that failed is tried again by the next
+    command. The first training of a task runs alone, because it may write the demo data. What the
+    scripts import is in the memory of all, see :mod:`cggm.comparison.processes`.
+
+    Args:
+        store: What trainings came to.
+        pipelines: Folder of the training scripts.
+        lock: Descriptor that trainings inherit, see :func:`cggm.comparison.trainings.locked`.
+        jobs: Trainings side by side; they share the processor's cores.
+        report: Called with each outcome, how many trainings are over and how many there are.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pipelines: Path,
+        *,
+        lock: int,
+        jobs: int,
+        report: Callable[[Outcome, int, int], None],
+    ) -> None:
+        self.store = store
+        self.pipelines = pipelines
+        self.lock = lock
+        self.jobs = jobs
+        self.report = report
+        self._stop = Event()
+
+    def run(self, runs: Sequence[Run]) -> list[Outcome]:
+        """Run what is not finished.
+
+        Args:
+            runs: All trainings of the comparison.
+
+        Returns:
+            Those that failed.
+        """
+        pending = self.store.pending(runs)
+        if not pending:
+            return []
+        modules = {module for run in pending for module in TASKS[run.task].modules}
+        share_imports(sorted(modules), threads=max(1, (os.cpu_count() or 1) // self.jobs))
+        first = [*{run.task: run for run in reversed(pending)}.values()]
+        rest = [run for run in pending if run not in first]
+        failed: list[Outcome] = []
+        for batch, jobs in ((first, 1), (rest, self.jobs)):
+            for outcome in self._outcomes(batch, jobs):
+                self.store.keep(outcome)
+                failed += [outcome] if outcome.failed else []
+                over = len(runs) - len(self.store.pending(runs)) + len(failed)
+                self.report(outcome, over, len(runs))
+        return failed
+
+    def _outcomes(self, runs: Sequence[Run], jobs: int) -> Iterator[Outcome]:
+        waiting = list(runs)
+        running: set[Future[Outcome]] = set()
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        # Another seed may have been refused meanwhile.
+                        for run in self.store.pending([waiting.pop(0)]):
+                            running.add(pool.submit(self._train, run))
+                    # Without a timeout, a signal just before the wait would be noticed after it.
+                    ended, running = wait(running, _POLL, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def _train(self, run: Run) -> Outcome:
+        folder = RunFolder(run.folder(self.store.output))
+        resume = any(folder.checkpoints.glob("epoch-*"))
+        if not resume and folder.path.is_dir():  # killed before its first checkpoint
+            shutil.rmtree(folder.path)
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.path.with_name(f"{folder.path.name}.log")
+        start = time.monotonic()
+        told = command_line(run, self.store.output, resume=resume)
+        script = self.pipelines / TASKS[run.task].script
+        code, peak = self._watch(Script(script, told, log, inherited=self.lock))
+        return Outcome(run, code, time.monotonic() - start, peak, _last_line(log), resume, log)
+
+    def _watch(self, script: Script) -> tuple[int, float | None]:
+        """Wait for a script, or end it when the comparison is to end; its code and peak memory."""
+        peak = None
+        while (code := script.poll()) is None:
+            peak = _peak_mb(script.pid) or peak
+            if self._stop.is_set():
+                script.terminate()
+            time.sleep(_POLL)
+        return code, peak
+
+
+def _peak_mb(pid: int) -> float | None:
+    """Peak resident memory of a process, where the system tells it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return round(int(lines[0].split()[1]) / 1024, 1) if lines else None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else ""

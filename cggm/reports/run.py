@@ -1,0 +1,127 @@
+"""What a run folder holds, read once for its report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from cggm.runs import RunFolder, read_jsonl
+
+Values = NDArray[np.float64]
+Records = Sequence[Mapping[str, Any]]
+
+
+def column(records: Records, key: str) -> Values:
+    """One number per record, NaN where it is absent or null.
+
+    Args:
+        records: Lines of ``metrics.jsonl`` or ``balance.jsonl``.
+        key: A number in them.
+    """
+    return np.array([np.nan if (v := r.get(key)) is None else v for r in records], float)
+
+
+def by_modality(records: Records, key: str) -> dict[str, Values]:
+    """A column for each modality that has any number.
+
+    Args:
+        records: Lines of ``balance.jsonl``.
+        key: A mapping by modality in them, such as ``"score"``.
+    """
+    groups = [r.get(key) or {} for r in records]
+    columns = {name: column(groups, name) for name in modalities(records)}
+    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+
+
+def modalities(records: Records) -> list[str]:
+    """Names in the lines of ``balance.jsonl``, in their order."""
+    keys = ("score", "term", "cosine", "gradient_norm")
+    return list(dict.fromkeys(n for r in records for key in keys for n in r.get(key) or ()))
+
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its files tell it, finished or not.
+
+    Args:
+        folder: Where they lie.
+        config: The configuration.
+        environment: Machine, versions and command line.
+        metrics: One object per epoch.
+        balance: One object per recorded iteration.
+        timing: Seconds of training, one object per checkpoint; those of all starts add up.
+        results: What the run came to; empty while it is not finished.
+        progress: Of the last checkpoint; empty without one.
+    """
+
+    folder: RunFolder
+    config: Json
+    environment: Json
+    metrics: Sequence[Json]
+    balance: Sequence[Json]
+    timing: Sequence[Json]
+    results: Json
+    progress: Json
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord":
+        """Read a run folder.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            UserError: If that is no run folder, or a log is damaged.
+        """
+        run = RunFolder.open(path)
+        files = (run.metrics, run.balance, path / "timing.jsonl")
+        metrics, balance, timing = (read_jsonl(p) if p.exists() else [] for p in files)
+        return cls(
+            folder=run,
+            config=yaml.safe_load(run.config.read_text("utf-8")),
+            environment=read_json(run.environment),
+            metrics=metrics,
+            balance=balance,
+            timing=timing,
+            results=read_json(run.results),
+            progress=_progress(run),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.path.resolve().name
+
+    @property
+    def method(self) -> str:
+        """The balancing method with its settings."""
+        balancer = self.config["balancer"]
+        settings = ", ".join(f"{key}={value}" for key, value in balancer["settings"].items())
+        return f"{balancer['name']}({settings})"
+
+    @property
+    def validated(self) -> list[Json]:
+        """The epochs that end in a validation."""
+        return [row for row in self.metrics if any(key.startswith("val_") for key in row)]
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """A JSON file, an empty object where there is none.
+
+    Args:
+        path: The file.
+    """
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _progress(run: RunFolder) -> Json:
+    headers = sorted(run.checkpoints.glob("*/checkpoint.json"))
+    return read_json(headers[-1]).get("progress", {}) if headers else {}

@@ -1,0 +1,244 @@
+"""Checkpoints that are complete, verified and safe to read, or refused with a reason.
+
+One checkpoint is a folder with ``model.safetensors`` (the network alone, for inference),
+``training.pt`` (everything else, no code in it) and ``checkpoint.json`` (how far the run was, what
+wrote it, and a digest of each file).
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from cggm.contract import unwrap
+from cggm.distributed import world_size
+from cggm.errors import UserError
+from cggm.runs.checkpoints.files import (
+    damaged,
+    find_checkpoints,
+    folder_name,
+    prune,
+    publish,
+    rank,
+    read_header,
+    verified,
+)
+from cggm.runs.loop import rng_state, set_rng_state
+
+_MODEL, _TRAINING = "model.safetensors", "training.pt"
+
+
+class Stateful(Protocol):
+    """Anything with a state: optimizers, schedulers, scalers, balancers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in tensors, numbers, strings and containers of them."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take the state over."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run was.
+
+    Args:
+        epoch: Completed epochs, validation included.
+        iteration: Completed iterations.
+        score: Validation score, higher is better; ``None`` where nothing was validated.
+        fingerprint: What must be the same on resume, such as ``{"data": digest}``.
+    """
+
+    epoch: int
+    iteration: int
+    score: float | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    parts: Mapping[str, Stateful | None],
+    progress: Progress,
+    *,
+    keep_last: int = 2,
+) -> Path:
+    """Write a checkpoint, then remove those that are neither recent nor the best.
+
+    The state of all random generators of this process is kept too. In a distributed run, call it
+    on one rank.
+
+    Args:
+        folder: Folder of the checkpoints.
+        network: The network, possibly wrapped for DDP or compiled as a whole; heads are no part.
+        parts: Everything else with a state, by name; ``None`` where a run does without.
+        progress: How far the run is.
+        keep_last: Number of recent checkpoints to keep, besides the one of the highest score.
+
+    Returns:
+        Folder of the new checkpoint.
+
+    Raises:
+        FileExistsError: If this progress was saved before.
+    """
+    state = unwrap(network).state_dict()
+    # safetensors refuses tensors that share memory, as tied weights do.
+    weights = {key: value.to("cpu", copy=True).contiguous() for key, value in state.items()}
+    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    training = {"parts": states, "rng": rng_state()}
+    target = folder / folder_name(progress.epoch, progress.iteration)
+    publish(
+        target,
+        {
+            _MODEL: lambda file: file.write(save_safetensors(weights)),
+            _TRAINING: lambda file: torch.save(training, file),
+        },
+        {"versions": _versions(), "world_size": world_size(), "progress": asdict(progress)},
+    )
+    prune(folder, keep_last)
+    return target
+
+
+def load_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    parts: Mapping[str, Stateful | None],
+    fingerprint: Mapping[str, str] | None = None,
+) -> Progress:
+    """Continue from the last checkpoint: network, parts and random generators.
+
+    A line on standard error says so where other versions wrote it.
+
+    Args:
+        folder: Folder of the checkpoints.
+        network: A network built like the saved one.
+        parts: The same names as were saved.
+        fingerprint: What must equal the saved fingerprint.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is damaged or belongs to another run.
+    """
+    path = _some_checkpoints(folder)[-1]
+    header = read_header(path)
+    module = unwrap(network)
+    weights = _read_weights(path, header, module)
+    training = _read_training(path, header)
+    progress = Progress(**header["progress"])
+    given = {name: part for name, part in parts.items() if part is not None}
+    saved, wanted = progress.fingerprint, fingerprint or {}
+    _refuse(path, [name for name in wanted if wanted[name] != saved.get(name)])
+    _refuse(path, sorted(training["parts"].keys() ^ given.keys()))
+    _refuse(path, [] if header["world_size"] == world_size() else ["number of processes"])
+    module.load_state_dict(weights)
+    for name, part in given.items():
+        _load_part(path, name, part, training["parts"][name])
+    set_rng_state(training["rng"])
+    _note_versions(path, header["versions"])
+    return progress
+
+
+def load_network_weights(
+    folder: Path, network: nn.Module, parts: Mapping[str, Stateful] | None = None
+) -> Progress:
+    """Load the network of the checkpoint with the highest score, or the last one without scores.
+
+    Args:
+        folder: Folder of the checkpoints.
+        network: A network built like the saved one.
+        parts: What else of the same checkpoint to take over, by name; inference needs nothing.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is damaged or holds another network.
+    """
+    headers = {path: read_header(path) for path in _some_checkpoints(folder)}
+    path = max(headers, key=lambda p: rank(headers[p]["progress"]))
+    module = unwrap(network)
+    module.load_state_dict(_read_weights(path, headers[path], module))
+    training = _read_training(path, headers[path]) if parts else {}
+    for name, part in (parts or {}).items():
+        _load_part(path, name, part, training["parts"][name])
+    return Progress(**headers[path]["progress"])
+
+
+def _some_checkpoints(folder: Path) -> list[Path]:
+    found = find_checkpoints(folder)
+    if not found:
+        raise UserError(f"{folder}: there is no checkpoint.", "Train first, or give another run.")
+    return found
+
+
+def _read_weights(path: Path, header: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
+    file = verified(path, _MODEL, header)
+    try:
+        saved = load_safetensors(file.read_bytes())
+    except SafetensorError as error:
+        raise damaged(path, _MODEL, "it holds no weights") from error
+    state = network.state_dict()
+    differing = [
+        f"{key} is {_shape(saved, key)} in the file and {_shape(state, key)} in the network"
+        for key in [*state, *sorted(set(saved) - set(state))]
+        if _shape(saved, key) != _shape(state, key)
+    ]
+    if differing:
+        raise UserError(
+            f"{file}: weights of another network: {'; '.join(differing[:3])} "
+            f"({len(differing)} differ).",
+            f"Build the network from {path.parent.parent / 'config.yaml'}, or give another run.",
+        )
+    return saved
+
+
+def _read_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    file = verified(path, _TRAINING, header)
+    try:
+        training: dict[str, Any] = torch.load(file, "cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        # whoever replaces the file can replace its digest, but code in it is never run
+        raise damaged(path, _TRAINING, "it holds more than numbers, or is no such file") from error
+    return training
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> str:
+    return str(tuple(state[key].shape)) if key in state else "absent"
+
+
+def _refuse(path: Path, differing: list[str]) -> None:
+    if differing:
+        raise UserError(
+            f"{path}: the run was made with a different {', '.join(differing)}.",
+            "Resume as that run was started, or start a new one.",
+        )
+
+
+def _load_part(path: Path, name: str, part: Stateful, state: dict[str, Any]) -> None:
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: the saved {name} does not fit this run ({error}).",
+            "Resume with the configuration of that run, or start a new one.",
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("cggm", "torch")}
+
+
+def _note_versions(path: Path, saved: Mapping[str, str]) -> None:
+    found = _versions()
+    others = [f"{n} {v}, now {found.get(n)}" for n, v in saved.items() if v != found.get(n)]
+    if others:
+        print(
+            f"{path} was written by {'; '.join(others)}: numbers may differ from here on.",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,271 @@
+"""Losses and gradients that are not finite end a training, or cost it that one step."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cggm.balancer import Balancer
+from cggm.distributed import sum_over_ranks, world_size
+from cggm.errors import UserError
+from cggm.tensors import plain
+
+_SHOWN = 16  # samples in a message
+_Report = tuple[Sequence[float], Sequence[str]]
+
+
+class RunningStatistics:
+    """A copy of all buffers of some modules, among them BatchNorm's running statistics.
+
+    Args:
+        modules: Whose buffers to keep; they may change, but not be replaced.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        for buffer in nn.ModuleList(modules).buffers():
+            alike[buffer.device, buffer.dtype].append(buffer)
+        self._pairs = [(held, [b.clone() for b in held]) for held in alike.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy what the buffers hold now."""
+        for held, kept in self._pairs:
+            torch._foreach_copy_(kept, held)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the buffers what :meth:`keep` found."""
+        for held, kept in self._pairs:
+            torch._foreach_copy_(held, kept)
+
+
+def describe_fault(
+    losses: Sequence[Tensor],
+    samples: Sequence[str],
+    parameters: Sequence[nn.Parameter],
+    balancer: Balancer,
+) -> str:
+    """Say what is not finite, and on which samples; all ranks call it together.
+
+    Args:
+        losses: Of this rank since the last step.
+        samples: Identifiers of the samples of this rank since the last step.
+        parameters: With the gradients that were about to be used.
+        balancer: The method, bound; its encoders and heads are what a gradient is named after.
+
+    Returns:
+        A clause such as ``the loss is nan on the samples a, b``. Samples of ranks whose loss is
+        finite are left out where another rank's is not.
+    """
+    faulty = [float(loss) for loss in losses if not bool(loss.isfinite().all())]
+    reports = _of_all_ranks((faulty, samples))
+    guilty = [report for report in reports if report[0]]
+    if guilty:
+        what = f"the loss is {guilty[0][0][0]}"
+    else:
+        parts = " and of ".join(_faulty_parts(parameters, balancer)) or "the scaled loss"
+        what = f"the gradient of {parts} is not finite"
+    names = list(dict.fromkeys(name for _, named in guilty or reports for name in named))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{what} on the samples {', '.join(names[:_SHOWN])}{more}"
+
+
+def _faulty_parts(parameters: Sequence[nn.Parameter], balancer: Balancer) -> list[str]:
+    heads = {} if balancer.heads is None else dict(balancer.heads.items())
+    parts = {f"encoder {name}": module for name, module in balancer.binding.encoders.items()}
+    parts |= {f"head {name}": module for name, module in heads.items()}
+    owner = {id(p): name for name, module in parts.items() for p in module.parameters()}
+    faulty = [
+        owner.get(id(p), "the rest of the network")
+        for p in parameters
+        if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
+    return list(dict.fromkeys(faulty))
+
+
+def _of_all_ranks(report: _Report) -> list[_Report]:
+    reports = [report] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(reports, report)
+    return reports
+
+
+class NonFiniteGuard:
+    """Keeps losses and gradients that are not finite away from the weights.
+
+    They are looked at when the optimizer is about to step; a step that is refused is not made, as
+    if by a ``GradScaler``: weights, state of the optimizer and of the balancer, and running
+    statistics are those from before. Without ``skip`` the run then ends with a message that names
+    the samples. ``engine.state.skipped_steps`` counts what was skipped in the epoch.
+
+    Whether to step is for the host to decide, so it waits for the device once a step. All ranks
+    decide alike: any rank's fault is every rank's. With a GradScaler its own check comes first, an
+    overflow is its affair, and only a loss that is not finite, or a scale that has fallen below 1,
+    is a fault.
+
+    The loss is looked at in engines that leave ``{"loss": ...}`` in ``engine.state.output`` before
+    they step, as MONAI's do; in others through the gradients alone.
+
+    Args:
+        network: The network.
+        optimizer: Its optimizer; the guard stands before its ``step`` from :meth:`attach` on.
+        balancer: The method, bound when the engine starts.
+        names: A batch to the identifiers of its samples.
+        save: Keeps the state, given the completed iterations, before the run ends; returns where.
+        skip: Whether to go on without such steps.
+        most_skipped: Share of an epoch's steps, in [0, 1]; the run ends when more are skipped. One
+            is always allowed.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        balancer: Balancer,
+        *,
+        names: Callable[[Any], Sequence[str]],
+        save: Callable[[int], Path],
+        skip: bool = False,
+        most_skipped: float = 0.1,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.balancer = balancer
+        self.skip = skip
+        self.most_skipped = most_skipped
+        self._names_of = names
+        self._save = save
+        self._engine: Engine
+        self._statistics: RunningStatistics
+        self._window: list[str] = []  # samples since the last step
+        self._losses: list[Tensor] = []
+        self._batches = 0
+        self._earlier_output: object = None
+        self._first_scale = 1.0
+        self._fine: bool | None = None  # nothing known yet
+
+    def attach(self, engine: Engine) -> Self:
+        """Attach to a training engine, before it runs; returns this guard."""
+        self._engine = engine
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._close)
+        step = self.optimizer.step
+
+        @wraps(step)
+        def guarded(*arguments: Any) -> Any:  # noqa: ANN401
+            # An optimizer that skips on the device, for a GradScaler, holds scaled gradients.
+            if getattr(self.optimizer, "found_inf", None) is None:
+                self.check()
+            self._batches = 0
+            return None if self._fine is False else step(*arguments)
+
+        self.optimizer.step = guarded  # type: ignore[assignment, method-assign]
+        return self
+
+    def check(self) -> None:
+        """Look now; a loop that clips calls this first, since clipping spreads what is not finite.
+
+        Raises:
+            UserError: If something is not finite and the run must end.
+        """
+        if self._fine is None:
+            self._fine = self._all_finite([*self._losses, *self._loss(), self._norm()])
+            if not self._fine:
+                self._refuse()
+
+    def _start(self, engine: Engine) -> None:
+        self._statistics = RunningStatistics(self.network, self.balancer)
+        self._batches = 0
+        self._start_epoch(engine)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        engine.state.skipped_steps = 0  # type: ignore[attr-defined]
+
+    def _open(self, engine: Engine) -> None:
+        if not self._batches:
+            self._window, self._losses = [], []
+            self._statistics.keep()
+            self._first_scale = self._scale()
+        self._batches += 1
+        self._window += self._names_of(engine.state.batch)
+        self._earlier_output = engine.state.output
+        self._fine = None
+
+    def _close(self, engine: Engine) -> None:
+        if not self._batches:
+            return
+        self._losses += self._loss()
+        scale = self._scale()
+        if scale < self._first_scale:  # the GradScaler skipped the step
+            if scale < 1 or not self._all_finite(self._losses):
+                self._refuse()
+            self._batches = 0
+
+    def _loss(self) -> list[Tensor]:
+        """The loss of this iteration, where the engine tells."""
+        output: Any = self._engine.state.output
+        if output is self._earlier_output or not isinstance(output, Mapping):
+            return []
+        loss = output.get("loss")
+        return [plain(loss.detach())] if isinstance(loss, Tensor) else []
+
+    def _scale(self) -> float:
+        """Loss scale of the engine's GradScaler."""
+        engine = self._engine
+        scaler = getattr(engine, "scaler", None) or getattr(engine.state, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self._parameters() if p.grad is not None]
+        )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """What is about to move: the optimizer's parameters, and the heads."""
+        groups = (group["params"] for group in self.optimizer.param_groups)
+        return [*chain.from_iterable(groups), *self.balancer.parameters()]
+
+    def _all_finite(self, values: Sequence[Tensor]) -> bool:
+        device = self.balancer.binding.device
+        finite = torch.stack([v.to(device).isfinite().all() for v in values or [torch.zeros(())]])
+        (faulty_ranks,) = sum_over_ranks([(~finite.all()).float()])
+        return not bool(faulty_ranks)
+
+    def _refuse(self) -> None:
+        """Put everything back, then count the step or end the run."""
+        parameters = self._parameters()
+        losses = [*self._losses, *self._loss()]
+        fault = describe_fault(losses, self._window, parameters, self.balancer)
+        self._statistics.restore()
+        for parameter in parameters:
+            parameter.grad = None
+        self.balancer.abandon()
+        state: Any = self._engine.state
+        state.skipped_steps += 1
+        steps = (state.epoch_length or 1) / self._batches
+        if self.skip and state.skipped_steps <= max(1, self.most_skipped * steps):
+            return
+        done = state.iteration - self._batches
+        where = self._save(done)
+        what = f"Epoch {state.epoch}, iteration {state.iteration}: {fault}."
+        kept = f"The weights are those from before this step, in {where}."
+        if not done:
+            kept = "No step had been taken, so nothing was saved."
+        if self.skip:
+            kept = f"{state.skipped_steps} steps of this epoch were skipped for that. {kept}"
+        raise UserError(f"{what} {kept}", self._remedy())
+
+    def _remedy(self) -> str:
+        advice = "Look at these samples, or lower the learning rate"
+        return f"{advice}." if self.skip else f"{advice}; --skip_nonfinite goes on without them."

@@ -1,0 +1,1 @@
+from .journal import Journal as Journal

@@ -1,0 +1,346 @@
+"""A file is converted once; what it became is read ever after, and the file is left alone."""
+
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cggm.errors import DataError, UserError
+from cggm.runs import flush_folder, replacing, write_atomically
+from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData
+
+FORMAT = 1
+"""Raised whenever the files change, or what is made of a pickle."""
+
+AGAIN = "Delete the folder to convert the file again, or give another one with --store."
+
+_MANIFEST = "manifest.json"
+_IDS = "ids.json"
+_SPLITS = ("train", "valid", "test")
+_FILES = (_IDS, *(f"{split}.safetensors" for split in _SPLITS))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a store was made from.
+
+    Attributes:
+        name: Of the file, without its folder.
+        size: Bytes.
+        modified: Nanoseconds since 1970.
+        sha256: Of the content, hexadecimal.
+    """
+
+    name: str
+    size: int
+    modified: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> "Source":
+        """Describe a file.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        try:
+            found = file.stat()
+            return cls(file.name, found.st_size, found.st_mtime_ns, _digest(file))
+        except OSError as error:
+            what = f"Expected a file, but it cannot be read ({error.strerror})."
+            raise DataError(file.name, file, what, "Check the path and its permissions.") from error
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    source: Source
+    digest: str
+    classes: int | None
+    simulated: bool
+    notes: list[str]
+    modalities: dict[str, int]  # in their order, which safetensors does not keep
+    samples: dict[str, int]
+    files: dict[str, str]
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder holds a store, judged by its manifest being there."""
+    return (folder / _MANIFEST).is_file()
+
+
+def source_of(folder: Path) -> Source:
+    """What a store was made from.
+
+    Raises:
+        DataError: If its manifest is damaged or of another version.
+    """
+    return _read_manifest(folder).source
+
+
+def write_files(folder: Path, data: TaskData, source: Source) -> None:
+    """Write all files of a store.
+
+    Args:
+        folder: An empty folder.
+        data: The splits, with one view of each sample.
+        source: What they were read from.
+
+    Raises:
+        OSError: If no space is left.
+        SafetensorError: Likewise.
+        ValueError: If samples have several views.
+    """
+    splits: dict[str, SequenceDataset] = {name: getattr(data, name) for name in _SPLITS}
+    for name, split in splits.items():
+        with replacing(folder / f"{name}.safetensors") as temporary:
+            save_file(_arrays(split), temporary)
+    ids = {name: list(split.ids) for name, split in splits.items()}
+    write_atomically(folder / _IDS, json.dumps(ids).encode())
+    manifest = _Manifest(
+        format=FORMAT,
+        source=source,
+        digest=data.digest,
+        classes=data.classes,
+        simulated=data.simulated,
+        notes=list(data.notes),
+        modalities=data.widths,
+        samples={name: len(split) for name, split in splits.items()},
+        files={name: _digest(folder / name) for name in _FILES},
+    )
+    content = asdict(manifest)
+    sealed = json.dumps({**content, "sha256": _seal(content)}, indent=2)
+    write_atomically(folder / _MANIFEST, f"{sealed}\n".encode())
+
+
+def read_store(folder: Path) -> TaskData:
+    """Open a store; every file is checked against its digest.
+
+    Args:
+        folder: The store.
+
+    Returns:
+        The splits, whose values are mapped into memory and read when used.
+
+    Raises:
+        DataError: If it is no store, one of another version, incomplete or damaged.
+    """
+    manifest = _read_manifest(folder)
+    for name in _FILES:
+        _check(folder / name, manifest.files.get(name))
+    try:
+        ids = json.loads((folder / _IDS).read_text("utf-8"))
+        splits = {name: _read_split(folder, name, manifest, ids[name]) for name in _SPLITS}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder, f"its files do not fit together ({error})") from error
+    return TaskData(
+        **splits,
+        classes=manifest.classes,
+        digest=manifest.digest,
+        simulated=manifest.simulated,
+        notes=tuple(manifest.notes),
+        names=(),
+    )
+
+
+def _arrays(split: SequenceDataset) -> dict[str, NDArray[Any]]:
+    if any(views != 1 for views in split.views.values()):
+        raise ValueError(f"Expected one view of each sample, but got {dict(split.views)}.")
+    tensors = {"target": split.target}
+    for name, sequences in split.inputs.items():
+        tensors |= {f"{name}.values": sequences.values, f"{name}.offsets": sequences.offsets}
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+
+
+def _read_split(folder: Path, name: str, manifest: _Manifest, ids: list[str]) -> SequenceDataset:
+    with safe_open(folder / f"{name}.safetensors", "pt") as tensors:
+        inputs = {
+            modality: RaggedSequences(
+                tensors.get_tensor(f"{modality}.values"), tensors.get_tensor(f"{modality}.offsets")
+            )
+            for modality in manifest.modalities
+        }
+        split = SequenceDataset(inputs, tensors.get_tensor("target"), ids)
+    if split.widths != manifest.modalities or len(split) != manifest.samples[name]:
+        raise ValueError(f"{name} has {len(split)} samples of {split.widths}")
+    return split
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    file = folder / _MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        seal = content.pop("sha256")
+        manifest = _Manifest(**{**content, "source": Source(**content["source"])})
+    except FileNotFoundError as error:
+        what = f"Expected a converted copy, but there is no {_MANIFEST}."
+        raise DataError(
+            str(folder), None, what, "Give the file itself, or such a folder."
+        ) from error
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, "it is no manifest of this version") from error
+    if manifest.format != FORMAT:
+        raise _damaged(file, f"it has version {manifest.format} instead of {FORMAT}")
+    if seal != _seal(content):
+        raise _damaged(file, "its content was changed")
+    return manifest
+
+
+def _check(file: Path, digest: str | None) -> None:
+    try:
+        found = _digest(file)
+    except OSError as error:
+        raise _damaged(file, f"it cannot be read ({error.strerror})") from error
+    if found != digest:
+        raise _damaged(file, "its content was changed or cut short")
+
+
+def _damaged(path: Path, found: str) -> DataError:
+    what = f"Expected a converted copy as it was written, but {found}."
+    return DataError(path.name, path, what, AGAIN)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_LEFTOVER_AGE = 3600  # seconds; no file of a store takes as long to write
+
+
+def open_converted(file: Path, store: Path | None, read: Callable[[Path], TaskData]) -> TaskData:
+    """Convert a file on first use; later read what it was converted to, and that alone.
+
+    Args:
+        file: The file, which may be gone once it was converted, or the folder of a store.
+        store: Folder of the store; ``<file>.converted`` beside the file where ``None``.
+        read: Reads the file.
+
+    Returns:
+        The splits, mapped into memory.
+
+    Raises:
+        DataError: If the file cannot be read, or the store is damaged.
+        UserError: If the store cannot be written, or was made from another file.
+    """
+    if file.is_dir():
+        return read_store(file)
+    folder = store or file.with_name(f"{file.name}.converted")
+    if not is_store(folder):
+        _convert(file, folder, read)
+    elif file.exists() and not store_matches(folder, file):
+        made = source_of(folder)
+        what = f"made from another file ({made.name}, {made.size} bytes) than {file} is now."
+        raise UserError(f"{folder}: {what}", AGAIN)
+    return read_store(folder)
+
+
+def store_matches(folder: Path, file: Path) -> bool:
+    """Whether a store was made from a file, judged by size and time, or else by content.
+
+    A file replaced by one of the same size and modification time, to the nanosecond, goes
+    unnoticed.
+
+    Args:
+        folder: The store.
+        file: The file; read only if its size is the same and its time is not.
+
+    Raises:
+        DataError: If the manifest is damaged, or the file cannot be read.
+    """
+    made, found = source_of(folder), file.stat()
+    if found.st_size != made.size:
+        return False
+    return found.st_mtime_ns == made.modified or Source.of(file).sha256 == made.sha256
+
+
+def write_store(folder: Path, data: TaskData, source: Source) -> None:
+    """Keep the splits of a task in a folder that appears complete or not at all.
+
+    Args:
+        folder: Where; absent or empty.
+        data: The splits, with one view of each sample.
+        source: What they were read from.
+
+    Raises:
+        UserError: If the folder holds something, or cannot be written.
+    """
+    with _draft(folder) as draft:
+        _write(draft, data, source)
+
+
+def _convert(file: Path, folder: Path, read: Callable[[Path], TaskData]) -> None:
+    source = Source.of(file)  # before reading: a file that changes meanwhile no longer matches
+    with _draft(folder) as draft:
+        print(f"converting {file} ({source.size / 1e6:.1f} MB) to {folder}, once", flush=True)
+        _write(draft, read(file), source)
+
+
+def _write(draft: Path, data: TaskData, source: Source) -> None:
+    try:
+        write_files(draft, data, source)
+    except (OSError, SafetensorError) as error:
+        what = f"Expected room in {draft.parent} for a copy of {source.name}, but got: {error}."
+        raise UserError(what, "Free space, or give another folder with --store.") from error
+
+
+@contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of the given one if the block ends well."""
+    draft = folder.with_name(f".tmp-{secrets.token_hex(4)}-{folder.name}")
+    try:
+        _remove_leftovers(folder)
+        _check_empty(folder)
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield draft
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    try:
+        flush_folder(draft)
+        _check_empty(folder)
+        os.rename(draft, folder)
+        flush_folder(folder.parent)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        what = f"{folder}: expected a new or empty folder, but it holds other files."
+        raise UserError(what, "Give another one with --store.")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove drafts of conversions that were killed."""
+    for leftover in folder.parent.glob(f".tmp-*-{glob.escape(folder.name)}"):
+        if time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    what = f"{folder}: a converted copy cannot be kept there ({error.strerror})."
+    return UserError(what, "Give a folder that can be written with --store.")

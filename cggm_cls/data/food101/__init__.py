@@ -1,0 +1,1 @@
+"""Texts and images of UPMC Food-101 and their features."""

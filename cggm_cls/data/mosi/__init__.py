@@ -1,0 +1,1 @@
+"""Files of CMU-MOSI and CMU-MOSEI."""

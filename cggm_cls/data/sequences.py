@@ -1,0 +1,301 @@
+"""Sequences of any length per modality: how they are kept, and the batches a network takes."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cggm.distributed import rank, world_size
+from cggm.errors import UserError
+from cggm.runs import EndlessBatches, EpochSampler, require_names, share_of_batch
+from cggm_cls.training import SequenceConfig
+
+
+class MaskedSequence(NamedTuple):
+    """Padded sequences of one modality.
+
+    Attributes:
+        values: Shape ``(B, T, D)``; padded steps may hold anything finite.
+        mask: Bool, shape ``(B, T)``, true where a step is real; padding may be on any side.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+
+def move(inputs: Mapping[str, MaskedSequence], device: torch.device) -> dict[str, MaskedSequence]:
+    """The inputs of a batch on a device."""
+    return {
+        name: MaskedSequence(x.values.to(device), x.mask.to(device)) for name, x in inputs.items()
+    }
+
+
+class Batch(TypedDict):
+    """What a data set gives for some of its samples.
+
+    Attributes:
+        inputs: Modality to sequences.
+        target: Shape ``(B,)``, int64 classes or float32 values.
+        ids: Identifier of each sample.
+        positions: Of each sample in its split, int64, shape ``(B,)``.
+    """
+
+    inputs: dict[str, MaskedSequence]
+    target: Tensor
+    ids: list[str]
+    positions: Tensor
+
+
+class RaggedSequences:
+    """N sequences without padding, one after another.
+
+    Args:
+        values: The steps of all sequences, float16 or float32, shape ``(S, D)``; may be a
+            memory map.
+        offsets: Where each sequence begins, and the end, int64, shape ``(N + 1,)``.
+
+    Raises:
+        ValueError: If the offsets do not rise from 0 to S.
+    """
+
+    def __init__(self, values: Tensor, offsets: Tensor) -> None:
+        rises = len(offsets) > 0 and offsets[0] == 0 and bool((offsets.diff() >= 0).all())
+        if values.ndim != 2 or not rises or offsets[-1] != len(values):
+            raise ValueError(
+                f"Expected offsets that rise from 0 to the number of steps, but got values of "
+                f"shape {tuple(values.shape)} and offsets {offsets.tolist()[:3]}..."
+            )
+        self.values = values
+        self.offsets = offsets
+
+    @classmethod
+    def from_padded(cls, values: Tensor, mask: Tensor) -> "RaggedSequences":
+        """Keep the real steps alone, in their order.
+
+        Args:
+            values: Shape ``(N, T, D)``.
+            mask: True where a step is real, shape ``(N, T)``.
+        """
+        ends = mask.sum(1).cumsum(0)
+        return cls(values[mask], torch.cat([ends.new_zeros(1), ends]))
+
+    @classmethod
+    def from_list(cls, sequences: Sequence[Tensor]) -> "RaggedSequences":
+        """Join sequences of shape ``(T_i, D)``."""
+        ends = torch.tensor([0, *(len(sequence) for sequence in sequences)]).cumsum(0)
+        return cls(torch.cat([*sequences]), ends)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def width(self) -> int:
+        """Features of a step, D."""
+        return self.values.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each sequence, shape ``(N,)``."""
+        return self.offsets.diff()
+
+    def pad(self, positions: Sequence[int]) -> MaskedSequence:
+        """Some of the sequences as float32, padded with zeros at the end to the longest of them.
+
+        Args:
+            positions: Which sequences; at least one step is given even if all are empty.
+        """
+        chosen = torch.as_tensor(positions)
+        starts, ends = self.offsets[chosen], self.offsets[chosen + 1]
+        steps = starts[:, None] + torch.arange(max(1, int((ends - starts).max())))
+        mask = steps < ends[:, None]
+        values = torch.zeros(*mask.shape, self.width)
+        values[mask] = self.values[steps[mask]].float()
+        return MaskedSequence(values, mask)
+
+
+@dataclass(frozen=True)
+class SequenceDataset(Dataset[Batch]):
+    """Samples of one split, indexed by ``(epoch, position)``.
+
+    Args:
+        inputs: Modality to sequences; those of a modality with K views follow one another, the
+            unchanged view first.
+        target: Shape ``(N,)``, int64 classes or float32 values.
+        ids: Identifier of each sample.
+        views: Modality to its number of views, 1 where not named.
+        seed: Base of the choice of views.
+
+    Raises:
+        ValueError: If the modalities, targets and identifiers are not equally many.
+    """
+
+    inputs: Mapping[str, RaggedSequences]
+    target: Tensor
+    ids: Sequence[str]
+    views: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {n: len(s) / self.views.get(n, 1) for n, s in self.inputs.items()}
+        counts |= {"target": len(self.target), "ids": len(self.ids)}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"Expected equally many samples everywhere, but got {counts}.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of a step of each modality."""
+        return {name: sequences.width for name, sequences in self.inputs.items()}
+
+    def batch(self, positions: Sequence[int], epoch: int | None = None) -> Batch:
+        """Some samples.
+
+        Args:
+            positions: Which ones.
+            epoch: Chooses a view of each sample, together with seed and position; the unchanged
+                view where ``None``, as for evaluation.
+        """
+        inputs = {
+            name: sequences.pad(self._entries(name, positions, epoch))
+            for name, sequences in self.inputs.items()
+        }
+        chosen = torch.as_tensor(positions)
+        return {
+            "inputs": inputs,
+            "target": self.target[chosen],
+            "ids": [self.ids[position] for position in positions],
+            "positions": chosen,
+        }
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """A training batch; the loader's ``collate_fn`` has nothing left to do."""
+        return self.batch([position for _, position in keys], epoch=keys[0][0])
+
+    def _entries(self, name: str, positions: Sequence[int], epoch: int | None) -> Sequence[int]:
+        views = self.views.get(name, 1)
+        if views == 1 or epoch is None:
+            return [position * views for position in positions]
+        draw = (np.random.default_rng([self.seed, epoch, p]).integers(views) for p in positions)
+        return [p * views + int(view) for p, view in zip(positions, draw, strict=True)]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The splits of a task.
+
+    Args:
+        train: For training.
+        valid: For selection.
+        test: Looked at once, with the selected weights.
+        classes: Number of classes, or ``None`` for regression.
+        digest: Changes whenever the content does.
+        simulated: Whether nothing here was measured.
+        notes: What loading found or changed, a sentence each, for the user to read.
+        names: Of the classes, in order; empty where they are not known.
+    """
+
+    train: SequenceDataset
+    valid: SequenceDataset
+    test: SequenceDataset
+    classes: int | None
+    digest: str
+    simulated: bool = False
+    notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of a step of each modality."""
+        return self.train.widths
+
+    def only(self, modalities: Sequence[str]) -> "TaskData":
+        """The same samples without the other modalities.
+
+        Raises:
+            UserError: If a modality is unknown, none is named, or one twice.
+        """
+        known = list(self.widths)
+        require_names("modalities", modalities, known)
+        names = [name for name in known if name in modalities]
+
+        def keep(split: SequenceDataset) -> SequenceDataset:
+            return replace(split, inputs={name: split.inputs[name] for name in names})
+
+        return replace(self, train=keep(self.train), valid=keep(self.valid), test=keep(self.test))
+
+
+def sequence_batches(config: SequenceConfig, data: TaskData) -> EndlessBatches:
+    """Which samples each batch of this rank holds, epoch after epoch.
+
+    Args:
+        config: The configuration.
+        data: The splits.
+
+    Raises:
+        UserError: If there are fewer training samples than ranks.
+    """
+    count, world = len(data.train), world_size()
+    if count < world:
+        raise UserError(
+            f"Expected at least {world} training samples, but got {count or 'none'}.",
+            "Give data that has some.",
+        )
+    sampler = EpochSampler(count, seed=config.seed, rank=rank(), world=world)
+    return EndlessBatches(sampler, share_of_batch(config.batch_size))
+
+
+def sequence_loader(
+    config: SequenceConfig, data: TaskData, batches: EndlessBatches
+) -> DataLoader[Batch]:
+    """A loader that draws no random number from the generator of dropout.
+
+    Args:
+        config: The configuration.
+        data: The splits.
+        batches: Which training samples, in which order.
+    """
+    return DataLoader(
+        replace(data.train, seed=config.seed),
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        # Without its own generator a loader draws from the one of dropout, once per start.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401
+    return batch
+
+
+def content_digest(splits: Mapping[str, SequenceDataset]) -> str:
+    """Sha256 over everything that a model could see, in order.
+
+    Loaded arrays rather than files are hashed: whatever changes between file and array, such as a
+    normalization, is covered, and what is not used is not read.
+
+    Args:
+        splits: Name to samples.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for split, dataset in splits.items():
+        digest.update(f"{split} {dataset.seed} {dict(dataset.views)} {list(dataset.ids)}".encode())
+        _add(digest, "target", dataset.target)
+        for name, sequences in dataset.inputs.items():
+            _add(digest, f"{name} offsets", sequences.offsets)
+            _add(digest, f"{name} values", sequences.values)
+    return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().numpy().data)

@@ -1,0 +1,133 @@
+"""The report of a training on sequences."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from cggm.reports import (
+    SIMULATED,
+    Card,
+    Column,
+    RunRecord,
+    Section,
+    balance_section,
+    cards,
+    plain_table,
+    provenance_section,
+    training_section,
+    write_page,
+)
+from cggm_cls.reports.classes import calibration_section, class_intervals, confusion_section
+from cggm_cls.reports.samples import Interval, read_predictions
+from cggm_cls.reports.values import scatter_section, value_intervals
+
+_NAMES = {
+    "acc": "accuracy",
+    "uar": "mean recall",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+    "mae": "mean absolute error",
+    "corr": "correlation",
+    "acc2_non0": "accuracy, 2 classes",
+    "acc2_has0_ge": "accuracy, >= 0",
+    "acc2_has0_gt": "accuracy, > 0",
+    "f1w_non0": "weighted F1",
+    "f1w_has0_ge": "weighted F1, >= 0",
+    "f1w_has0_gt": "weighted F1, > 0",
+    "acc5": "accuracy, 5 classes",
+    "acc7": "accuracy, 7 classes",
+}
+_FIRST = ("acc", "mae", "corr", "uar", "f1_macro")
+Metrics = Mapping[str, Any]
+
+
+def write_report(path: Path) -> Path:
+    """Write ``report.html`` of a training.
+
+    Args:
+        path: The run folder, finished or not.
+
+    Raises:
+        UserError: If it is no run folder or a log is damaged.
+    """
+    record = RunRecord.read(path)
+    results, kept = record.results, read_predictions(record.folder)
+    test = results.get("test", {})
+    sections = [
+        _headline(test, _intervals(test, kept)),
+        *_samples(test, results.get("classes", ()), kept),
+        _subsets(test, results.get("subsets", {}), results.get("heads", {})),
+        balance_section(record.balance),
+        training_section(record),
+        provenance_section(record),
+    ]
+    return write_page(
+        path / "report.html",
+        title=f"Training {record.name}",
+        lead=f"{record.method}, {len(record.metrics)} epochs.",
+        sections=sections,
+        simulated=SIMULATED if _on_simulated(record) else "",
+    )
+
+
+def _on_simulated(record: RunRecord) -> bool:
+    """A run that is not finished does not tell; the demo data are the default."""
+    return bool(record.results.get("simulated", record.config.get("data") is None))
+
+
+def _intervals(test: Metrics, kept: tuple[np.ndarray, np.ndarray] | None) -> Mapping[str, Interval]:
+    if "confusion" in test:
+        return class_intervals(np.array(test["confusion"]))
+    return value_intervals(*kept) if kept else {}
+
+
+def _headline(test: Metrics, intervals: Mapping[str, Interval]) -> Section:
+    numbers = {k: v for k, v in test.items() if not isinstance(v, list)}
+    ordered = sorted(numbers, key=lambda k: _FIRST.index(k) if k in _FIRST else len(_FIRST))
+    shown = [Card(_NAMES.get(k, k), numbers[k], intervals.get(k)) for k in ordered]
+    note = (
+        "Metrics of the test split with the weights that the validation selected"
+        + ("; 95 % bootstrap intervals over test samples" if intervals else "")
+        + "."
+    )
+    return Section("Results", cards(shown, note) if shown else Markup())
+
+
+def _samples(
+    test: Metrics, classes: Sequence[str], kept: tuple[np.ndarray, np.ndarray] | None
+) -> list[Section]:
+    if "confusion" in test:
+        found = [confusion_section(np.array(test["confusion"]), classes)]
+        return found + ([calibration_section(*kept)] if kept else [])
+    return [scatter_section(*kept)] if kept else []
+
+
+def _subsets(
+    test: Metrics, subsets: Mapping[str, Metrics], heads: Mapping[str, Metrics]
+) -> Section:
+    """Metrics with modalities missing, and of each modality's head, as heat maps."""
+    keys = ("acc", "uar", "f1_macro") if "confusion" in test else ("mae", "corr", "acc2_non0")
+    groups = {
+        "Test metrics with only some modalities present": {**subsets, "all": test},
+        "Test metrics of each modality's head": heads,
+    }
+    tables = Markup().join(
+        plain_table(caption, _columns(rows, keys))
+        for caption, rows in groups.items()
+        if set(rows) - {"all"}
+    )
+    return Section("Single modalities", tables)
+
+
+def _columns(rows: Mapping[str, Metrics], keys: tuple[str, ...]) -> list[Column]:
+    columns = [Column("modalities", [name.replace("+", " + ") for name in rows])]
+    for key in keys:
+        values = [row.get(key) for row in rows.values()]
+        known = [v for v in values if v is not None]
+        # A stronger color is better, whatever the direction of the metric.
+        scale = (max(known), min(known)) if key == "mae" and known else None
+        columns.append(Column(_NAMES.get(key, key), values, heat=True, scale=scale))
+    return columns

@@ -1,0 +1,161 @@
+"""What a training on sequences is told; every field is an option of the training scripts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cggm.runs import BalancerConfig, FusionRule, RunConfig, require
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The multimodal transformer.
+
+    Args:
+        width: Features of a step inside the network, a multiple of the attention heads.
+        attention_heads: Heads of each attention layer.
+        encoder_layers: Layers of each modality's encoder.
+        fusion: What is fused: features, by a transformer, or the predictions of a head for each
+            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
+        fusion_layers: Layers over the concatenated sequences, or of each head.
+        dropout: Dropout probability of embeddings, residual branches and the residual head.
+        readout: What is read: the prediction token, the first real step, or the mean.
+    """
+
+    width: int = 40
+    attention_heads: int = 5
+    encoder_layers: int = 5
+    fusion: FusionRule = "features"
+    fusion_layers: int = 3
+    dropout: float = 0.1
+    readout: Literal["token", "first", "mean"] = "token"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "attention_heads", "encoder_layers", "fusion_layers"):
+            value = getattr(self, name)
+            require(value >= 1, f"network.{name}", "of at least 1", value)
+        heads = self.attention_heads
+        fits = self.width % heads == 0 and self.width % 2 == 0
+        require(fits, "network.width", f"to be even and a multiple of {heads}", self.width)
+        require(0 <= self.dropout < 1, "network.dropout", "from 0 to below 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam or AdamW, with clipping and a rate that falls on a plateau.
+
+    Args:
+        name: The optimizer of network and heads.
+        lr: Learning rate of the network.
+        weight_decay: Weight decay of the network.
+        head_lr: Learning rate of the heads.
+        head_weight_decay: Weight decay of the heads.
+        clip_norm: Greatest norm of the network's gradient; 0 does not clip.
+        patience: Validations without a better score before the learning rate falls to a tenth.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    head_lr: float = 5e-4
+    head_weight_decay: float = 0.0
+    clip_norm: float = 0.8
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "head_lr", "head_weight_decay", "clip_norm", "patience"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name}", "of at least 0", value)
+
+
+@dataclass(frozen=True)
+class SequenceBalancerConfig(BalancerConfig):
+    """The balancing method, with the heads that it may use.
+
+    Args:
+        head_layers: Attention layers of a head.
+    """
+
+    head_layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = self.head_layers
+        require(1 <= layers <= 2, "balancer.head_layers", "of 1 or 2", layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(RunConfig):
+    """A training on sequences.
+
+    Args:
+        seeds: Trainings with this many consecutive seeds, from --seed on.
+        batch_size: Samples per batch.
+        validate_every: Epochs between validations.
+        keep_last: Recent checkpoints to keep besides the best.
+        threads: Processor threads; as many as there are cores where not given.
+        subsets: Whether the test split is evaluated for all subsets of modalities too.
+        network: The multimodal transformer.
+        optimizer: Adam or AdamW.
+        balancer: The balancing method.
+    """
+
+    seeds: int = field(default=1, metadata={"metavar": "N"})
+    batch_size: int = 64
+    validate_every: int = 1
+    keep_last: int = 2
+    threads: int | None = field(default=None, metadata={"metavar": "N"})
+    subsets: bool = True
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    balancer: SequenceBalancerConfig = field(default_factory=SequenceBalancerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "batch_size", "validate_every", "keep_last"):
+            value = getattr(self, name)
+            require(value >= 1, name, "of at least 1", value)
+        threads = self.threads
+        require(threads is None or threads >= 1, "threads", "of at least 1", threads)
+        fits = self.seed + self.seeds <= 2**32
+        require(fits, "seeds", "so that every seed is below 2**32", self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosiConfig(SequenceConfig):
+    """A training on CMU-MOSI or CMU-MOSEI.
+
+    Args:
+        store: Folder that a pickle is converted to; <file>.converted where not given.
+    """
+
+    store: Path | None = field(default=None, metadata={"metavar": "DIR"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class IemocapConfig(SequenceConfig):
+    """A training on IEMOCAP.
+
+    Args:
+        fold: Number of a fold, or all.
+    """
+
+    fold: int | Literal["all"] = field(default=1, metadata={"metavar": "N|all"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoodConfig(SequenceConfig):
+    """A training on the features of Food-101; data is what food101_features.py wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MfeatConfig(SequenceConfig):
+    """A training on UCI Multiple Features.
+
+    Args:
+        views: Descriptors of the digits that serve as modalities.
+        split_seed: Chooses the splits, which all seeds of a training share.
+    """
+
+    views: tuple[str, ...] = ("pix", "fou", "mor")
+    split_seed: int = 0

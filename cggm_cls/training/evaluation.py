@@ -1,0 +1,118 @@
+"""Predictions and metrics of a network on one split."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cggm.distributed import gather_shards, shard
+from cggm.tensors import evaluating
+from cggm_cls.data import MaskedSequence, SequenceDataset, move
+from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.training.metrics import classification_metrics, regression_metrics
+
+
+@torch.no_grad()
+def predict(
+    network: MultimodalTransformer,
+    dataset: SequenceDataset,
+    *,
+    batch_size: int = 64,
+    present: Sequence[str] | None = None,
+    sharded: bool = False,
+) -> Tensor:
+    """Predictions for a whole split, in its order; the network's mode is restored.
+
+    Args:
+        network: The network, on its device.
+        dataset: The split.
+        batch_size: Samples at once.
+        present: Modalities that are there; every step of the others is masked. All if ``None``.
+        sharded: Whether the ranks share the batches; every rank then calls this and gets all
+            predictions, the same as without.
+
+    Returns:
+        On the CPU, shape ``(N, classes)`` or ``(N,)``.
+    """
+    parts = []
+    starts: Sequence[int] = range(0, len(dataset), batch_size)
+    starts = shard(starts) if sharded else starts
+    with evaluating(network):
+        for inputs in _batches(network, dataset, starts, batch_size):
+            if present is not None:
+                inputs = {name: x if name in present else _absent(x) for name, x in inputs.items()}
+            parts.append(network(inputs).cpu())
+    return torch.cat(gather_shards(parts) if sharded else parts)
+
+
+@torch.no_grad()
+def evaluate_heads(
+    network: MultimodalTransformer,
+    heads: nn.ModuleDict,
+    dataset: SequenceDataset,
+    *,
+    batch_size: int = 64,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the head of each modality, see :func:`evaluate`.
+
+    Args:
+        network: The network, on its device.
+        heads: Modality to module that takes what the encoder returns.
+        dataset: The split.
+        batch_size: Samples at once.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in heads}
+    starts = range(0, len(dataset), batch_size)
+    with evaluating(network), evaluating(heads):
+        for inputs in _batches(network, dataset, starts, batch_size):
+            encoded = network.encode(inputs)
+            for name, head in heads.items():
+                parts[name].append(head(encoded[name]).cpu())
+    return {
+        name: _metrics(torch.cat(predictions), dataset, network.classes)
+        for name, predictions in parts.items()
+    }
+
+
+def evaluate(
+    network: MultimodalTransformer,
+    dataset: SequenceDataset,
+    classes: int | None,
+    *,
+    batch_size: int = 64,
+    present: Sequence[str] | None = None,
+    sharded: bool = False,
+) -> dict[str, Any]:
+    """Metrics on a whole split, see :mod:`cggm_cls.training.metrics`.
+
+    Args:
+        network: The network, on its device.
+        dataset: The split.
+        classes: Number of classes, or ``None`` for regression.
+        batch_size: Samples at once.
+        present: Modalities that are there, all if ``None``.
+        sharded: See :func:`predict`.
+    """
+    prediction = predict(network, dataset, batch_size=batch_size, present=present, sharded=sharded)
+    return _metrics(prediction, dataset, classes)
+
+
+def _batches(
+    network: nn.Module, dataset: SequenceDataset, starts: Sequence[int], size: int
+) -> Iterator[dict[str, MaskedSequence]]:
+    device = next(network.parameters()).device
+    for start in starts:
+        positions = range(start, min(start + size, len(dataset)))
+        yield move(dataset.batch(positions)["inputs"], device)
+
+
+def _metrics(prediction: Tensor, dataset: SequenceDataset, classes: int | None) -> dict[str, Any]:
+    values, target = prediction.numpy(), dataset.target.numpy()
+    if classes is None:
+        return dict(regression_metrics(values, target))
+    return dict(classification_metrics(values, target, classes))
+
+
+def _absent(sequence: MaskedSequence) -> MaskedSequence:
+    return MaskedSequence(sequence.values, torch.zeros_like(sequence.mask))

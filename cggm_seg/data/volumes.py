@@ -1,0 +1,120 @@
+"""Reads whole cases with every check that training and inference rely on; writes label maps."""
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from cggm.errors import DataError
+from cggm.runs import write_atomically
+from cggm_seg.data.cases import Case, Naming
+from cggm_seg.data.checks import FILE_LABELS, geometry_findings, intensity_findings, to_classes
+from cggm_seg.data.findings import Finding
+from cggm_seg.data.nifti import read_volume
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """One case in memory.
+
+    Attributes:
+        images: Raw intensities, shape ``(M, H, W, Z)``, in the type of the files; the memory
+            is laid out slice by slice.
+        label: Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, shape ``(H, W, Z)``, or ``None``.
+        header: Header of the first modality.
+        affine: Voxel indices to millimeters, shape ``(4, 4)``.
+    """
+
+    images: np.ndarray
+    label: np.ndarray | None
+    header: nib.Nifti1Header
+    affine: np.ndarray
+
+
+def read_case(case: Case) -> Volumes:
+    """Reads the images of a case and its label map, if it has one.
+
+    Raises:
+        DataError: If a file is missing, damaged or not a 3-D NIfTI image, an image holds NaN,
+            Inf or a single intensity, shapes or affines disagree, or a label is unknown.
+    """
+    if not case.images:
+        what = "Expected at least one image, but the case has none."
+        raise DataError(case.id, case.label, what, "Add the images, or leave the case out.")
+    for k, file in enumerate(case.images.values()):
+        volume = read_volume(file, case.id)
+        _raise_first(intensity_findings(case.id, file, volume.array))
+        if k == 0:
+            first = volume
+            images = _allocate(len(case.images), volume.array)
+        _raise_first(geometry_findings(case.id, file, volume, first))
+        images = images.astype(np.result_type(images, volume.array), copy=False)
+        images[k] = volume.array
+    label = None
+    if case.label is not None:
+        volume = read_volume(case.label, case.id)
+        _raise_first(geometry_findings(case.id, case.label, volume, first))
+        label = to_classes(case.id, case.label, volume.array, case.naming)
+    return Volumes(images, label, first.header, first.affine)
+
+
+def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, nib.Nifti1Header]:
+    """Reads a label map as classes 0 background, 1 NCR, 2 ED, 3 ET.
+
+    Args:
+        file: The label map.
+        case_id: Named in errors.
+        naming: Scheme of the file, which decides whether ET is 4 (2021) or 3 (2023).
+
+    Returns:
+        Classes, uint8, shape ``(H, W, Z)``, and the header.
+
+    Raises:
+        Finding: If the file is missing, damaged or not a 3-D NIfTI image, or a label is unknown.
+    """
+    volume = read_volume(file, case_id)
+    return to_classes(case_id, file, volume.array, naming), volume.header
+
+
+def write_labels(file: Path, classes: np.ndarray, like: nib.Nifti1Header, naming: Naming) -> None:
+    """Writes classes as a uint8 label map; the file appears complete or not at all.
+
+    Affine and sform and qform codes are those of ``like``, byte for byte.
+
+    Args:
+        file: Where to, ``.nii`` or ``.nii.gz``; its folder must exist.
+        classes: Classes 0 to 3, shape ``(H, W, Z)``.
+        like: Header of an image of the case.
+        naming: Scheme of the case: ET becomes 4 (2021) or 3 (2023).
+
+    Raises:
+        ValueError: If the shape is not that of ``like``.
+        OSError: If the file cannot be written; nothing is left of it then.
+    """
+    if classes.shape != like.get_data_shape():
+        raise ValueError(f"Expected shape {like.get_data_shape()}, but got {classes.shape}.")
+    header = like.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    values = classes.astype(np.uint8)
+    values[values == 3] = FILE_LABELS[naming][3]
+    data = nib.Nifti1Image(values, None, header).to_bytes()
+    if file.suffix == ".gz":
+        data = gzip.compress(data, compresslevel=4, mtime=0)
+    write_atomically(file, data)
+
+
+def _allocate(count: int, array: np.ndarray) -> np.ndarray:
+    height, width, depth = array.shape
+    # Files run along H first: this layout copies them as they are, np.stack takes 15 times longer.
+    images = np.empty((count, depth, width, height), array.dtype.newbyteorder("="))
+    return images.transpose(0, 3, 2, 1)
+
+
+def _raise_first(findings: Iterator[Finding]) -> None:
+    for finding in findings:
+        raise finding

@@ -1,0 +1,222 @@
+"""Scores of a folder of predictions, by the rules of BraTS 2021 or 2023."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from cggm.distributed import gather_shards, is_first_rank, shard
+from cggm.errors import DataError, UserError
+from cggm_seg.data import Case, find_cases, read_labels
+from cggm_seg.evaluation.lesions import lesion_metrics
+from cggm_seg.evaluation.regions import REGIONS
+from cggm_seg.evaluation.scores import METRICS, Row, case_metrics
+
+_AFFINE_TOLERANCE = 1e-3  # mm
+
+Rule = Literal["brats2021", "brats2023"]
+
+
+def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
+    """Scores one predicted label map against its reference.
+
+    Args:
+        case: A labelled case.
+        file: The prediction, with the label values of the case's naming scheme.
+        rule: ``brats2021`` scores whole volumes, see
+            :func:`cggm_seg.evaluation.scores.case_metrics`, ``brats2023`` lesions, see
+            :func:`cggm_seg.evaluation.lesions.lesion_metrics`.
+
+    Returns:
+        The keys of :data:`cggm_seg.evaluation.scores.METRICS`.
+
+    Raises:
+        DataError: If a file cannot be read, or their grids differ.
+    """
+    assert case.label is not None
+    wanted, like = read_labels(case.label, case.id, case.naming)
+    found, header = read_labels(file, case.id, case.naming)
+    if found.shape != wanted.shape:
+        what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
+        raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
+    affine, expected = header.get_best_affine(), like.get_best_affine()
+    if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
+        what = f"Expected the affine {expected.tolist()} of {case.label}, found {affine.tolist()}."
+        raise DataError(case.id, file, what, "Keep the affine of the case's images.")
+    score = lesion_metrics if rule == "brats2023" else case_metrics
+    return score(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
+
+
+_STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
+    "mean": np.mean,
+    "std": np.std,
+    "median": np.median,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a folder of predictions.
+
+    Attributes:
+        rows: Case to metrics, the keys of :data:`cggm_seg.evaluation.scores.METRICS`; HD95 in mm.
+        statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
+        missing: Cases of the reference without a prediction; they enter no statistic.
+        problems: One sentence for each case that is not scored, and for each surplus file.
+        rule: How a case is scored, see :func:`cggm_seg.evaluation.folder.evaluate_case`.
+    """
+
+    rows: dict[str, Row]
+    statistics: dict[str, Row]
+    missing: list[str]
+    problems: list[str]
+    rule: Rule = "brats2021"
+
+    def table(self) -> str:
+        """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
+        lines = self.rows | self.statistics
+        width = max(len("case"), *map(len, lines))
+        head = f"{'case':<{width}}" + "".join(
+            f"{metric.replace('_', ' '):>10}" for metric in METRICS
+        )
+        body = [_line(name, row, width) for name, row in lines.items()]
+        rule = "-" * len(head)
+        return "\n".join([head, rule, *body[: len(self.rows)], rule, *body[len(self.rows) :]])
+
+    def to_json(self, *, predictions: Path, reference: Path) -> str:
+        """All attributes, indented, and where the two folders are, which a report reads."""
+        where = {"predictions": predictions, "reference": reference}
+        folders = {name: str(folder.resolve()) for name, folder in where.items()}
+        return json.dumps({**asdict(self), **folders}, indent=2)
+
+
+def evaluate_folder(
+    predictions: Path,
+    reference: Path,
+    *,
+    strict: bool = False,
+    progress: bool = True,
+    sharded: bool = False,
+    rule: Rule = "brats2021",
+) -> Evaluation:
+    """Scores ``<predictions>/<case>.nii.gz`` against the label maps of a BraTS folder.
+
+    Args:
+        predictions: Label maps with the values of the reference's naming scheme.
+        reference: Labelled cases; their images may be missing.
+        strict: Whether the first problem ends the evaluation.
+        progress: Whether to show a progress bar.
+        sharded: Whether the ranks share the cases; every rank then calls this and gets the result.
+        rule: How a case is scored, see :class:`Evaluation`.
+
+    Raises:
+        UserError: If no prediction can be scored, or, with `strict`, at the first problem.
+    """
+    cases, errors = find_cases(reference, labelled=True, allow_missing=True)
+    files = _prediction_files(predictions)
+    missing = [case.id for case in cases if case.id not in files]
+    problems: list[UserError] = [*errors, *_unpaired(cases, files, predictions)]
+    if strict and problems:
+        raise problems[0]
+    paired = [case for case in cases if case.id in files]
+    mine = shard(paired) if sharded else paired
+    shown = None if progress and is_first_rank() else True
+    bar = tqdm(mine, "Evaluating", unit="case", disable=shown)
+    scored = [_attempt(case, files[case.id], rule, strict) for case in bar]
+    scored = gather_shards(scored) if sharded else scored
+    problems += [outcome for outcome in scored if isinstance(outcome, DataError)]
+    outcomes = zip(paired, scored, strict=True)
+    rows = {case.id: row for case, row in outcomes if not isinstance(row, DataError)}
+    if not rows:
+        raise _nothing_scored(predictions, reference, problems)
+    said = [str(problem) for problem in problems]
+    return Evaluation(rows, _statistics(rows), missing, said, rule)
+
+
+def mean_dice(rows: Mapping[str, Row]) -> float:
+    """Mean Dice over all cases and the three regions; ``rows`` as in :class:`Evaluation`.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if not rows:
+        raise ValueError("Expected at least one case, but got none.")
+    return float(np.mean([[row[f"dice_{region}"] for region in REGIONS] for row in rows.values()]))
+
+
+def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every non-empty subset, the largest first, in the order of `modalities`: 15 of four."""
+    sizes = range(len(modalities), 0, -1)
+    return [subset for size in sizes for subset in combinations(modalities, size)]
+
+
+def _prediction_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(
+            f"Expected a folder of predictions at {folder}, but there is none.",
+            "Check the path.",
+        )
+    files = [*sorted(folder.glob("[!.]*.nii")), *sorted(folder.glob("[!.]*.nii.gz"))]
+    return {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}
+
+
+def _unpaired(cases: list[Case], files: dict[str, Path], folder: Path) -> list[DataError]:
+    known = {case.id for case in cases}
+    lacking = [
+        DataError(
+            case.id,
+            folder / f"{case.id}.nii.gz",
+            "Expected a prediction of this case, but there is no such file.",
+            "Predict the case, or take it out of the reference.",
+        )
+        for case in cases
+        if case.id not in files
+    ]
+    surplus = [
+        DataError(
+            name,
+            file,
+            "Expected a labelled case of this name in the reference, but there is none.",
+            "Rename the prediction to <case>.nii.gz, or remove it.",
+        )
+        for name, file in files.items()
+        if name not in known
+    ]
+    return lacking + surplus
+
+
+def _attempt(case: Case, file: Path, rule: Rule, strict: bool) -> Row | DataError:
+    try:
+        return evaluate_case(case, file, rule)
+    except DataError as error:
+        if strict:
+            raise
+        return error
+
+
+def _nothing_scored(predictions: Path, reference: Path, problems: list[UserError]) -> UserError:
+    first = f" The first problem: {problems[0]}" if problems else ""
+    return UserError(
+        f"Expected predictions in {predictions} for the cases in {reference}, "
+        f"but none can be scored.{first}",
+        "Name the predictions <case>.nii.gz after the cases of the reference.",
+    )
+
+
+def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:
+    return {
+        name: {
+            metric: float(statistic([row[metric] for row in rows.values()])) for metric in METRICS
+        }
+        for name, statistic in _STATISTICS.items()
+    }
+
+
+def _line(name: str, row: Row, width: int) -> str:
+    cells = (f"{row[m]:>10.{4 if m.startswith('dice') else 2}f}" for m in METRICS)
+    return f"{name:<{width}}" + "".join(cells)

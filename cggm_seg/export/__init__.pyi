@@ -1,0 +1,1 @@
+from .run import export_run as export_run

@@ -1,0 +1,141 @@
+"""Segments whole cohorts; a cohort that was interrupted goes on where it stopped."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from tqdm import tqdm
+
+from cggm.distributed import gather_shards, is_first_rank, shard
+from cggm.errors import DataError
+from cggm_seg.data import Case
+from cggm_seg.inference.case import CasePredictor
+from cggm_seg.inference.folder import PredictionFolder, check_alike, made_with
+from cggm_seg.inference.outputs import write_summary
+from cggm_seg.inference.slices import InferenceSettings, device_of
+from cggm_seg.inference.volume import DEFAULT, check_absent, predict_probabilities, predict_volume
+
+__all__ = [
+    "InferenceSettings",
+    "Predictions",
+    "predict_cases",
+    "predict_probabilities",
+    "predict_volume",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What came of a cohort.
+
+    Attributes:
+        written: Label maps that were written.
+        found: Label maps that an earlier call had made in the same way.
+        errors: One for each case without a label map of this call.
+    """
+
+    written: list[Path]
+    found: list[Path]
+    errors: list[DataError]
+
+    @property
+    def files(self) -> list[Path]:
+        """All label maps, sorted."""
+        return sorted([*self.written, *self.found])
+
+
+def predict_cases(
+    network: nn.Module,
+    cases: Sequence[Case],
+    output: Path,
+    settings: InferenceSettings = DEFAULT,
+    *,
+    absent: Collection[str] = (),
+    probabilities: bool = False,
+    previews: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    sharded: bool = False,
+) -> Predictions:
+    """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their naming.
+
+    A modality that a case lacks is replaced by zeros, with a warning in the log. ``summary.csv``
+    tells the volumes of all cases in the folder. Cases that the same network predicted with the
+    same settings from the same images are not predicted again: ``records/<case id>.json`` says what
+    made each file. One process, or one group of ranks, at a time for each case.
+
+    Args:
+        network: See :func:`predict_volume`.
+        cases: The cases; label maps are not read.
+        output: Folder, made if there is none.
+        settings: How volumes are cut, batched and computed.
+        absent: Modalities to be replaced by zeros in every case; their images are not read.
+        probabilities: Whether class probabilities are written to ``probabilities/``, see
+            :func:`cggm_seg.inference.outputs.write_probabilities`.
+        previews: Whether pictures are drawn in ``previews/``.
+        strict: Whether the first bad case ends the run.
+        overwrite: Whether files that were made otherwise are replaced; such a file is an error
+            otherwise.
+        progress: Whether to show a progress bar.
+        sharded: Whether the ranks share the cases; every rank then calls this, writes the
+            predictions of its share, and gets the outcome of all.
+
+    Raises:
+        DataError: If a case cannot be predicted and ``strict`` is set.
+        UserError: If the output cannot be written or holds predictions of another network or other
+            settings, ``absent`` names an unknown modality, or memory is too short.
+    """
+    check_absent(network, absent)
+    folder = PredictionFolder(output)
+    predictor = CasePredictor(
+        network,
+        settings,
+        folder,
+        made_with(network, settings),
+        settings.batches(device_of(network)),
+        absent,
+        probabilities,
+        previews,
+        overwrite,
+    )
+    if not overwrite:
+        check_alike(folder, cases, predictor.made_with)
+    outcomes = _predict_all(predictor, cases, strict, progress, sharded)
+    files = [folder.labels(case.id) for case in cases]
+    done = list(zip(files, outcomes, strict=True))
+    return Predictions(
+        [file for file, outcome in done if outcome is True],
+        [file for file, outcome in done if outcome is False],
+        [outcome for outcome in outcomes if isinstance(outcome, DataError)],
+    )
+
+
+def _predict_all(
+    predictor: CasePredictor, cases: Sequence[Case], strict: bool, progress: bool, sharded: bool
+) -> list[bool | DataError]:
+    """Whether each case was predicted, and not found, or why there is nothing."""
+    if predictor.absent and is_first_rank():
+        logger.warning("%s: replaced by zeros in every case.", ", ".join(predictor.absent))
+    predictor.folder.make()
+    mine = shard(cases) if sharded else cases
+    shown = None if progress and is_first_rank() else True
+    bar = tqdm(mine, "Predicting", unit="case", disable=shown)
+    outcomes = [_attempt(predictor, case, strict) for case in bar]
+    outcomes = gather_shards(outcomes) if sharded else outcomes
+    if is_first_rank() or not sharded:
+        write_summary(predictor.folder)
+    return outcomes
+
+
+def _attempt(predictor: CasePredictor, case: Case, strict: bool) -> bool | DataError:
+    try:
+        return predictor.predict(case)
+    except DataError as error:
+        if strict:
+            raise
+        return error

@@ -1,0 +1,5 @@
+"""Networks for tumor segmentation: an encoder per modality and a fusing decoder."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

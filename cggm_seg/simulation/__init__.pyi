@@ -1,0 +1,1 @@
+from .cohort import simulate_cohort as simulate_cohort

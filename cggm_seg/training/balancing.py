@@ -1,0 +1,129 @@
+"""What a BraTS training provides to a balancing method."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from cggm.balancer import Balancer
+from cggm.methods.build import bound_balancer
+from cggm.runs import EndlessBatches, EpochSampler
+from cggm.trials import Trials
+from cggm_seg.data import SliceCache, SliceDataset, Split
+from cggm_seg.evaluation import region_dice_counts
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus, UnimodalDecoder
+from cggm_seg.training.config import BratsConfig, OptimizerConfig
+from cggm_seg.training.losses import SoftDiceCELoss
+
+
+def unimodal_heads(
+    network: MultiEncoderDeepLabV3Plus, *, light: bool = True
+) -> dict[str, UnimodalDecoder]:
+    """One head per encoder of a network, in the order of its encoders.
+
+    Args:
+        network: The network whose features the heads read.
+        light: Whether to use the light decoder.
+
+    Returns:
+        Heads by modality, on the device of the network.
+    """
+    device = next(network.parameters()).device
+    return {
+        name: UnimodalDecoder(
+            network.decoder_channels, network.low_level_channels, network.classes, light=light
+        ).to(device)
+        for name in network.encoders
+    }
+
+
+def build_balancer(
+    config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
+) -> Balancer:
+    """The method of a configuration, bound to the network.
+
+    Args:
+        config: The configuration.
+        network: The network, on its device.
+        cache: Where slices are read.
+        split: Methods that train copies hold out the validation cases.
+
+    Raises:
+        UserError: If the method, or a setting of it, is unknown or cannot serve.
+    """
+    task_loss = SoftDiceCELoss(config.loss.class_weights, config.loss.ce_weight)
+    rates = config.optimizer
+    return bound_balancer(
+        config.balancer.name,
+        config.balancer.settings,
+        {
+            "task_loss": lambda: task_loss,
+            "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
+            "score": lambda: region_dice_counts,
+            "head_optimizer": lambda: factory(rates, rates.head_lr),
+            "samples": lambda: len(split.training),
+            "trials": lambda: _trials(config, network, cache, split, task_loss),
+        },
+        network,
+    )
+
+
+def factory(config: OptimizerConfig, lr: float) -> Callable[[Iterable[nn.Parameter]], SGD]:
+    """Parameters to the optimizer of a configuration."""
+    return partial(SGD, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def training_slices(
+    config: BratsConfig, cache: SliceCache, case_ids: tuple[str, ...]
+) -> SliceDataset:
+    """Slices of some cases, drawn and augmented as the configuration says."""
+    slices = config.slices
+    return SliceDataset(
+        cache,
+        case_ids,
+        size=slices.size,
+        slices_per_case=slices.per_case,
+        lesion_fraction=slices.lesion_fraction,
+        seed=config.seed,
+        augment=slices.augment,
+    )
+
+
+def training_batches(
+    config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch on the network's device."""
+    dataset = training_slices(config, cache, split.training)
+    device = next(network.parameters()).device
+    return _batches(1, dataset=dataset, config=config, device=device)
+
+
+def _trials(
+    config: BratsConfig,
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    split: Split,
+    task_loss: nn.Module,
+) -> Trials:
+    batches = partial(_batches, config=config, device=next(network.parameters()).device)
+    return Trials(
+        network,
+        task_loss,
+        partial(batches, dataset=training_slices(config, cache, split.training)),
+        partial(batches, dataset=training_slices(config, cache, split.validation)),
+        factory(config.optimizer, config.optimizer.lr_peak),
+        seed=config.seed,
+    )
+
+
+def _batches(
+    epoch: int, *, dataset: SliceDataset, config: BratsConfig, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    sampler = EpochSampler(len(dataset), seed=config.seed)
+    batches = EndlessBatches(sampler, config.batch_size, first_epoch=epoch)
+    loader = DataLoader(dataset, batch_sampler=batches, generator=torch.Generator())
+    for _, batch in zip(range(len(batches)), loader, strict=False):
+        yield batch["image"].to(device), batch["label"].to(device)

@@ -1,0 +1,187 @@
+"""What a BraTS training is told; every field is an option of ``brats_train.py``."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cggm.runs import BalancerConfig, FusionRule, RunConfig, require, require_names
+from cggm_seg.data import MODALITIES
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The segmentation network.
+
+    Args:
+        encoder_name: Encoder of each modality, any of smp at output stride 16.
+        fusion: What is fused: features, by a decoder, or the predictions of a decoder for each
+            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
+        decoder_channels: Channels of the decoder and of the output layer's input.
+        low_level_channels: Channels of each modality's stride-4 skip.
+        atrous_rates: Dilations of the ASPP.
+        aspp_dropout: Dropout probability after the ASPP.
+        encoder_weights: State dict loaded into every encoder.
+        sync_batchnorm: Whether BatchNorm takes its statistics over all ranks; on GPUs alone.
+    """
+
+    encoder_name: str = "resnet101"
+    fusion: FusionRule = "features"
+    decoder_channels: int = 256
+    low_level_channels: int = 48
+    atrous_rates: tuple[int, int, int] = (2, 4, 6)
+    aspp_dropout: float = 0.5
+    encoder_weights: Path | None = None
+    sync_batchnorm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("decoder_channels", "low_level_channels"):
+            value = getattr(self, name)
+            require(value >= 1, f"network.{name}", "to be at least 1", value)
+        rates, dropout = self.atrous_rates, self.aspp_dropout
+        require(min(rates) >= 1, "network.atrous_rates", "to be at least 1", rates)
+        require(0 <= dropout < 1, "network.aspp_dropout", "from 0 to below 1", dropout)
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """The slices a network is trained on.
+
+    Args:
+        size: Height and width of a crop in voxels, a multiple of 16.
+        per_case: Slices of each case in an epoch.
+        lesion_fraction: Share of slices that show a lesion.
+        augment: Whether crops are augmented.
+    """
+
+    size: int = 160
+    per_case: int = 1
+    lesion_fraction: float = 0.9
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        fits = self.size >= 32 and self.size % 16 == 0
+        require(fits, "slices.size", "to be a multiple of 16 from 32 on", self.size)
+        require(self.per_case >= 1, "slices.per_case", "to be at least 1", self.per_case)
+        share = self.lesion_fraction
+        require(0 <= share <= 1, "slices.lesion_fraction", "from 0 to 1", share)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The task loss, soft Dice plus weighted cross-entropy.
+
+    Args:
+        class_weights: Cross-entropy weights of background, NCR, ED and ET.
+        ce_weight: Weight of the cross-entropy.
+    """
+
+    class_weights: tuple[float, float, float, float] = (0.2, 0.3, 0.25, 0.25)
+    ce_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights, factor = self.class_weights, self.ce_weight
+        require(min(weights) > 0, "loss.class_weights", "to be positive", weights)
+        require(factor >= 0, "loss.ce_weight", "of at least 0", factor)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with linear warm-up and cosine decay.
+
+    Args:
+        lr_start: Learning rate of the first step.
+        lr_peak: Learning rate after the warm-up.
+        lr_final: Learning rate of the last step.
+        warmup_epochs: Length of the warm-up.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        head_lr: Constant learning rate of the heads, which share momentum and weight decay.
+        accumulation_steps: Batches per optimizer step.
+    """
+
+    lr_start: float = 4e-4
+    lr_peak: float = 1e-2
+    lr_final: float = 1e-3
+    warmup_epochs: int = 10
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    head_lr: float = 6e-3
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("lr_start", "lr_peak", "lr_final", "warmup_epochs", "weight_decay", "head_lr"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name}", "of at least 0", value)
+        momentum, steps = self.momentum, self.accumulation_steps
+        require(0 <= momentum < 1, "optimizer.momentum", "from 0 to below 1", momentum)
+        require(steps >= 1, "optimizer.accumulation_steps", "of at least 1", steps)
+
+
+@dataclass(frozen=True)
+class BratsBalancerConfig(BalancerConfig):
+    """The balancing method, with the heads that it may use.
+
+    Args:
+        light_heads: Whether heads are light decoders or full DeepLabv3+ ones.
+    """
+
+    light_heads: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BratsConfig(RunConfig):
+    """A BraTS training.
+
+    Args:
+        batch_size: Slices per batch, shared by all ranks.
+        workers: Processes that load slices, at most one per core; as many build the cache.
+        amp: Whether a GPU computes in bfloat16 where it can.
+        strict: Whether a bad case ends the run; otherwise it is left out and listed.
+        cache: Folder of the slice cache; <data>/.slices where not given.
+        validation_fraction: Share of the cases held out for validation.
+        validate_every: Epochs between validations on whole volumes.
+        subsets: Whether all subsets of modalities are evaluated at the end.
+        keep_last: Recent checkpoints to keep besides the best.
+        network: The segmentation network.
+        slices: The slices a network is trained on.
+        loss: The task loss.
+        optimizer: SGD and its schedule.
+        balancer: The balancing method.
+    """
+
+    batch_size: int = 64
+    workers: int = 2
+    amp: bool = True
+    strict: bool = False
+    cache: Path | None = None
+    validation_fraction: float = 0.2
+    validate_every: int = 5
+    subsets: bool = True
+    keep_last: int = 2
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    slices: SliceConfig = field(default_factory=SliceConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    balancer: BratsBalancerConfig = field(default_factory=BratsBalancerConfig)
+
+    @property
+    def processes(self) -> int:
+        """``workers``, but no more than this process may use cores."""
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+        return min(self.workers, len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The modalities that the network sees, in the order of its channels."""
+        return tuple(m for m in MODALITIES if m in (self.modalities or MODALITIES))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modalities is not None:
+            require_names("modalities", self.modalities, MODALITIES)
+        size, share = self.batch_size, self.validation_fraction
+        require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
+        require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
+        require(self.workers >= 0, "workers", "of at least 0", self.workers)
+        require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
+        require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)

@@ -1,0 +1,5 @@
+"""Verification of cohorts: every file, every case, and the cases against each other."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

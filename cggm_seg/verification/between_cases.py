@@ -1,0 +1,82 @@
+"""Findings that show among records: duplicates, exchanged modalities, odd geometry."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cggm_seg.data import MODALITIES, Code, Finding, Record
+from cggm_seg.verification.modalities import swapped_modalities
+
+
+def cohort_findings(records: Sequence[Record], data: Path) -> list[Finding]:
+    """What shows in the records of the whole cohort.
+
+    Args:
+        records: One for each file that could be read.
+        data: Folder that their paths are relative to.
+    """
+    ordered = sorted(records, key=lambda record: record.path)
+    parts = (_empty_labels, _duplicates, _swapped, _odd)
+    return [finding for part in parts for finding in part(ordered, data)]
+
+
+def _empty_labels(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+    for record in records:
+        if record.modality == "seg" and not record.voxels:
+            what = "Expected a lesion, but the label map is empty."
+            fix = "Check the label map; a case without lesion teaches background alone."
+            yield Finding(Code.NO_LESION, record.case, data / record.path, what, fix)
+
+
+def _duplicates(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+    groups = defaultdict(list)
+    for record in records:
+        if record.voxels:
+            groups[record.voxels].append(record)
+    for first, *others in groups.values():
+        for other in others:
+            same = "content" if other.sha256 == first.sha256 else "voxels"
+            what = f"Expected every image once, but {first.path} has the same {same}."
+            fix = "Find out which of the two it is, and restore the other or remove it."
+            yield Finding(Code.DUPLICATE, other.case, data / other.path, what, fix)
+
+
+def _swapped(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+    cases: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.looks:
+            cases[record.case][record.modality] = record
+    looks = {
+        case: [images[modality].looks for modality in MODALITIES]
+        for case, images in cases.items()
+        if len(images) == len(MODALITIES)
+    }
+    for case, seeming in swapped_modalities(looks).items():
+        for modality, other in zip(MODALITIES, seeming, strict=True):
+            if modality != other:
+                what = f"Expected a {modality} image, but as other cases go it looks like {other}."
+                fix = "Look at the images of this case, and rename them if they are exchanged."
+                yield Finding(Code.SWAPPED, case, data / cases[case][modality].path, what, fix)
+
+
+def _odd(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+    """One finding for each case that is not like most."""
+    cases = {record.case: record for record in reversed(records) if not record.suspect}
+    geometries = {case: _geometry(record) for case, record in cases.items()}
+    if not cases:
+        return
+    usual, count = Counter(geometries.values()).most_common(1)[0]
+    if count * 2 <= len(cases):
+        return
+    for case, geometry in sorted(geometries.items()):
+        if geometry != usual:
+            what = f"Expected {usual} as in most cases, but found {geometry}."
+            fix = "Resample the case like the others, or make sure that it is meant to be so."
+            yield Finding(Code.ODD_GEOMETRY, case, data / cases[case].path, what, fix)
+
+
+def _geometry(record: Record) -> str:
+    shape, spacing = (
+        " x ".join(f"{size:g}" for size in sizes) for sizes in (record.shape, record.spacing)
+    )
+    return f"{shape} voxels of {spacing} mm in {record.orientation}"

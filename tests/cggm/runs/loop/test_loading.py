@@ -1,0 +1,93 @@
+"""A loader names the case whose reader was killed, or that cannot be read."""
+
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cggm.errors import DataError
+from tests.cggm.runs.loop.lost_worker import (
+    BAD,
+    SLOW,
+    WAYS,
+    Cases,
+    batches,
+    loader,
+    train_as_a_process,
+)
+
+
+def data_error():
+    raise DataError(BAD, Path("a.nii"), "Expected 1, but found 2.", "Repair it.")
+
+
+def fault():
+    return {}["nothing"]
+
+
+def first(data, count=8):
+    return [batch for _, batch in zip(range(count), data, strict=False)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_a_plain_loader(workers):
+    expected = first(DataLoader(Cases(), batch_sampler=batches()))
+    found = first(loader(workers=workers))
+    for one, other in zip(found, expected, strict=True):
+        assert one["case"] == other["case"]
+        assert torch.equal(one["value"], other["value"])
+        assert torch.equal(one["epoch"], other["epoch"])
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+    """What a training says that lost a worker, and its exit code, by the way it lost it."""
+    start, folder = time.monotonic(), tmp_path_factory.mktemp("lost")
+    fork = get_context("fork")  # so that nothing is imported anew
+    files = {way: folder / way for way in WAYS}
+    processes = {
+        way: fork.Process(target=train_as_a_process, args=(way, files[way])) for way in WAYS
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join()
+    assert time.monotonic() - start < SLOW
+    return {way: (files[way].read_text(), process.exitcode) for way, process in processes.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_worker_is_reported_in_one_line_with_its_case(way, lost):
+    message, code = lost[way]
+    assert code == 2
+    assert message.count("\n") == 1, message
+    doing = "between two cases" if way == "between cases" else f"while it read {BAD}"
+    assert message.startswith("error: A loader worker ")
+    assert "is killed by signal: Killed" in message or way == "between cases"
+    assert f" {doing}. Often memory ran out: give fewer --workers" in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_error_arrives_as_it_was_raised(workers):
+    with pytest.raises(DataError) as caught:
+        first(loader(data_error, workers))
+    assert str(caught.value) == f"{BAD}, a.nii: Expected 1, but found 2. Repair it."
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_other_error_names_the_case_and_keeps_the_traceback(workers):
+    with pytest.raises(DataError) as caught:
+        first(loader(fault, workers))
+    assert str(caught.value).startswith(f"{BAD}: Expected to read this case, but got KeyError")
+    assert "Traceback" not in str(caught.value)
+    assert 'return {}["nothing"]' in str(caught.value.__cause__)
+
+
+def test_an_error_of_the_training_itself_passes():
+    data = loader()
+    with pytest.raises(RuntimeError, match="of my own"), data.naming_lost_cases():
+        raise RuntimeError("of my own")

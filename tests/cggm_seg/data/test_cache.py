@@ -1,0 +1,267 @@
+import json
+import os
+import pickle
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from cggm.errors import DataError, UserError
+from cggm_seg.data.cache import SliceCache, build_cache
+from cggm_seg.data.cases import Case, find_cases
+from tests.cggm_seg.nifti import case_file, write_case, write_volume
+
+SHAPE = (20, 18, 16)
+
+
+@pytest.fixture
+def cases(tmp_path):
+    for seed, case_id in enumerate(("a", "b")):
+        write_case(tmp_path / "data", case_id, shape=SHAPE, seed=seed)
+    return find_cases(tmp_path / "data", labelled=True)[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def build(cases: list[Case], folder: Path, **options: bool) -> tuple[SliceCache, list[DataError]]:
+    return build_cache(cases, folder, workers=1, progress=False, **options)
+
+
+def stored(file: Path) -> np.ndarray:
+    return np.asarray(nib.load(file).dataobj)
+
+
+def rewrite(file: Path, change=lambda array: array + 1) -> None:
+    array = stored(file)
+    write_volume(file, np.where(array, change(array), 0).astype(array.dtype))
+
+
+def identity(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_ino for file in folder.iterdir()}
+
+
+def test_slices_are_the_standardized_brain(cases, folder):
+    cache, errors = build(cases, folder)
+
+    assert errors == []
+    assert cache.case_ids == ("a", "b")
+    images = np.stack([stored(file) for file in cases[0].images.values()]).astype(float)
+    brain = np.argwhere(images.any(axis=0))
+    box = tuple(slice(low, high + 1) for low, high in zip(brain.min(0), brain.max(0), strict=True))
+    label = np.array([0, 1, 2, 9, 3])[stored(cases[0].label)][box]
+    assert cache.depth("a") == label.shape[2]
+    for z in range(cache.depth("a")):
+        image, plane = cache.read("a", z)
+        assert (image.dtype, plane.dtype) == (np.float32, np.uint8)
+        np.testing.assert_array_equal(plane, label[..., z])
+        np.testing.assert_array_equal(
+            cache.class_counts("a")[z], [(label[..., z] == k).sum() for k in range(4)]
+        )
+        for modality, score in zip(images, image, strict=True):
+            values = modality[modality != 0]
+            raw = modality[box][..., z]
+            expected = np.where(raw == 0, 0, (raw - values.mean()) / values.std())
+            np.testing.assert_allclose(score, expected, atol=1e-5)
+
+
+def test_slice_outside_the_case_is_an_error(cases, folder):
+    cache, _ = build(cases, folder)
+    for z in (-1, cache.depth("a")):
+        with pytest.raises(IndexError, match="Expected `z` in"):
+            cache.read("a", z)
+
+
+def test_float_images_of_any_range_are_cached(cases, folder):
+    exact, _ = build(cases[:1], folder)
+    expected = exact.read("a", 8)[0]
+    for file in cases[0].images.values():
+        write_volume(file, stored(file).astype(np.float32) / 3e5)
+    cache, _ = build(cases[:1], folder)
+    np.testing.assert_allclose(cache.read("a", 8)[0], expected, atol=6e-3)
+
+
+def test_second_build_touches_nothing(cases, folder):
+    build(cases, folder)
+    before = identity(folder)
+    build(cases, folder)
+    assert identity(folder) == before
+
+
+def test_two_workers_give_the_files_of_one(cases, folder, tmp_path):
+    build(cases, folder)
+    build_cache(cases, tmp_path / "other", workers=2, progress=False)
+    for file in folder.iterdir():
+        assert (tmp_path / "other" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["t1", "seg"])
+def test_changed_file_of_equal_size_makes_its_entry_stale(cases, folder, tmp_path, part):
+    build(cases, folder)
+    before = identity(folder)
+    file = case_file(tmp_path / "data", "a", part)
+    write_case(tmp_path / "twin", "a", shape=SHAPE, seed=7)
+    replacement = stored(case_file(tmp_path / "twin", "a", part))
+    write_volume(file, replacement)
+
+    cache, _ = build(cases, folder)
+
+    assert identity(folder)["b.safetensors"] == before["b.safetensors"]
+    fresh, _ = build(cases, tmp_path / "fresh")
+    for z in range(fresh.depth("a")):
+        np.testing.assert_array_equal(cache.read("a", z)[0], fresh.read("a", z)[0])
+        np.testing.assert_array_equal(cache.read("a", z)[1], fresh.read("a", z)[1])
+
+
+def test_touched_file_is_compared_once_by_content(cases, folder):
+    build(cases, folder)
+    before = load_file(folder / "a.safetensors")
+    os.utime(cases[0].images["t1"])
+    build(cases, folder)
+    touched = identity(folder)
+    after = load_file(folder / "a.safetensors")
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    build(cases, folder)
+    assert identity(folder) == touched
+
+
+@pytest.mark.parametrize("field", ["transform", "naming", "modalities"])
+def test_entry_of_another_transform_is_stale(cases, folder, field):
+    cache, _ = build(cases, folder)
+    expected = cache.read("a", 3)[0]
+    file = folder / "a.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, "np") as entry:
+        header = json.loads(entry.metadata()["header"])
+    header["key"][field] = "another"
+    tensors["images"] += 1
+    save_file(tensors, file, {"header": json.dumps(header)})
+
+    cache, _ = build(cases, folder)
+    np.testing.assert_array_equal(cache.read("a", 3)[0], expected)
+
+
+@pytest.mark.parametrize("length", [0, 5, 300, 5000])
+def test_torn_entry_is_rebuilt(cases, folder, length):
+    build(cases, folder)
+    file = folder / "a.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:length])
+    build(cases, folder)
+    assert file.read_bytes() == content
+
+
+def test_foreign_file_is_replaced(cases, folder):
+    build(cases, folder)
+    content = (folder / "a.safetensors").read_bytes()
+    save_file({"images": np.zeros(3)}, folder / "a.safetensors", {"format": "pt"})
+    build(cases, folder)
+    assert (folder / "a.safetensors").read_bytes() == content
+
+
+def test_open_cache_survives_a_rebuild(cases, folder):
+    cache, _ = build(cases, folder)
+    expected = cache.read("a", 3)[0]
+    rewrite(cases[0].images["t1"], lambda array: array * 2 + np.arange(SHAPE[2]))
+    build(cases, folder)
+    np.testing.assert_array_equal(cache.read("a", 3)[0], expected)
+
+
+def test_two_builds_at_once_give_one_whole_cache(cases, folder, tmp_path):
+    expected, _ = build(cases, tmp_path / "alone")
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        jobs = [pool.submit(build, cases, folder) for _ in range(4)]
+        results = [job.result() for job in jobs]
+    assert sorted(file.name for file in folder.iterdir()) == ["a.safetensors", "b.safetensors"]
+    for cache, errors in results:
+        assert errors == []
+        np.testing.assert_array_equal(cache.read("b", 5)[0], expected.read("b", 5)[0])
+
+
+def test_leftovers_of_killed_builds_are_removed(cases, folder):
+    folder.mkdir()
+    old, new = folder / ".tmp-1-a.safetensors", folder / ".tmp-2-b.safetensors"
+    for file in (old, new):
+        file.write_bytes(b"torn")
+    os.utime(old, (0, 0))
+    build(cases, folder)
+    assert not old.exists()
+    assert new.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_case_is_listed_and_the_others_are_cached(cases, folder, workers):
+    broken = cases[1].images["t2"]
+    broken.write_bytes(broken.read_bytes()[:500])
+    cache, [error] = build_cache(cases, folder, workers=workers, progress=False)
+    assert cache.case_ids == ("a",)
+    assert (error.case, error.file) == ("b", broken)
+    assert [file.name for file in folder.iterdir()] == ["a.safetensors"]
+
+
+def test_file_that_vanished_is_listed(cases, folder):
+    build(cases, folder)
+    cases[0].images["flair"].unlink()
+    cache, [error] = build(cases, folder)
+    assert cache.case_ids == ("b",)
+    assert error.file == cases[0].images["flair"]
+
+
+def test_strict_build_ends_at_a_bad_case(cases, folder):
+    cases[0].images["t2"].write_bytes(b"")
+    with pytest.raises(DataError, match="file is empty"):
+        build_cache(cases, folder, workers=2, strict=True, progress=False)
+
+
+def test_no_good_case_is_an_error(cases, folder):
+    for case in cases:
+        case.images["t2"].write_bytes(b"")
+    with pytest.raises(DataError, match=r"none among 2.*file is empty"):
+        build(cases, folder)
+    with pytest.raises(DataError, match="none among 0"):
+        build([], folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_full_disk_names_the_bytes_and_leaves_nothing(cases, folder, workers):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(UserError, match=r"room for \d{5} bytes.*Free space"):
+            build_cache(cases, folder, workers=workers, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_an_error(cases, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Expected a folder for the cache"):
+        build(cases, tmp_path / "file" / "cache")
+
+
+def test_cases_must_be_labelled_alike_and_different(cases, folder, tmp_path):
+    unlabelled, _ = find_cases(tmp_path / "data", labelled=False)
+    with pytest.raises(ValueError, match="has no label map"):
+        build(unlabelled, folder)
+    with pytest.raises(ValueError, match="every case once"):
+        build([cases[0], cases[0]], folder)
+    fewer = Case("b", {"flair": cases[1].images["flair"]}, cases[1].label, "2021")
+    with pytest.raises(ValueError, match="Expected the modalities"):
+        build([cases[0], fewer], folder)
+
+
+def test_cache_travels_to_other_processes_without_its_slices(cases, folder):
+    cache, _ = build(cases, folder)
+    expected = cache.read("a", 3)[0]
+    content = pickle.dumps(cache)
+    assert len(content) < 1000
+    np.testing.assert_array_equal(pickle.loads(content).read("a", 3)[0], expected)

@@ -1,0 +1,177 @@
+import json
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cggm.errors import UserError
+from cggm_seg.data.cases import find_cases
+from cggm_seg.data.volumes import read_case
+from cggm_seg.simulation.cohort import CONTRASTS, simulate_cohort
+
+SMALL = (48, 48, 31)
+BRATS_AFFINE = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def simulate(folder: Path, cases: int, **options) -> list[str]:
+    return simulate_cohort(folder, cases=cases, progress=False, **({"shape": SMALL} | options))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    simulate(folder, 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory) -> dict[str, nib.Nifti1Image]:
+    folder = tmp_path_factory.mktemp("full")
+    (name,) = simulate(folder, 1, shape=(240, 240, 155), seed=3)
+    return {part: nib.load(folder / name / f"{name}_{part}.nii.gz") for part in (*CONTRASTS, "seg")}
+
+
+def test_full_size_files_look_like_brats(full_size):
+    for part, image in full_size.items():
+        assert image.shape == (240, 240, 155)
+        assert image.get_data_dtype() == (np.uint8 if part == "seg" else np.int16)
+        assert image.affine.tolist() == BRATS_AFFINE
+        assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (2, 0)
+        assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    brain = np.asarray(full_size["t1"].dataobj) > 0
+    assert 0.13 < brain.mean() < 0.2
+    assert set(np.unique(full_size["seg"].dataobj)) == {0, 1, 2, 4}
+    for part in CONTRASTS:
+        image = np.asarray(full_size[part].dataobj)
+        assert np.array_equal(image > 0, brain)
+        assert image.min() == 0
+
+
+def test_full_size_lesion_has_thick_shells_and_no_satellite(full_size):
+    labels, images = crop_to_lesion(full_size)
+    outside = images["t1"] == 0
+    lesion, core = labels > 0, np.isin(labels, (1, 4))
+    assert ndimage.distance_transform_edt(lesion | outside)[core].min() >= 5
+    assert ndimage.distance_transform_edt(core | outside)[labels == 1].min() >= 4
+    parts, count = ndimage.label(lesion)
+    assert np.bincount(parts.ravel())[1:].min() > 5000
+    assert count <= 2
+
+
+def test_full_size_contrasts_follow_the_table(full_size):
+    labels, images = crop_to_lesion(full_size)
+    rim, edema = (ndimage.binary_erosion(labels == value) for value in (4, 2))
+    for modality, means in CONTRASTS.items():
+        ratio = np.median(images[modality][rim]) / np.median(images[modality][edema])
+        assert ratio == pytest.approx(means["et"] / means["ed"], rel=0.12)
+
+
+def crop_to_lesion(files: dict[str, nib.Nifti1Image]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    volumes = {part: np.asarray(file.dataobj) for part, file in files.items()}
+    (box,) = ndimage.find_objects((volumes["seg"] > 0).astype(np.uint8))
+    box = tuple(slice(max(side.start - 2, 0), side.stop + 2) for side in box)
+    labels = volumes.pop("seg")[box]
+    return labels, {part: volume[box] for part, volume in volumes.items()}
+
+
+def test_cohort_is_read_without_complaint(cohort):
+    cases, errors = find_cases(cohort, labelled=True)
+    assert [case.id for case in cases] == [f"DEMO_{index:05d}" for index in range(20)]
+    assert errors == []
+    volumes = read_case(cases[1])
+    assert volumes.images.shape == (4, *SMALL)
+    assert set(np.unique(volumes.label)) <= {0, 1, 2, 3}
+
+
+def test_small_cohort_keeps_the_field_of_view(cohort):
+    name = "DEMO_00000"
+    image = nib.load(cohort / name / f"{name}_t1.nii.gz")
+    np.testing.assert_allclose(image.header.get_zooms(), (5, 5, 5))
+    corners = nib.affines.apply_affine(image.affine, [[-0.5] * 3, np.array(SMALL) - 0.5])
+    np.testing.assert_allclose(corners, [[0.5, 239.5, -0.5], [-239.5, -0.5, 154.5]])
+
+
+def test_share_of_cases_without_enhancing_tumor(cohort):
+    cases, _ = find_cases(cohort, labelled=True)
+    without = [index for index, case in enumerate(cases) if not (read_case(case).label == 3).any()]
+    assert len(without) == 3
+    assert all(later - earlier in (6, 7) for earlier, later in pairwise(without))
+
+
+def test_cases_differ(cohort):
+    first, second = (
+        np.asarray(nib.load(cohort / name / f"{name}_t1.nii.gz").dataobj) > 0
+        for name in ("DEMO_00000", "DEMO_00001")
+    )
+    assert (first != second).mean() > 0.005
+
+
+def test_files_depend_on_seed_and_number_alone(cohort, tmp_path):
+    simulate(tmp_path / "one", 4, workers=1)
+    simulate(tmp_path / "three", 4, workers=3)
+    one = digests(tmp_path / "one")
+    assert one == digests(tmp_path / "three")
+    assert one.items() <= digests(cohort).items()
+    simulate(tmp_path / "other", 1, seed=1)
+    name = "DEMO_00000/DEMO_00000_t1.nii.gz"
+    assert one[name] != digests(tmp_path / "other")[name]
+
+
+def test_interrupted_cohort_is_completed_and_whole_cases_are_kept(tmp_path):
+    folder = tmp_path / "demo"
+    simulate(folder, 2)
+    before = digests(folder)
+    kept = folder / "DEMO_00000" / "DEMO_00000_t1.nii.gz"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "DEMO_00001" / "DEMO_00001_seg.nii.gz").unlink()
+    leftover = folder / ".DEMO_00001.partial"
+    leftover.mkdir()
+    (leftover / "half.nii.gz").write_bytes(b"half")
+    assert simulate(folder, 3) == ["DEMO_00000", "DEMO_00001", "DEMO_00002"]
+    assert kept.stat().st_mtime_ns == stamp
+    assert before.items() <= digests(folder).items()
+    assert not leftover.exists()
+
+
+def test_cohort_says_that_it_is_simulated(cohort):
+    text = (cohort / "README.txt").read_text()
+    assert "SIMULATED" in text
+    assert "Louis Collins" in text
+    settings = json.loads((cohort / "cohort.json").read_text())
+    assert settings["seed"] == 0
+    assert settings["shape"] == list(SMALL)
+    assert settings["contrasts"] == CONTRASTS
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"shape": (24, 24, 16)}])
+def test_cohort_of_other_settings_is_refused(cohort, changed):
+    before = digests(cohort)
+    with pytest.raises(UserError, match=f"found another {next(iter(changed))}"):
+        simulate(cohort, 1, **changed)
+    assert digests(cohort) == before
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "BraTS2021_00000").mkdir()
+    with pytest.raises(UserError, match="found other files"):
+        simulate(tmp_path, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["BraTS2021_00000"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seed": 0}'])
+def test_damaged_record_is_refused(tmp_path, text):
+    (tmp_path / "cohort.json").write_text(text)
+    with pytest.raises(UserError, match="found another generator"):
+        simulate(tmp_path, 1)

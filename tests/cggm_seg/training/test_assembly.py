@@ -1,0 +1,194 @@
+from dataclasses import replace
+from io import BytesIO
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cggm.errors import UserError
+from cggm.runs.config import read_config
+from cggm.runs.folder import RunFolder
+from cggm.runs.watch.logs import read_jsonl
+from cggm_seg.data.cache import build_cache
+from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.data.split import split_cases
+from cggm_seg.networks.deeplab import build_network
+from cggm_seg.training.assembly import build_trainer
+from cggm_seg.training.balancing import build_balancer
+from cggm_seg.training.config import BratsConfig
+from cggm_seg.training.validation import ValidationSlice
+from tests.cggm_seg.nifti import write_case
+
+torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
+CPU = torch.device("cpu")
+CONFIG = """
+max_epochs: 2
+batch_size: 4
+workers: 0
+validate_every: 1
+network: {encoder_name: tu-lcnet_050, decoder_channels: 16, low_level_channels: 8}
+slices: {size: 32, per_case: 2}
+optimizer: {warmup_epochs: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slices")
+    for seed in range(4):
+        write_case(folder / "data", f"case{seed}", shape=(40, 36, 12), seed=seed)
+    cases, _ = find_cases(folder / "data", labelled=True)
+    return build_cache(cases, folder / "cache", workers=1, progress=False)[0]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(CONFIG)
+    return read_config(BratsConfig, [file])
+
+
+class Training:
+    """One training and its parts."""
+
+    def __init__(self, config, cache, folder, *, resume=False):
+        torch.manual_seed(0)
+        self.run, self.cache = RunFolder(folder), cache
+        self.network = build_network(config.network)
+        split = split_cases(cache.case_ids, 0.25, 0)
+        balancer = build_balancer(config, self.network, cache, split)
+        self.trainer = build_trainer(
+            config, self.run, self.network, balancer, cache, split, CPU, resume=resume
+        )
+
+
+@pytest.fixture
+def build(config, cache, tmp_path):
+    return lambda **options: Training(config, cache, tmp_path / "run", **options)
+
+
+def test_optimizer_holds_the_network_and_no_head(build):
+    training = build()
+    [group] = training.trainer.optimizer.param_groups
+    held = {id(parameter) for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in training.network.parameters()}
+    assert not any("head" in name for name, _ in training.network.named_modules())
+
+
+def test_building_writes_nothing_and_draws_no_number_for_heads(build, config, cache, tmp_path):
+    build()
+    drawn = torch.rand(1)
+    plain = replace(config, balancer=replace(config.balancer, name="Balancer", settings={}))
+    Training(plain, cache, tmp_path / "run")
+    assert torch.equal(torch.rand(1), drawn)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loader_draws_nothing_from_the_global_generator(build):
+    loader = build().trainer.data_loader
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    batches = list(islice(loader, 3))
+    assert torch.equal(torch.rand(1), expected)
+    assert [batch["image"].shape for batch in batches] == [(4, 4, 32, 32)] * 3
+
+
+def test_rates_follow_the_schedule_through_accumulated_steps(build, config, cache, tmp_path):
+    accumulating = replace(config.optimizer, accumulation_steps=2)
+    config = replace(config, batch_size=3, optimizer=accumulating)
+    training = Training(config, cache, tmp_path / "run")
+    training.run.make()
+    weights = [parameter.clone() for parameter in training.network.parameters()]
+    training.trainer.run()
+    rates = [line["lr"] for line in read_jsonl(training.run.metrics)]
+    assert rates == pytest.approx([(4e-4 + 1e-2) / 2, 1e-3])
+    changed = [
+        not torch.equal(a, b) for a, b in zip(weights, training.network.parameters(), strict=True)
+    ]
+    assert sum(changed) > 0.9 * len(changed)
+
+
+def test_restore_returns_to_the_last_checkpoint_and_cuts_the_logs(build):
+    first = build()
+    first.run.make()
+    first.trainer.run()
+    state = first.trainer.optimizer.state_dict()["state"][0]["momentum_buffer"]
+    for log in (first.run.metrics, first.run.balance):
+        with log.open("a") as file:
+            file.write('{"iteration": 99, "epoch": 50}\n{"iteration": 100, "ep')
+
+    again = build(resume=True)
+    expected = first.network.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
+    assert torch.equal(again.trainer.optimizer.state_dict()["state"][0]["momentum_buffer"], state)
+    assert (again.trainer.state.epoch, again.trainer.state.iteration) == (2, 2)
+    assert [line["epoch"] for line in read_jsonl(again.run.metrics)] == [1, 2]
+    balance = read_jsonl(again.run.balance)
+    assert [line["iteration"] for line in balance] == [1, 2]
+    assert tuple(balance[-1]["term"]) == MODALITIES
+
+
+def test_every_validation_shows_the_same_slice_in_tensorboard(build):
+    first = build()
+    first.run.make()
+    first.trainer.run()
+    events = EventAccumulator(str(first.run.tensorboard))
+    events.Reload()
+    (name,) = events.Tags()["images"]
+    shown = events.Images(name)
+    assert [image.step for image in shown] == [1, 2]
+    pixels = np.asarray(Image.open(BytesIO(shown[-1].encoded_image_string)))
+    split = split_cases(first.cache.case_ids, 0.25, 0)
+    picture = ValidationSlice(first.network, first.cache, split.validation[0])()
+    assert name == picture.name
+    assert np.array_equal(pixels, picture.pixels)
+    curves = {
+        f"{key}/{m}" for key in ("score", "term", "cosine", "gradient_norm") for m in MODALITIES
+    }
+    scalars = set(events.Tags()["scalars"])
+    assert curves | {"train_loss", "lr", "val_dice_WT", "val_dice_mean"} <= scalars
+
+
+def test_run_without_a_checkpoint_begins_anew(build):
+    first = build()
+    first.run.make()
+    first.run.balance.write_text('{"iteration": 1, "epoch": 1}\n')
+    again = build(resume=True)
+    assert again.trainer.state.epoch == 0
+    assert first.run.balance.read_text() == ""
+    expected = first.network.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
+
+
+def test_checkpoint_of_another_method_is_refused(build, config, cache, tmp_path):
+    training = build()
+    training.run.make()
+    training.trainer.run()
+    plain = replace(config, balancer=replace(config.balancer, name="Balancer", settings={}))
+    with pytest.raises(UserError, match="saved balancer does not fit"):
+        Training(plain, cache, tmp_path / "run", resume=True)
+
+
+def test_encoder_weights_are_loaded_unless_a_checkpoint_follows(config, tmp_path):
+    weights = build_network(config.network).encoders["t1"].encoder.state_dict()
+    file = tmp_path / "encoder.safetensors"
+    save_file(weights, file)
+    settings = replace(config.network, encoder_weights=file)
+    for encoder in build_network(settings).encoders.values():
+        state = encoder.encoder.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in weights.items())
+    file.unlink()
+    build_network(settings, pretrained=False)
+    with pytest.raises(UserError, match=r"encoder\.safetensors cannot be loaded"):
+        build_network(settings)
+
+
+def test_processes_are_no_more_than_cores(config):
+    assert replace(config, workers=0).processes == 0
+    assert replace(config, workers=1).processes == 1
+    assert 1 <= replace(config, workers=10_000).processes < 10_000

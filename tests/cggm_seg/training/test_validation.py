@@ -1,0 +1,118 @@
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cggm_seg.data.cache import build_cache
+from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.evaluation.folder import subset_names
+from cggm_seg.evaluation.regions import REGIONS
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
+from cggm_seg.training.validation import evaluate_cached, mean_of
+from tests.cggm_seg.nifti import case_file, write_case, write_volume
+
+torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
+CASES = ("case0", "case1")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slices")
+    for seed, case_id in enumerate(CASES):
+        write_case(folder / "data", case_id, shape=(40, 44, 12), seed=seed)
+    cases, _ = find_cases(folder / "data", labelled=True)
+    return build_cache(cases, folder / "cache", workers=1, progress=False)[0]
+
+
+@pytest.fixture(scope="module")
+def network(cache):
+    """Random weights with BatchNorm statistics of the data, so that it predicts every class."""
+    torch.manual_seed(0)
+    network = MultiEncoderDeepLabV3Plus(
+        encoder_name="tu-lcnet_050", decoder_channels=16, low_level_channels=8
+    )
+    images, _ = volume(cache, "case0")
+    for _ in range(30):
+        network(padded(images))
+    return network.eval()
+
+
+def volume(cache, case_id):
+    slices = [cache.read(case_id, z) for z in range(cache.depth(case_id))]
+    images, labels = (np.stack(part) for part in zip(*slices, strict=True))
+    return torch.from_numpy(images), labels
+
+
+def padded(images):
+    height, width = images.shape[2:]
+    return F.pad(images, (0, -width % 16, 0, -height % 16))
+
+
+def brute_force_dice(network, images, labels, subset):
+    """Dice of the whole volume at once, the absent modalities set to zero in the input."""
+    images = images.clone()
+    for channel, name in enumerate(MODALITIES):
+        if name not in subset:
+            images[:, channel] = 0
+    height, width = labels.shape[1:]
+    with torch.no_grad():
+        classes = network(padded(images))[..., :height, :width].argmax(1).numpy()
+    scores = {}
+    for region, members in REGIONS.items():
+        found, wanted = np.isin(classes, members), np.isin(labels, members)
+        both = 2 * (found & wanted).sum()
+        size = found.sum() + wanted.sum()
+        scores[f"dice_{region}"] = both / size if size else 1.0
+    return scores
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_dice_of_every_subset_is_that_of_the_whole_volume(cache, network, batch_size):
+    subsets = subset_names(MODALITIES)
+    results = evaluate_cached(network, cache, CASES, subsets=subsets, batch_size=batch_size)
+    assert list(results) == subsets
+    for subset, rows in results.items():
+        assert [row["case"] for row in rows] == list(CASES)
+        for row in rows:
+            images, labels = volume(cache, row["case"])
+            expected = brute_force_dice(network, images, labels, subset)
+            for name, score in expected.items():
+                assert row[name] == pytest.approx(score, abs=1e-3), (subset, name)
+            assert row["dice_mean"] == pytest.approx(np.mean([row[n] for n in expected]))
+    assert len({rows[0]["dice_WT"] for rows in results.values()}) > 5
+
+
+def test_default_is_all_modalities(cache, network):
+    [(subset, rows)] = evaluate_cached(network, cache, CASES).items()
+    assert subset == MODALITIES
+    explicit = evaluate_cached(network, cache, CASES, subsets=[MODALITIES])
+    assert explicit[MODALITIES] == rows
+
+
+@pytest.mark.parametrize(("winner", "score"), [(0, 1.0), (3, 0.0)])
+def test_empty_regions_score_one_unless_something_is_found(tmp_path, network, winner, score):
+    write_case(tmp_path / "data", "healthy", shape=(32, 32, 8))
+    blank = np.zeros((32, 32, 8), np.uint8)
+    write_volume(case_file(tmp_path / "data", "healthy", "seg"), blank)
+    cases, _ = find_cases(tmp_path / "data", labelled=True)
+    cache, _ = build_cache(cases, tmp_path / "cache", workers=1, progress=False)
+    network = deepcopy(network)
+    network.output_layer.bias.data[winner] += 1e4  # this class everywhere
+    [row] = evaluate_cached(network, cache, ["healthy"])[MODALITIES]
+    assert [row[f"dice_{region}"] for region in (*REGIONS, "mean")] == [score] * 4
+
+
+def test_network_is_evaluated_in_eval_mode_and_left_as_it_was(cache, network):
+    expected = evaluate_cached(network, cache, CASES)
+    network = deepcopy(network).train()
+    before = deepcopy(network.state_dict())
+    assert evaluate_cached(network, cache, CASES) == expected
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_mean_of_a_column():
+    rows = [{"case": "a", "dice_WT": 0.25}, {"case": "b", "dice_WT": 0.75}]
+    assert mean_of(rows, "dice_WT") == 0.5
