@@ -24,7 +24,6 @@ from cggm_cls.training import balancing as sequence_balancing
 from cggm_cls.training import config as sequence_config
 from cggm_cls.training.balancing import accuracy
 from cggm_seg.evaluation.regions import region_dice_counts
-from cggm_seg.networks.deeplab import build_network
 from cggm_seg.training import balancing as slice_balancing
 from cggm_seg.training import config as slice_config
 from cggm_seg.training.balancing import unimodal_heads as slice_heads
@@ -129,7 +128,7 @@ def slice_task(fusion: str, batch: int = 8) -> Task:
     """Segmentation by the network of the demo cohort."""
     torch.manual_seed(0)
     demo = yaml.safe_load((CONFIGS / "brats" / "demo.yaml").read_text())
-    network = build_network(slice_config.NetworkConfig(**demo["network"] | {"fusion": fusion}))
+    network = slice_config.NetworkConfig(**demo["network"] | {"fusion": fusion}).build()
     size = (batch, SLICE_SIZE, SLICE_SIZE)
     images, labels = torch.randn(batch, 4, *size[1:]), torch.randint(0, CLASSES, size)
     rates = slice_config.OptimizerConfig(**demo["optimizer"])

@@ -56,7 +56,6 @@ def _predict(
 
     from cggm.runs import load_network_weights
     from cggm_seg.inference import InferenceSettings, predict_cases
-    from cggm_seg.networks import build_network
 
     settings = InferenceSettings(
         mode=compute.mode,
@@ -64,7 +63,7 @@ def _predict(
         precision=compute.precision,
         batch_size=compute.batch_size,
     )
-    network = build_network(config.network, config.used, pretrained=False)
+    network = config.network.build(config.used, pretrained=False)
     load_network_weights(folder.checkpoints, network)
     with joined(compute.device) as device, logging_redirect_tqdm():
         return predict_cases(

@@ -63,11 +63,10 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
     from cggm.distributed import is_first_rank
     from cggm.runs import seed_everything
     from cggm_seg.data import split_cases
-    from cggm_seg.networks import build_network
     from cggm_seg.training import build_balancer, build_trainer, describe, finish
 
     seed_everything(config.seed)
-    network = build_network(config.network, config.used, pretrained=not options.resume)
+    network = config.network.build(config.used, pretrained=not options.resume)
     network = network.to(device)
     cache, damaged = _cached(config, cases, data)
     problems += damaged

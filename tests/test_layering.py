@@ -47,7 +47,6 @@ UPHILL = {
     ("cggm_cls.data.sequences", "cggm_cls.training"),
     ("cggm_cls.training.summary", "cggm_cls.reports"),
     ("cggm_seg.data.slices", "cggm_seg.training"),
-    ("cggm_seg.networks.deeplab", "cggm_seg.training"),
     ("cggm_seg.training.summary", "cggm_seg.reports"),
 }
 PIPELINES_WITH_CLASSES = (
@@ -59,7 +58,7 @@ PIPELINES_WITH_CLASSES = (
     "food101_features",
     "compare",
 )
-NETWORKS_WITH_OPTIONS = {"cggm_seg.networks.deeplab", "cggm_cls.networks.transformer"}
+NETWORKS_WITH_OPTIONS = {"cggm_cls.networks.transformer"}
 NAMES_TASKS = ("cggm/comparison/plan.py",)
 CIRCLES = [["cggm_cls.networks.heads", "cggm_cls.networks.transformer"]]
 BEHIND_FACES = {
@@ -85,7 +84,6 @@ SEVERAL_MEANINGS = {
     "Record",
     "brain_box",
     "build_balancer",
-    "build_network",
     "check_alike",
     "describe",
     "factory",

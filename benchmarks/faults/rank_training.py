@@ -32,7 +32,7 @@ from cggm_seg.data.cache import SliceCache, build_cache
 from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.data.slices import SliceDataset
 from cggm_seg.data.split import Split, split_cases
-from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus, build_network
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.simulation.cohort import simulate_cohort
 from cggm_seg.training.assembly import build_trainer
 from cggm_seg.training.balancing import build_balancer, training_slices
@@ -128,7 +128,7 @@ class RankTraining:
         self, config: BratsConfig, cache: SliceCache, split: Split
     ) -> tuple[MultiEncoderDeepLabV3Plus, Balancer]:
         seed_everything(config.seed)
-        network = build_network(config.network, config.used)
+        network = config.network.build(config.used)
         slices = self.plain_slices()
         images = torch.stack([slices[0, position]["image"] for position in range(len(slices))])
         fix_statistics(network, images)

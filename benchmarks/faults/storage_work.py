@@ -14,7 +14,6 @@ from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.networks.deeplab import build_network
 from cggm_seg.simulation.cohort import simulate_cohort
 from cggm_seg.training.config import BratsConfig
 from pipelines import brats_infer
@@ -109,7 +108,7 @@ class Predicting:
         settings = read_config(BratsConfig, [config])
         model = RunFolder.create(self._model, name="untrained")
         write_config(settings, model.config)
-        save_checkpoint(model.checkpoints, build_network(settings.network), {}, Progress(1, 1))
+        save_checkpoint(model.checkpoints, settings.network.build(), {}, Progress(1, 1))
         self._predict(self._model / "first")
         (self.folder.parent / "modules").write_text("\n".join(sys.modules))
 

@@ -16,7 +16,7 @@ from cggm.tensors import evaluating
 from cggm_seg.export.bundle import write_bundle
 from cggm_seg.export.card import CLASSES, Facts, color_table, model_card, read_facts
 from cggm_seg.export.program import export_program, onnx_network, write_onnx, write_program
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus, build_network
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training import BratsConfig
 
 DIGESTS = "SHA256SUMS"
@@ -103,7 +103,7 @@ def export_run(run: RunFolder, form: Form, output: Path, shared: Path) -> None:
     check_unused(output)
     _check_packages(form)
     config = read_config(BratsConfig, [run.config])
-    network = build_network(config.network, config.used, pretrained=False)
+    network = config.network.build(config.used, pretrained=False)
     epoch = load_network_weights(run.checkpoints, network).epoch
     facts = read_facts(run, config, epoch)
     with publishing(output) as draft:

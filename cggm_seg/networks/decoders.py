@@ -31,7 +31,8 @@ def to_full_resolution(logits: Tensor) -> Tensor:
     return upsample(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
-Features = Mapping[str, Mapping[str, Tensor]]
+ModalityFeatures = Mapping[str, Mapping[str, Tensor]]
+"""Modality to what its encoder returns, in the order of the network's modalities."""
 
 
 class FusionDecoder(nn.Module):
@@ -56,7 +57,7 @@ class FusionDecoder(nn.Module):
             conv_norm_relu(decoder_channels, decoder_channels, kernel_size=3),
         )
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: ModalityFeatures) -> Tensor:
         """Fused feature of shape ``(B, decoder_channels, H / 4, W / 4)``.
 
         Args:

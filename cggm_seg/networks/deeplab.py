@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from cggm.late_fusion import LateFusion
-from cggm.runs import FusionRule, late_rule
 from cggm_seg.data import MODALITIES
-from cggm_seg.networks.decoders import Features, FusionDecoder, UnimodalDecoder, to_full_resolution
+from cggm_seg.networks.decoders import (
+    FusionDecoder,
+    ModalityFeatures,
+    UnimodalDecoder,
+    to_full_resolution,
+)
 from cggm_seg.networks.encoders import OUTPUT_STRIDE, ModalityEncoder
-from cggm_seg.training import NetworkConfig
 
-__all__ = ["OUTPUT_STRIDE", "FusionDecoder", "ModalityEncoder", "MultiEncoderDeepLabV3Plus"]
+Fusion = Literal["features", "average", "sum", "energy"]
 
 
 class MultiEncoderDeepLabV3Plus(nn.Module):
@@ -26,8 +29,9 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
     Args:
         modalities: Names of the input channels in order; one encoder each.
         encoder_name: See :class:`ModalityEncoder`; ``resnet101`` is the paper's.
-        fusion: ``"features"``, or how the predictions of a full decoder for each modality are
-            combined, see :func:`cggm.runs.options.late_rule`.
+        fusion: ``"features"``, fused by one decoder, or how the predictions of a full decoder for
+            each modality are combined: ``"average"`` of their probabilities, ``"sum"`` of their
+            logits, or weighted by their ``"energy"``, see :class:`cggm.late_fusion.LateFusion`.
         classes: Number of classes, the background included.
         decoder_channels: Channels of the ASPP feature, the decoder and the output layer's input.
         low_level_channels: Channels of the stride-4 skip of each modality.
@@ -46,7 +50,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         modalities: Sequence[str] = MODALITIES,
         *,
         encoder_name: str = "resnet101",
-        fusion: FusionRule = "features",
+        fusion: Fusion = "features",
         classes: int = 4,
         decoder_channels: int = 256,
         low_level_channels: int = 48,
@@ -78,7 +82,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
                 name: UnimodalDecoder(decoder_channels, low_level_channels, classes, light=False)
                 for name in modalities
             }
-            self.output_layer = LateFusion(heads, late_rule(fusion, regression=False))
+            rule = "probabilities" if fusion == "average" else fusion
+            self.output_layer = LateFusion(heads, rule)
         if encoder_weights is not None:
             for encoder in self.encoders.values():
                 cast(ModalityEncoder, encoder).load_encoder(encoder_weights)
@@ -102,7 +107,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
             for channel, (name, encoder) in enumerate(self.encoders.items())
         }
 
-    def decode(self, features: Features) -> Tensor:
+    def decode(self, features: ModalityFeatures) -> Tensor:
         """Logits from the features of all modalities in order, see ``forward``."""
         if isinstance(self.output_layer, LateFusion):
             return self.output_layer.combine(self.output_layer(features))
@@ -128,25 +133,3 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
 @torch.compiler.disable
 def _eager_full_resolution(logits: Tensor) -> Tensor:
     return to_full_resolution(logits)
-
-
-def build_network(
-    config: NetworkConfig, modalities: Sequence[str] = MODALITIES, *, pretrained: bool = True
-) -> MultiEncoderDeepLabV3Plus:
-    """The network that a configuration describes.
-
-    Args:
-        config: The configuration.
-        modalities: What the network sees, in the order of its channels.
-        pretrained: Whether to load ``encoder_weights``; needless where a checkpoint follows.
-    """
-    return MultiEncoderDeepLabV3Plus(
-        modalities,
-        fusion=config.fusion,
-        encoder_name=config.encoder_name,
-        decoder_channels=config.decoder_channels,
-        low_level_channels=config.low_level_channels,
-        atrous_rates=config.atrous_rates,
-        aspp_dropout=config.aspp_dropout,
-        encoder_weights=config.encoder_weights if pretrained else None,
-    )

@@ -1,11 +1,16 @@
 """What a BraTS training is told; every field is an option of ``brats_train.py``."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cggm.runs import BalancerConfig, FusionRule, RunConfig, require, require_names
 from cggm_seg.data import MODALITIES
+
+if TYPE_CHECKING:
+    from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,31 @@ class NetworkConfig:
         rates, dropout = self.atrous_rates, self.aspp_dropout
         require(min(rates) >= 1, "network.atrous_rates", "to be at least 1", rates)
         require(0 <= dropout < 1, "network.aspp_dropout", "from 0 to below 1", dropout)
+
+    def build(
+        self, modalities: Sequence[str] = MODALITIES, *, pretrained: bool = True
+    ) -> "MultiEncoderDeepLabV3Plus":
+        """The network that the configuration describes.
+
+        Args:
+            modalities: What the network sees, in the order of its channels.
+            pretrained: Whether to load ``encoder_weights``; needless where a checkpoint follows.
+
+        Raises:
+            UserError: If the encoder or its weights cannot be used.
+        """
+        from cggm_seg.networks import MultiEncoderDeepLabV3Plus  # slow: --help needs no network
+
+        return MultiEncoderDeepLabV3Plus(
+            modalities,
+            fusion=self.fusion,
+            encoder_name=self.encoder_name,
+            decoder_channels=self.decoder_channels,
+            low_level_channels=self.low_level_channels,
+            atrous_rates=self.atrous_rates,
+            aspp_dropout=self.aspp_dropout,
+            encoder_weights=self.encoder_weights if pretrained else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cggm.scores import ratio_score
 from cggm.tensors import evaluating
 from cggm_seg.data import SliceCache
 from cggm_seg.evaluation import REGIONS, region_dice_counts
-from cggm_seg.networks import OUTPUT_STRIDE, Features, MultiEncoderDeepLabV3Plus
+from cggm_seg.networks import OUTPUT_STRIDE, ModalityFeatures, MultiEncoderDeepLabV3Plus
 from cggm_seg.pictures import COLORS, gray_levels, shown_modalities
 
 Subset = tuple[str, ...]
@@ -96,7 +96,7 @@ def _count(
     device = next(network.parameters()).device
     counts = {subset: torch.zeros(2, len(REGIONS), device=device) for subset in subsets}
     partial = any(len(subset) < len(network.modalities) for subset in subsets)
-    absent: Features = {}
+    absent: ModalityFeatures = {}
     for images, labels in _batches(cache, case_id, batch_size):
         height, width = labels.shape[1:]
         padded = F.pad(images, (0, -width % OUTPUT_STRIDE, 0, -height % OUTPUT_STRIDE)).to(device)

@@ -9,7 +9,7 @@ from torch import nn
 from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus, build_network
+from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.balancing import UnimodalDecoder
 from cggm_seg.training.config import BratsConfig
 
@@ -27,7 +27,7 @@ def finished_run(folder: Path) -> tuple[RunFolder, MultiEncoderDeepLabV3Plus]:
     config = read_config(BratsConfig, [folder / "tiny.yaml"])
     write_config(config, run.config)
     torch.manual_seed(0)
-    network = build_network(config.network, config.used)
+    network = config.network.build(config.used)
     _spread_classes(network)
     heads = nn.ModuleDict({name: UnimodalDecoder(8, 4, 4) for name in config.used})
     save_checkpoint(run.checkpoints, network, {"balancer": heads}, Progress(3, 30, score=0.5))

@@ -13,7 +13,6 @@ from cggm.runs.checkpoints.state import Progress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
-from cggm_seg.networks.deeplab import build_network
 from cggm_seg.training.config import BratsConfig
 from pipelines import (
     brats_evaluate,
@@ -66,7 +65,7 @@ def untrained_run(folder: Path) -> Path:
     run_folder = RunFolder.create(folder, name="tiny")
     config = read_config(BratsConfig, [tiny_config(folder)])
     write_config(config, run_folder.config)
-    save_checkpoint(run_folder.checkpoints, build_network(config.network), {}, Progress(1, 1))
+    save_checkpoint(run_folder.checkpoints, config.network.build(), {}, Progress(1, 1))
     return folder
 
 

@@ -16,7 +16,6 @@ from cggm.runs.watch.logs import read_jsonl
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.data.split import split_cases
-from cggm_seg.networks.deeplab import build_network
 from cggm_seg.training.assembly import build_trainer
 from cggm_seg.training.balancing import build_balancer
 from cggm_seg.training.config import BratsConfig
@@ -58,7 +57,7 @@ class Training:
     def __init__(self, config, cache, folder, *, resume=False):
         torch.manual_seed(0)
         self.run, self.cache = RunFolder(folder), cache
-        self.network = build_network(config.network)
+        self.network = config.network.build()
         split = split_cases(cache.case_ids, 0.25, 0)
         balancer = build_balancer(config, self.network, cache, split)
         self.trainer = build_trainer(
@@ -175,17 +174,17 @@ def test_checkpoint_of_another_method_is_refused(build, config, cache, tmp_path)
 
 
 def test_encoder_weights_are_loaded_unless_a_checkpoint_follows(config, tmp_path):
-    weights = build_network(config.network).encoders["t1"].encoder.state_dict()
+    weights = config.network.build().encoders["t1"].encoder.state_dict()
     file = tmp_path / "encoder.safetensors"
     save_file(weights, file)
     settings = replace(config.network, encoder_weights=file)
-    for encoder in build_network(settings).encoders.values():
+    for encoder in settings.build().encoders.values():
         state = encoder.encoder.state_dict()
         assert all(torch.equal(state[key], value) for key, value in weights.items())
     file.unlink()
-    build_network(settings, pretrained=False)
+    settings.build(pretrained=False)
     with pytest.raises(UserError, match=r"encoder\.safetensors cannot be loaded"):
-        build_network(settings)
+        settings.build()
 
 
 def test_processes_are_no_more_than_cores(config):
