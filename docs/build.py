@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     # Sphinx's own napoleon calls its autodoc in a deprecated way.
     warnings.simplefilter("ignore", RemovedInSphinx11Warning)
-    shutil.rmtree(ROOT / "site", ignore_errors=True)
+    for old in ("site", "docs/api"):  # pages of modules that are no more would be built again
+        shutil.rmtree(ROOT / old, ignore_errors=True)
     options = ["--fail-on-warning", "--nitpicky", "--quiet"]
     cache = ["--doctree-dir", str(ROOT / "build" / "doctrees")]
     raise SystemExit(main([*options, *cache, str(ROOT / "docs"), str(ROOT / "site")]))

@@ -1,5 +1,7 @@
 """Sphinx: the guide in Markdown and the reference from docstrings, without any network."""
 
+import sys
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -66,9 +68,18 @@ def _formula(translator: HTML5Translator, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def _repeated(app: Sphinx, what: str, name: str, *_: object) -> bool | None:
-    """``cggm.methods`` exports names again that ``cggm`` documents."""
-    return True if name in cggm.__all__ and app.env.docname.endswith("cggm.methods") else None
+def _behind_a_face(app: Sphinx, what: str, name: str, found: object, *_: object) -> bool | None:
+    """Leave out what a package only passes on: its own module's entry describes it.
+
+    ``cggm`` and ``cggm.methods`` are what people import, so these describe what they pass on, each
+    name once.
+    """
+    package = app.env.current_document.autodoc_module
+    if package == "cggm.methods":
+        return True if name in cggm.__all__ else None
+    home = getattr(found, "__module__", package)
+    passed_on = home.startswith(f"{package}.") and hasattr(sys.modules.get(package), "__path__")
+    return True if passed_on and package != "cggm" else None
 
 
 def setup(app: Sphinx) -> None:
@@ -76,6 +87,6 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_formula, None), block_renderers=(_formula, None)
     )
-    app.connect("autodoc-skip-member", _repeated)
+    app.connect("autodoc-skip-member", _behind_a_face)
     for name in cggm.__all__:  # which are imported on first use
         getattr(cggm, name)

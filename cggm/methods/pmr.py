@@ -33,7 +33,7 @@ class PMR(Balancer):
     mean so far, without the current window (ours); one never seen is left out of the softmax, and
     its samples out of loss and score. The first step is therefore a joint one.
 
-    Features become one vector per sample by :func:`cggm.methods._parts.prototypes.sample_vectors`.
+    Features become one vector per sample: maps are averaged over space, sequences over their steps.
 
     Limits: integer classes of shape ``(B,)`` and a linear output layer. Regression has no classes;
     a dense prediction has no one class per sample. Labels outside the classes are ignored.

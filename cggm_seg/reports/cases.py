@@ -163,7 +163,7 @@ def keep_validation(
         network: With the weights of the best checkpoint, on its device.
         data: Folder of the cases.
         rows: Dice of each validation case, see
-        :func:`cggm_seg.training.validation.evaluate_cached`.
+            :func:`cggm_seg.training.validation.evaluate_cached`.
     """
     record = {"data": str(data.resolve()), "rows": rows}
     write_atomically(run.path / "validation.json", json.dumps(record, indent=2).encode())
