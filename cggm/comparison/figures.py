@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.comparison.records import Record, of_task
-from cggm.comparison.statistics import Difference, Rank, Verdict, compare, lower_is_better
+from cggm.comparison.statistics import Difference, Rank, Verdict, compare
 from cggm.comparison.tables import simulated_suffix
-from cggm.runs import STYLE, modality_colors, replacing
+from cggm.runs import STYLE, find_metric, modality_colors, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,7 @@ def plot_differences(
     """
     runs, better = of_task(records, task), _better(metric)
     found = {n: d for n, d in compare(runs, metric, reference=reference).items() if d.n}
-    sign = -1 if lower_is_better(metric) else 1
+    sign = -1 if find_metric(metric).lower_is_better else 1
     ordered = sorted(found.items(), key=lambda item: sign * item[1].mean)
     with new_figure(path, 6.0, 1.3 + 0.28 * len(ordered)) as figure:
         axes = figure.add_subplot()
@@ -247,7 +247,7 @@ def plot_gradients(
 
 
 def _better(metric: str) -> str:
-    return f"{'lower' if lower_is_better(metric) else 'higher'} is better"
+    return f"{'lower' if find_metric(metric).lower_is_better else 'higher'} is better"
 
 
 def _embedded(vectors: Vectors, seed: int) -> Vectors:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import yaml
@@ -50,6 +51,13 @@ TASKS = {
     "food101": Task("food101_train.py", ("text", "image"), ("acc", "f1_macro")),
     "mfeat": Task("mfeat_train.py", ("pix", "fou", "mor"), ("acc", "f1_macro")),
 }
+
+
+def shown_metrics(task: str) -> tuple[str, ...]:
+    """Names of the metrics that tables of a task show, registered; the most important one first."""
+    for module in TASKS[task].modules:
+        import_module(module)  # registers what it computes
+    return TASKS[task].metrics
 
 
 UNIMODAL = "unimodal"

@@ -7,10 +7,10 @@ import numpy as np
 from markupsafe import Markup
 
 from cggm.comparison import records as select
-from cggm.comparison.plan import TASKS
+from cggm.comparison.plan import TASKS, shown_metrics
 from cggm.comparison.records import Record
 from cggm.comparison.rendering import Table
-from cggm.comparison.statistics import average_ranks, compare, lower_is_better
+from cggm.comparison.statistics import average_ranks, compare
 from cggm.comparison.tables import rank_table, task_tables
 from cggm.reports import (
     GRAY,
@@ -31,7 +31,7 @@ from cggm.reports import (
     plain_table,
     write_page,
 )
-from cggm.runs import RunFolder, read_jsonl, running_mean
+from cggm.runs import RunFolder, find_metric, read_jsonl, running_mean
 
 Curve = tuple[Values, Values]
 
@@ -148,18 +148,18 @@ def _task(output: Path, records: Sequence[Record], task: str) -> Section:
     parts = [
         _differences(own, task),
         *(_table(table) for table in task_tables(records, task).values()),
-        curves(output, own, TASKS[task].metrics[0]),
+        curves(output, own, shown_metrics(task)[0]),
     ]
     return Section(task, Markup().join(parts))
 
 
 def _differences(records: Sequence[Record], task: str) -> Markup:
-    metric = TASKS[task].metrics[0]
+    metric = shown_metrics(task)[0]
     alone = {f"unimodal_{name}" for name in TASKS[task].modalities}
     found = {n: d for n, d in compare(records, metric).items() if d.n and n not in alone}
     if not found:
         return Markup()
-    sign = 1 if lower_is_better(metric) else -1
+    sign = 1 if find_metric(metric).lower_is_better else -1
     dots = [
         Dot(name, d.mean, d.low if d.n > 1 else d.mean, d.high if d.n > 1 else d.mean, d.verdict)
         for name, d in sorted(found.items(), key=lambda item: sign * item[1].mean)
@@ -173,7 +173,7 @@ def _differences(records: Sequence[Record], task: str) -> Markup:
 
 
 def _ranks(records: Sequence[Record]) -> Section:
-    metrics = {task: TASKS[task].metrics[:1] for task in select.tasks(records)}
+    metrics = {task: shown_metrics(task)[:1] for task in select.tasks(records)}
     ranks = {name: rank for name, rank in average_ranks(records, metrics).items() if rank.tasks}
     dots = [
         Dot(

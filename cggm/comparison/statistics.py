@@ -9,15 +9,11 @@ from typing import Literal
 import numpy as np
 
 from cggm.comparison.records import Record, by_seed, methods, modalities, of_method, of_task
+from cggm.runs import find_metric
 
 Verdict = Literal["better", "worse", "no difference"]
 RESAMPLES = 10_000
 FEWEST_SEEDS = 5
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric is an error or a distance: ``mae`` and ``hd95*``."""
-    return metric == "mae" or metric.startswith("hd95")
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def compare(
         for name in methods(records)
     }
     base = values.pop(reference, {})
-    lower_better = lower_is_better(metric)
+    lower_better = find_metric(metric).lower_is_better
     return {n: paired_difference(v, base, lower_better=lower_better) for n, v in values.items()}
 
 
@@ -217,7 +213,7 @@ def average_ranks(
 def _rank_column(records: Sequence[Record], names: Sequence[str], metric: str) -> dict[str, float]:
     values = {n: by_seed(of_method(records, n), lambda r: r.test.get(metric)) for n in names}
     means = {name: summarize(found.values()).mean for name, found in values.items() if found}
-    return rank(means, lower_better=lower_is_better(metric))
+    return rank(means, lower_better=find_metric(metric).lower_is_better)
 
 
 def _combine(columns: Mapping[tuple[str, str], Mapping[str, float]], name: str) -> Rank:

@@ -17,7 +17,7 @@ from cggm.comparison.figures import (
     plot_ranks,
     plot_sweep,
 )
-from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, TASKS, UNIMODAL, Plan
+from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO, TASKS, UNIMODAL, Plan, shown_metrics
 from cggm.comparison.records import Record
 from cggm.comparison.rendering import RENDERERS, Table, to_markdown
 from cggm.comparison.report import write_report
@@ -90,12 +90,12 @@ def _differences(output: Path, records: Sequence[Record], task: str) -> str:
     alone = {f"{UNIMODAL}_{name}" for name in TASKS[task].modalities}
     records = [record for record in records if record.method not in alone]
     file = output / "figures" / f"{task}-differences.png"
-    plot_differences(records, task, TASKS[task].metrics[0], file)
+    plot_differences(records, task, shown_metrics(task)[0], file)
     return _image(file)
 
 
 def _sweep(output: Path, records: Sequence[Record], task: str) -> list[str]:
-    metric = TASKS[task].metrics[0]
+    metric = shown_metrics(task)[0]
     found = compare(records, metric)
     points = [
         SweepPoint(setting, value, found[method])
@@ -122,7 +122,7 @@ def _gradients(output: Path, records: Sequence[Record], task: str) -> list[str]:
 
 
 def _ranks(output: Path, records: Sequence[Record]) -> list[str]:
-    metrics = {task: TASKS[task].metrics[:1] for task in select.tasks(records)}
+    metrics = {task: shown_metrics(task)[:1] for task in select.tasks(records)}
     file = output / "figures" / "ranks.png"
     plot_ranks(average_ranks(records, metrics), file, simulated=_simulated(records))
     return [_keep(output, "ranks", rank_table(records, metrics)), _image(file)]

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Literal
 
 from cggm.comparison import records as select
-from cggm.comparison.plan import TASKS
+from cggm.comparison.plan import shown_metrics
 from cggm.comparison.records import Record, by_seed, methods, modalities, of_method, of_task, seeds
 from cggm.comparison.rendering import DASH, Cell, Table
 from cggm.comparison.statistics import (
@@ -14,9 +14,9 @@ from cggm.comparison.statistics import (
     Rank,
     average_ranks,
     compare,
-    lower_is_better,
     summarize,
 )
+from cggm.runs import find_metric
 
 Mark = Literal["", "best", "second"]
 
@@ -49,18 +49,20 @@ def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int)
 
     Args:
         values: By seed, for each row.
-        metric: Tells the direction.
+        metric: Tells the direction and the digits.
         runs: Seeds that were asked for; a cell with fewer says how many.
     """
     summaries = [summarize(own.values()) for own in values]
-    means = [round(s.mean, 3) if s.n else None for s in summaries]
+    record = find_metric(metric)
+    digits = record.digits
+    means = [round(s.mean, digits) if s.n else None for s in summaries]
     texts = [
-        (f"{s.mean:.3f}" if s.n else DASH)
-        + (f" ± {s.sd:.3f}" if s.n > 1 else "")
+        (f"{s.mean:.{digits}f}" if s.n else DASH)
+        + (f" ± {s.sd:.{digits}f}" if s.n > 1 else "")
         + (f" (n={s.n})" if 0 < s.n < runs else "")
         for s in summaries
     ]
-    return [*map(Cell, texts, marks(means, lower_better=lower_is_better(metric)))]
+    return [*map(Cell, texts, marks(means, lower_better=record.lower_is_better))]
 
 
 def difference_cell(difference: Difference | None) -> Cell:
@@ -288,7 +290,7 @@ def task_tables(records: Sequence[Record], task: str) -> dict[str, Table]:
         records: Of any tasks and methods.
         task: Which one.
     """
-    metrics = TASKS[task].metrics
+    metrics = shown_metrics(task)
     runs = select.of_task(records, task)
     found = set(select.methods(runs))
     tables = {"performance": performance_table(records, task, metrics)}

@@ -25,6 +25,7 @@ from .tables import Card as Card
 from .tables import Column as Column
 from .tables import cards as cards
 from .tables import marked_table as marked_table
+from .tables import metric_card as metric_card
 from .tables import number as number
 from .tables import plain_table as plain_table
 from .tables import sortable_table as sortable_table

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cggm.runs import Metric
+
 
 @dataclass(frozen=True)
 class Card:
@@ -24,6 +26,19 @@ class Card:
     interval: tuple[float, float] | None = None
     digits: int = 3
     unit: str = ""
+
+
+def metric_card(
+    metric: Metric, value: float | None, interval: tuple[float, float] | None = None
+) -> Card:
+    """A headline number named and written as its metric says.
+
+    Args:
+        metric: Its record.
+        value: The number, ``None`` where it is undefined.
+        interval: Ends of its 95 % interval, ``None`` where there is none.
+    """
+    return Card(metric.label, value, interval, metric.digits, metric.unit)
 
 
 def cards(shown: Sequence[Card], note: str) -> Markup:

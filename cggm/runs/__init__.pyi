@@ -29,6 +29,10 @@ from .loop.sampling import EndlessBatches as EndlessBatches
 from .loop.sampling import EpochSampler as EpochSampler
 from .loop.schedule import WarmupCosine as WarmupCosine
 from .loop.seeds import seed_everything as seed_everything
+from .metrics import Metric as Metric
+from .metrics import find_metric as find_metric
+from .metrics import register_metrics as register_metrics
+from .metrics import selection_score as selection_score
 from .options import BalancerConfig as BalancerConfig
 from .options import FusionRule as FusionRule
 from .options import RunConfig as RunConfig

@@ -9,38 +9,24 @@ from markupsafe import Markup
 
 from cggm.reports import (
     SIMULATED,
-    Card,
     Column,
     RunRecord,
     Section,
     balance_section,
     cards,
+    metric_card,
     plain_table,
     provenance_section,
     training_section,
     write_page,
 )
+from cggm.runs import find_metric
+from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
 from cggm_cls.reports.classes import calibration_section, class_intervals, confusion_section
 from cggm_cls.reports.samples import Interval, read_predictions
 from cggm_cls.reports.values import scatter_section, value_intervals
 
-_NAMES = {
-    "acc": "accuracy",
-    "uar": "mean recall",
-    "f1_macro": "macro F1",
-    "f1_weighted": "weighted F1",
-    "mae": "mean absolute error",
-    "corr": "correlation",
-    "acc2_non0": "accuracy, 2 classes",
-    "acc2_has0_ge": "accuracy, >= 0",
-    "acc2_has0_gt": "accuracy, > 0",
-    "f1w_non0": "weighted F1",
-    "f1w_has0_ge": "weighted F1, >= 0",
-    "f1w_has0_gt": "weighted F1, > 0",
-    "acc5": "accuracy, 5 classes",
-    "acc7": "accuracy, 7 classes",
-}
-_FIRST = ("acc", "mae", "corr", "uar", "f1_macro")
+_ORDER = [metric.name for metric in (*CLASSIFICATION, *SENTIMENT)]
 Metrics = Mapping[str, Any]
 
 
@@ -86,8 +72,8 @@ def _intervals(test: Metrics, kept: tuple[np.ndarray, np.ndarray] | None) -> Map
 
 def _headline(test: Metrics, intervals: Mapping[str, Interval]) -> Section:
     numbers = {k: v for k, v in test.items() if not isinstance(v, list)}
-    ordered = sorted(numbers, key=lambda k: _FIRST.index(k) if k in _FIRST else len(_FIRST))
-    shown = [Card(_NAMES.get(k, k), numbers[k], intervals.get(k)) for k in ordered]
+    ordered = sorted(numbers, key=lambda k: _ORDER.index(k) if k in _ORDER else len(_ORDER))
+    shown = [metric_card(find_metric(k), numbers[k], intervals.get(k)) for k in ordered]
     note = (
         "Metrics of the test split with the weights that the validation selected"
         + ("; 95 % bootstrap intervals over test samples" if intervals else "")
@@ -127,7 +113,8 @@ def _columns(rows: Mapping[str, Metrics], keys: tuple[str, ...]) -> list[Column]
     for key in keys:
         values = [row.get(key) for row in rows.values()]
         known = [v for v in values if v is not None]
+        metric = find_metric(key)
         # A stronger color is better, whatever the direction of the metric.
-        scale = (max(known), min(known)) if key == "mae" and known else None
-        columns.append(Column(_NAMES.get(key, key), values, heat=True, scale=scale))
+        scale = (max(known), min(known)) if metric.lower_is_better and known else None
+        columns.append(Column(metric.heading, values, metric.digits, heat=True, scale=scale))
     return columns

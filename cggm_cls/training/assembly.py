@@ -1,10 +1,8 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -26,6 +24,7 @@ from cggm.runs import (
     check_alike,
     replicated,
     seed_everything,
+    selection_score,
     write_config,
 )
 from cggm_cls.data import Batch, TaskData, move, sequence_batches, sequence_loader
@@ -81,7 +80,7 @@ class SequenceTraining:
             balancer,
             recorder,
             validate=self._validate,
-            score=partial(_selection_score, classes=data.classes),
+            score=partial(selection_score, name=self._selects),
             every=config.validate_every,
             max_epochs=config.max_epochs,
             steps=len(self._batches),
@@ -142,14 +141,19 @@ class SequenceTraining:
         TrainingProgress(optimizer, modalities=balancer.binding.names).attach(trainer)
         self.epochs.attach(trainer)
 
+    @property
+    def _selects(self) -> str:
+        """Name of the metric that selects the checkpoint."""
+        return "mae" if self.data.classes is None else "acc"
+
     def _validate(self) -> dict[str, float | None]:
         data = self.data
         size = self.config.batch_size
         metrics = numbers(
             evaluate(self.network, data.valid, data.classes, batch_size=size, sharded=True)
         )
-        selects = "mae" if data.classes is None else "acc"
-        return {selects: metrics[selects], **metrics}  # the first one is what curves show
+        # The first one is what curves show.
+        return {self._selects: metrics[self._selects], **metrics}
 
 
 def build_network(config: SequenceConfig, data: TaskData) -> MultimodalTransformer:
@@ -190,8 +194,3 @@ def _step(
         clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
     return {"loss": loss.detach()}
-
-
-def _selection_score(metrics: Mapping[str, Any], *, classes: int | None) -> float:
-    """Validation accuracy, or the negated mean absolute error."""
-    return float(metrics["acc"] if classes else -metrics["mae"])

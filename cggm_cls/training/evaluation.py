@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from cggm.distributed import gather_shards, shard
 from cggm.tensors import evaluating
 from cggm_cls.data import MaskedSequence, SequenceDataset, move
+from cggm_cls.metrics import classification_metrics, regression_metrics
 from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.training.metrics import classification_metrics, regression_metrics
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def evaluate(
     present: Sequence[str] | None = None,
     sharded: bool = False,
 ) -> dict[str, Any]:
-    """Metrics on a whole split, see :mod:`cggm_cls.training.metrics`.
+    """Metrics on a whole split, see :mod:`cggm_cls.metrics`.
 
     Args:
         network: The network, on its device.

@@ -5,3 +5,4 @@ from .regions import CLASSES as CLASSES
 from .regions import REGIONS as REGIONS
 from .regions import region_dice_counts as region_dice_counts
 from .regions import region_mask as region_mask
+from .scores import METRICS as METRICS

@@ -4,11 +4,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cggm.runs import Metric, register_metrics
+
 REGIONS: dict[str, tuple[int, ...]] = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
 """Region to class indices (1 NCR, 2 ED, 3 ET) of each tumor region."""
 
 CLASSES = 4
 """Background and the three tumor classes."""
+
+register_metrics(
+    Metric("dice_mean", "mean Dice", "higher"),
+    *(Metric(f"dice_{region}", f"Dice {region}", "higher") for region in REGIONS),
+    *(Metric(f"hd95_{region}", f"HD95 {region}", "lower", 2, "mm") for region in REGIONS),
+)
 
 
 def region_mask(labels: np.ndarray, region: str) -> np.ndarray:

@@ -12,14 +12,25 @@ from markupsafe import Markup
 
 from cggm.comparison import bootstrap_interval
 from cggm.errors import UserError
-from cggm.reports import Card, Column, Line, Section, cards, line_chart, plain_table, sortable_table
-from cggm.runs import RunFolder, write_atomically
+from cggm.reports import (
+    Card,
+    Column,
+    Line,
+    Section,
+    cards,
+    line_chart,
+    metric_card,
+    plain_table,
+    sortable_table,
+)
+from cggm.runs import Metric, RunFolder, find_metric, write_atomically
 from cggm_seg.data import Case, find_cases, read_case, read_labels, write_labels
+from cggm_seg.evaluation import METRICS
 from cggm_seg.inference import predict_volume
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
 Row = Mapping[str, float]
-REGIONS = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
+_REGIONS = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ _FOLDERS = ("predictions", "reference")
 
 
 def _with_mean(row: Row) -> Row:
-    return {"dice_mean": fmean(row[f"dice_{region}"] for region in REGIONS), **row}
+    return {"dice_mean": fmean(row[f"dice_{region}"] for region in _REGIONS), **row}
 
 
 def _read_set(file: Path) -> Any:  # noqa: ANN401
@@ -211,11 +222,7 @@ def _read(role: str, case: Case, dice: float, file: Path) -> Example:
     return Example(role, case.id, dice, images, volumes.label, prediction, tuple(spacing))
 
 
-_HEADLINE = {
-    "dice_mean": "mean Dice",
-    **{f"dice_{r}": f"Dice {r}" for r in REGIONS},
-    **{f"hd95_{r}": f"HD95 {r}" for r in REGIONS},
-}
+_SHOWN = ("dice_mean", *METRICS)
 
 
 def headline_section(found: Sequence[CaseSet], validation: Row | None) -> Section:
@@ -227,7 +234,7 @@ def headline_section(found: Sequence[CaseSet], validation: Row | None) -> Sectio
     """
     parts = [Markup("<h3>{}</h3>{}").format(s.title, _cards(s)) for s in found]
     if not parts and validation:
-        means = [Card(_HEADLINE[k], v) for k, v in validation.items()]
+        means = [metric_card(find_metric(k), v) for k, v in validation.items()]
         parts = [cards(means, "Means over the validation cases, which selected the weights.")]
     return Section("Results", Markup().join(parts))
 
@@ -241,13 +248,13 @@ def cases_section(scores: CaseSet) -> Section:
     ordered = sorted(scores.rows, key=lambda case: (scores.dice[case], case))
     columns = [Column("case", ordered)] + [
         Column(
-            _HEADLINE[m] + (" (mm)" if m.startswith("hd95") else ""),
-            [scores.rows[case][m] for case in ordered],
-            digits=2 if m.startswith("hd95") else 3,
-            heat=m == "dice_mean",
+            metric.heading,
+            [scores.rows[case][metric.name] for case in ordered],
+            metric.digits,
+            heat=metric.name == "dice_mean",
             scale=(0.0, 1.0),
         )
-        for m in _metrics(scores)
+        for metric in _metrics(scores)
     ]
     caption = f"{len(ordered)} {scores.noun}, the worst mean Dice first"
     body = sortable_table(caption, columns, sorted_by=1) + _spread(scores)
@@ -265,8 +272,8 @@ def subsets_section(subsets: Mapping[str, Row]) -> Section:
     if len(subsets) < 2:
         return Section("Missing modalities", Markup())
     metrics = [
-        Column(_HEADLINE[m], [row[m] for row in subsets.values()], heat=True, scale=(0.0, 1.0))
-        for m in ("dice_mean", "dice_WT", "dice_TC", "dice_ET")
+        Column(m.label, [row[m.name] for row in subsets.values()], heat=True, scale=(0.0, 1.0))
+        for m in map(find_metric, _SHOWN[:4])
     ]
     head = Column("modalities", [key.replace("+", " + ") for key in subsets])
     table = plain_table(
@@ -277,27 +284,25 @@ def subsets_section(subsets: Mapping[str, Row]) -> Section:
     return Section("Missing modalities", Markup('{}<p class="note">{}</p>').format(table, note))
 
 
-def _metrics(scores: CaseSet) -> list[str]:
+def _metrics(scores: CaseSet) -> list[Metric]:
     """Those that every case has, in the order that they are shown."""
-    return [m for m in _HEADLINE if all(m in row for row in scores.rows.values())]
+    return [find_metric(m) for m in _SHOWN if all(m in row for row in scores.rows.values())]
 
 
 def _cards(scores: CaseSet) -> Markup:
     shown = [
-        _card(metric, [row[metric] for row in scores.rows.values()]) for metric in _metrics(scores)
+        _card(metric, [row[metric.name] for row in scores.rows.values()])
+        for metric in _metrics(scores)
     ]
     note = (
         f"Means over {len(scores.rows)} {scores.noun}; 95 % bootstrap intervals of the mean over "
-        f"cases. WT, TC, ET: {', '.join(REGIONS.values())}."
+        f"cases. WT, TC, ET: {', '.join(_REGIONS.values())}."
     )
     return cards(shown, note)
 
 
-def _card(metric: str, values: Sequence[float]) -> Card:
-    distance = metric.startswith("hd95")
-    interval = bootstrap_interval(values)
-    mean = float(np.mean(values))
-    return Card(_HEADLINE[metric], mean, interval, 1 if distance else 3, "mm" if distance else "")
+def _card(metric: Metric, values: Sequence[float]) -> Card:
+    return metric_card(metric, float(np.mean(values)), bootstrap_interval(values))
 
 
 def _spread(scores: CaseSet) -> Markup:
@@ -307,7 +312,7 @@ def _spread(scores: CaseSet) -> Markup:
     share = np.linspace(0, 100, len(scores.rows))
     lines = [
         Line(region, share, np.sort([row[f"dice_{region}"] for row in scores.rows.values()]), i)
-        for i, region in enumerate(REGIONS)
+        for i, region in enumerate(_REGIONS)
     ]
     return Markup("<h3>Spread</h3>") + line_chart(
         "Dice of the cases, from worst to best", lines, x_label="% of the cases", named=True

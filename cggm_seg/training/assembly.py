@@ -23,6 +23,7 @@ from cggm.runs import (
     WarmupCosine,
     check_alike,
     replicated,
+    selection_score,
 )
 from cggm_seg.data import SliceCache, SliceItem, Split, prepare_batch, slice_batches, slice_loader
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
@@ -90,7 +91,7 @@ def build_trainer(
         balancer,
         recorder,
         validate=partial(mean_dice, network, cache, split.validation, progress="Validating"),
-        score=itemgetter("dice_mean"),
+        score=partial(selection_score, name="dice_mean"),
         every=config.validate_every,
         max_epochs=config.max_epochs,
         steps=len(batches),

@@ -10,8 +10,8 @@ from cggm.comparison.records import Record
 from cggm.runs.cli import run as run_command
 from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.metrics import classification_metrics, regression_metrics
 from cggm_cls.reports.samples import write_predictions
-from cggm_cls.training.metrics import classification_metrics, regression_metrics
 from pipelines import report
 from tests.cggm_seg.report_runs import add_evaluation, write_run
 from tests.pipelines.browser import opened, overflow

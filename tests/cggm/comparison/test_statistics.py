@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from cggm.comparison.statistics import (
     bootstrap_interval,
     compare,
-    lower_is_better,
     paired_difference,
     summarize,
 )
@@ -26,11 +25,6 @@ def test_mean_and_standard_deviation_of_the_sample():
     assert summarize([4.0, 1.0, 3.0, 2.0]).sd == pytest.approx(math.sqrt(5 / 3))
     assert math.isnan(summarize([1.0]).sd)
     assert math.isnan(summarize([]).mean)
-
-
-def test_directions():
-    assert [lower_is_better(m) for m in ("mae", "hd95", "hd95_wt")] == [True] * 3
-    assert [lower_is_better(m) for m in ("acc2", "dice_wt", "corr")] == [False] * 3
 
 
 def test_interval_agrees_with_all_resamples():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cggm.scores import ScoreTracker, score_counts
+from cggm_cls.metrics import classification_metrics, regression_metrics
 from cggm_cls.training.balancing import accuracy, negative_mae
-from cggm_cls.training.metrics import classification_metrics, regression_metrics
 
 
 @pytest.fixture(autouse=True)
