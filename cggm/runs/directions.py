@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cggm.contract import last_weight
 from cggm.heads import Criterion
-from cggm.runs.folder import replacing
+from cggm.runs.files import replacing
 from cggm.tensors import Features, absent, frozen
 
 

@@ -1,92 +1,13 @@
-"""The folder of one run, and files that are written whole or not at all."""
+"""The folder of one run: the name of every file in it, and what made it."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import secrets
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from cggm.errors import UserError
-
-_PACKAGES = (
-    "cggm",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pytorch-ignite",
-    "monai",
-    "segmentation-models-pytorch",
-    "albumentations",
-    "nibabel",
-    "transformers",
-)
-
-
-_DRAFT = ".tmp-"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file in one step: readers see the old content or the new, even after a power cut.
-
-    The block writes to the temporary path it is given, which ends in the name of the file. When the
-    block raises, that temporary file is removed and the old file stays.
-
-    Args:
-        path: The file to be written; its folder must exist.
-
-    Yields:
-        Where to write.
-    """
-    temporary = path.with_name(f"{_DRAFT}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename = str(path)
-        raise
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file as a whole, see :func:`replacing`.
-
-    Args:
-        path: The file to be written; its folder must exist.
-        data: Its content.
-    """
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def flush_folder(path: Path) -> None:
-    """Make renames inside a folder survive a power cut, where the system offers it.
-
-    Args:
-        path: The folder.
-    """
-    if os.name == "posix":
-        _flush_to_disk(path, os.O_RDONLY)
-
-
-def _flush_to_disk(path: Path, flags: int = os.O_RDWR) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from cggm.runs.environment import environment
+from cggm.runs.files import is_draft, sweep_drafts, write_json
 
 
 @dataclass(frozen=True)
@@ -167,8 +88,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written; of no use while another one runs."""
-        for draft in [*self.path.glob(f"{_DRAFT}*"), *self.curves.glob(f"{_DRAFT}*")]:
-            draft.unlink(missing_ok=True)
+        for folder in (self.path, self.curves, self.checkpoints):
+            sweep_drafts(folder)
 
     @property
     def config(self) -> Path:
@@ -222,18 +143,18 @@ class RunFolder:
 
     def write_environment(self) -> None:
         """Record machine, versions and command line; earlier starts of the run are kept."""
-        record = _environment()
+        record = environment()
         if self.environment.exists():
             earlier = json.loads(self.environment.read_text())
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
-        write_atomically(self.environment, (json.dumps(record, indent=2) + "\n").encode())
+        write_json(self.environment, record)
 
 
 def _is_content(path: Path) -> bool:
     """Whether a file or folder is more than what a start leaves that was killed at once."""
     if path.name == "checkpoints" and path.is_dir():
         return any(path.iterdir())
-    return not path.name.startswith(_DRAFT)
+    return not is_draft(path)
 
 
 def _unmakable(path: Path, error: OSError) -> UserError:
@@ -246,52 +167,3 @@ def _unmakable(path: Path, error: OSError) -> UserError:
 def _unused(path: Path) -> Path:
     numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
     return next(p for p in (path, *numbered) if not p.exists())
-
-
-def machine() -> str:
-    """The processor and how many cores this process may use, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {_processor()}"
-
-
-def _environment() -> dict[str, Any]:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": _processor(),
-        "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cuda": torch.version.cuda if cuda else None,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-    }
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def _commit() -> str | None:
-    """Commit of the source this package was imported from, ``+`` where files were changed."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    where = Path(__file__).parent
-    found = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -10,7 +10,8 @@ from torch import nn
 
 from cggm.distributed import is_first_rank
 from cggm.runs.config import write_config
-from cggm.runs.folder import RunFolder, write_atomically
+from cggm.runs.files import write_atomically
+from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import BalancerConfig, RunConfig
 

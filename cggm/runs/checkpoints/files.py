@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cggm.errors import UserError
-from cggm.runs.folder import flush_folder, replacing, write_atomically
+from cggm.runs.files import file_digest, new_folder, sweep_drafts
 
 HEADER = "checkpoint.json"
 FORMAT = 2
@@ -55,19 +55,10 @@ def publish(target: Path, dumps: Mapping[str, Dump], header: Mapping[str, Any]) 
     Raises:
         FileExistsError: If there is such a checkpoint, which stays as it is.
     """
-    if target.exists():
-        raise FileExistsError(f"{target}: expected no such checkpoint, but it exists.")
     _sweep(target.parent)
-    draft = target.with_name(f".draft-{target.name}")
-    draft.mkdir(parents=True)
-    try:
+    with new_folder(target) as draft:
         files = {name: _write(draft / name, dump) for name, dump in dumps.items()}
-        write_atomically(draft / HEADER, _sealed({"format": FORMAT, **header, "files": files}))
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    flush_folder(target.parent)
+        (draft / HEADER).write_bytes(_sealed({"format": FORMAT, **header, "files": files}))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -113,7 +104,7 @@ def verified(path: Path, name: str, header: Mapping[str, Any]) -> Path:
     """
     if not (path / name).is_file():
         raise damaged(path, name, "it is missing")
-    if _digest(path / name) != header["files"].get(name):
+    if file_digest(path / name) != header["files"].get(name):
         raise damaged(path, name, "it is cut short or altered")
     return path / name
 
@@ -149,7 +140,8 @@ def prune(folder: Path, keep_last: int) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    for leftover in folder.glob(".*-epoch-*"):
+    sweep_drafts(folder)
+    for leftover in folder.glob(".*-epoch-*"):  # renamed to be removed, see prune
         shutil.rmtree(leftover)
 
 
@@ -159,21 +151,18 @@ def _progress(path: Path) -> tuple[int, int] | None:
 
 
 def _write(path: Path, dump: Dump) -> str:
-    """Write a file durably and return its digest."""
-    with replacing(path) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                dump(file)
-        except RuntimeError as error:
-            # torch.save hides why a write failed, such as a full disk, in the context.
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else error from None
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Write a file and return its digest."""
+    try:
+        with path.open("wb") as file:
+            dump(file)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides why a write failed, such as a full disk, in the context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        cause.filename = str(path)
+        raise cause from None
+    return file_digest(path)
 
 
 def _sealed(header: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import UserError
-from cggm.runs.folder import RunFolder, replacing
+from cggm.runs.files import replacing
+from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
 
 Values = NDArray[np.float64]

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cggm.errors import UserError
-from cggm.runs.folder import RunFolder, write_atomically
+from cggm.runs.files import write_atomically
+from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig
 from cggm.runs.watch.logs import scalars

@@ -125,7 +125,7 @@ SCRIPT = """
 import resource, signal, sys
 from pathlib import Path
 from cggm.runs.cli import parse_arguments, run
-from cggm.runs.folder import write_atomically
+from cggm.runs.files import write_atomically
 from tests.cggm.runs.schema import Config
 
 def main(argv):

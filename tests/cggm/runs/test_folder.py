@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cggm.errors import UserError
-from cggm.runs.folder import RunFolder, replacing, write_atomically
+from cggm.runs.files import replacing, write_atomically
+from cggm.runs.folder import RunFolder
 
 
 def test_write_atomically_replaces_the_content(tmp_path):
@@ -140,7 +141,13 @@ def test_commit_is_that_of_the_source(tmp_path):
     source = Path(__file__).parents[3] / "cggm"
     copy = tmp_path / "cggm"
     (copy / "runs").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "runs/__init__.py", "runs/folder.py"):
+    for name in (
+        "__init__.py",
+        "errors.py",
+        "runs/__init__.py",
+        "runs/__init__.pyi",
+        "runs/environment.py",
+    ):
         (copy / name).write_bytes((source / name).read_bytes())
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
@@ -148,7 +155,7 @@ def test_commit_is_that_of_the_source(tmp_path):
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    code = "from cggm.runs import folder; print(folder._commit())"
+    code = "from cggm.runs.environment import _commit; print(_commit())"
     show = [sys.executable, "-Bc", code]
     shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert shown.stdout == head.stdout

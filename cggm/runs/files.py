@@ -1,0 +1,172 @@
+"""Files and folders that appear whole or not at all, and the digest of their content.
+
+What is being written is a draft beside its place, ``.tmp-<process>-<random>-<name>``, until one
+rename puts it there. A killed process leaves such a draft, which :func:`sweep_drafts` removes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_PREFIX = ".tmp-"
+_DRAFT = re.compile(r"(?:\.tmp-\d+-[0-9a-f]{8}-)+(.*)", re.DOTALL)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file in one step: readers see the old content or the new, even after a power cut.
+
+    The block writes to the temporary path it is given, which ends in the name of the file. When the
+    block raises, that temporary file is removed and the old file stays.
+
+    Args:
+        path: The file to be written; its folder must exist.
+
+    Yields:
+        Where to write.
+    """
+    temporary = _draft_of(path)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file as a whole, see :func:`replacing`.
+
+    Args:
+        path: The file to be written; its folder must exist.
+        data: Its content.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write a JSON file as a whole, see :func:`replacing`.
+
+    Args:
+        path: The file to be written; its folder must exist.
+        value: What ``json.dumps`` takes.
+    """
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder in one step: others see nothing of it, or all, even after a power cut.
+
+    When the block raises, nothing is left.
+
+    Args:
+        path: The folder, absent or empty; missing parents are made.
+
+    Yields:
+        An empty folder to write to, beside it.
+
+    Raises:
+        FileExistsError: If the folder holds something, before or after the block; it stays.
+    """
+    _check_unused(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+        for part in draft.rglob("*"):
+            flush_folder(part) if part.is_dir() else _flush_to_disk(part)
+        flush_folder(draft)
+        _check_unused(path)
+        if os.name == "nt" and path.exists():  # Windows renames over no folder, not even empty
+            path.rmdir()
+        draft.rename(path)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            named = Path(os.fsdecode(error.filename))
+            if named.is_relative_to(draft):  # say the name that the user knows
+                error.filename = str(path / named.relative_to(draft))
+        raise
+    flush_folder(path.parent)
+
+
+def _check_unused(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: expected a new or an empty folder, but it is in use.")
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a file or folder is something half-written, by its name."""
+    return path.name.startswith(_PREFIX)
+
+
+def sweep_drafts(folder: Path, name: str | None = None, *, older_than: float = 0.0) -> None:
+    """Remove the drafts that killed processes left in a folder.
+
+    Args:
+        folder: Where they lie; it may be absent.
+        name: Of the file or folder that they would have become; anything where ``None``.
+        older_than: Seconds since they were last written. Where several processes may write at once
+            it must be longer than any of them takes, or a draft under way goes.
+    """
+    for draft in folder.glob(f"{_PREFIX}*"):
+        found = _DRAFT.fullmatch(draft.name)
+        if name is not None and (found is None or found[1] != name):
+            continue
+        with suppress(FileNotFoundError):  # finished, or swept by another process
+            if time.time() - draft.lstat().st_mtime < older_than:
+                continue
+            if draft.is_dir() and not draft.is_symlink():
+                shutil.rmtree(draft)
+            else:
+                draft.unlink()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal.
+
+    Args:
+        path: The file, read to its end.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_folder(path: Path) -> None:
+    """Make renames inside a folder survive a power cut, where the system offers it.
+
+    Args:
+        path: The folder.
+    """
+    if os.name == "posix":
+        _flush_to_disk(path, os.O_RDONLY)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+
+
+def _flush_to_disk(path: Path, flags: int = os.O_RDWR) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
