@@ -11,13 +11,13 @@ import numpy as np
 from torch import nn
 
 from cggm.errors import DataError
+from cggm.runs import file_digest
 from cggm_seg.data import Case, Volumes, read_case, write_labels
 from cggm_seg.inference.folder import (
     PredictionFolder,
     Record,
     Writer,
     check_replaceable,
-    file_digest,
 )
 from cggm_seg.inference.outputs import region_volumes, write_probabilities
 from cggm_seg.inference.slices import BatchSize, InferenceSettings

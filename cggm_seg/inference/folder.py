@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from cggm.errors import DataError, UserError
-from cggm.runs import replacing, write_atomically
+from cggm.runs import file_digest, replacing, sweep_drafts, write_atomically, write_json
 from cggm_seg.data import Case
 from cggm_seg.inference.slices import InferenceSettings, device_of
 
@@ -54,8 +53,6 @@ def _plain(values: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 Writer = Callable[[Path], None]
-
-_DRAFTS = r"(\.tmp-\d+-[0-9a-f]+-)+"  # how the names of half-written files begin
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class PredictionFolder:
             UserError: If it cannot be written; the earlier one is untouched then.
         """
         with _said_to_user(self.path / name):
-            _sweep(self.path / name)
+            sweep_drafts(self.path, name)
             write_atomically(self.path / name, text.encode())
 
     def _write(self, record: Record, writers: Mapping[Path, Writer]) -> None:
@@ -163,15 +160,15 @@ class PredictionFolder:
         with ExitStack() as drafts:
             for file, write in writers.items():
                 file.parent.mkdir(exist_ok=True)
-                _sweep(file)
+                sweep_drafts(file.parent, file.name)
                 draft = drafts.enter_context(replacing(file))
                 write(draft)
                 digests[self.name_of(file)] = file_digest(draft)
             values = asdict(record) | {"outputs": digests}
             file = self._record(record.case)
             file.parent.mkdir(exist_ok=True)
-            _sweep(file)
-            write_atomically(file, (json.dumps(values, indent=2) + "\n").encode())
+            sweep_drafts(file.parent, file.name)
+            write_json(file, values)
 
     def records(self) -> list[Record]:
         """Of every label map that is there as it was made, by identifier."""
@@ -181,16 +178,6 @@ class PredictionFolder:
 
     def _record(self, case_id: str) -> Path:
         return self.path / "records" / f"{case_id}.json"
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
@@ -208,14 +195,6 @@ def _parsed(file: Path) -> Record | None:
         return Record(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _sweep(file: Path) -> None:
-    """Remove what a killed process left half-written of this file."""
-    draft = re.compile(_DRAFTS + re.escape(file.name))
-    for other in file.parent.glob(".tmp-*"):
-        if draft.fullmatch(other.name):
-            other.unlink(missing_ok=True)
 
 
 def check_alike(
