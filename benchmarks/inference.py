@@ -25,8 +25,8 @@ from monai.inferers import SliceInferer
 from scipy.ndimage import gaussian_filter
 
 from cggm_seg.data.preprocessing import intensity_statistics, zscore
-from cggm_seg.inference.cohort import InferenceSettings, predict_volume
-from cggm_seg.inference.slices import computes_bf16
+from cggm_seg.inference.slices import InferenceSettings, computes_bf16
+from cggm_seg.inference.volume import predict_volume
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.losses import SoftDiceCELoss
 

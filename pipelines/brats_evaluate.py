@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options(EvaluateOptions, __doc__, argv)
     from cggm.distributed import is_first_rank
     from cggm.runs import write_atomically
-    from cggm_seg.evaluation import evaluate_folder, mean_dice
+    from cggm_seg.evaluation import evaluate_folder
     from cggm_seg.reports import report_evaluation
 
     with joined("cpu"):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         if not is_first_rank():
             return
     print(evaluation.table())
-    print(f"\nmean Dice of WT, TC and ET: {mean_dice(evaluation.rows):.3f}")
+    print(f"\nmean Dice of WT, TC and ET: {evaluation.mean_dice:.3f}")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         folders = {"predictions": options.predictions, "reference": options.reference}

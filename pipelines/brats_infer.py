@@ -72,9 +72,7 @@ def _predict(
             options.output,
             settings=settings,
             absent=[name.strip() for name in (options.absent or "").split(",") if name.strip()],
-            probabilities=files.probabilities,
-            previews=files.previews,
-            overwrite=options.overwrite,
+            files=files,
             strict=options.strict,
             sharded=True,
         )

@@ -74,7 +74,6 @@ LONG = {
 }
 MANY_ARGUMENTS = {
     "cggm/runs/session.py:__init__",
-    "cggm_seg/inference/cohort.py:predict_cases",
     "cggm_seg/verification/case.py:file_record",
 }
 SEVERAL_MEANINGS = {
@@ -84,11 +83,9 @@ SEVERAL_MEANINGS = {
     "Record",
     "brain_box",
     "build_balancer",
-    "check_alike",
     "describe",
     "factory",
     "finish",
-    "mean_dice",
     "modalities",
     "modulation",
     "plain",

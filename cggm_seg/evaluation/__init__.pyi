@@ -1,7 +1,8 @@
 from .folder import evaluate_folder as evaluate_folder
-from .folder import mean_dice as mean_dice
 from .folder import subset_names as subset_names
+from .regions import CLASS_NAMES as CLASS_NAMES
 from .regions import CLASSES as CLASSES
+from .regions import REGION_NAMES as REGION_NAMES
 from .regions import REGIONS as REGIONS
 from .regions import region_dice_counts as region_dice_counts
 from .regions import region_mask as region_mask

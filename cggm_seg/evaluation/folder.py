@@ -77,6 +77,12 @@ class Evaluation:
     problems: list[str]
     rule: Rule = "brats2021"
 
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice over all cases and the three regions."""
+        rows = self.rows.values()
+        return float(np.mean([[row[f"dice_{region}"] for region in REGIONS] for row in rows]))
+
     def table(self) -> str:
         """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
         lines = self.rows | self.statistics
@@ -110,7 +116,7 @@ def evaluate_folder(
         predictions: Label maps with the values of the reference's naming scheme.
         reference: Labelled cases; their images may be missing.
         strict: Whether the first problem ends the evaluation.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar on a terminal.
         sharded: Whether the ranks share the cases; every rank then calls this and gets the result.
         rule: How a case is scored, see :class:`Evaluation`.
 
@@ -125,8 +131,8 @@ def evaluate_folder(
         raise problems[0]
     paired = [case for case in cases if case.id in files]
     mine = shard(paired) if sharded else paired
-    shown = None if progress and is_first_rank() else True
-    bar = tqdm(mine, "Evaluating", unit="case", disable=shown)
+    hidden = None if progress and is_first_rank() else True  # None: shown on terminals alone
+    bar = tqdm(mine, "Evaluating", unit="case", disable=hidden)
     scored = [_attempt(case, files[case.id], rule, strict) for case in bar]
     scored = gather_shards(scored) if sharded else scored
     problems += [outcome for outcome in scored if isinstance(outcome, DataError)]
@@ -136,17 +142,6 @@ def evaluate_folder(
         raise _nothing_scored(predictions, reference, problems)
     said = [str(problem) for problem in problems]
     return Evaluation(rows, _statistics(rows), missing, said, rule)
-
-
-def mean_dice(rows: Mapping[str, Row]) -> float:
-    """Mean Dice over all cases and the three regions; ``rows`` as in :class:`Evaluation`.
-
-    Raises:
-        ValueError: If there is no row.
-    """
-    if not rows:
-        raise ValueError("Expected at least one case, but got none.")
-    return float(np.mean([[row[f"dice_{region}"] for region in REGIONS] for row in rows.values()]))
 
 
 def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -218,5 +213,5 @@ def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def _line(name: str, row: Row, width: int) -> str:
-    cells = (f"{row[m]:>10.{4 if m.startswith('dice') else 2}f}" for m in METRICS)
-    return f"{name:<{width}}" + "".join(cells)
+    values = (f"{row[m]:>10.{4 if m.startswith('dice') else 2}f}" for m in METRICS)
+    return f"{name:<{width}}" + "".join(values)

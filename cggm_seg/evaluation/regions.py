@@ -1,4 +1,4 @@
-"""The nested tumor regions that BraTS scores, and their Dice counts within a training step."""
+"""Tumor regions that BraTS scores, one within the other, and their Dice counts in a step."""
 
 import numpy as np
 import torch
@@ -9,8 +9,14 @@ from cggm.runs import Metric, register_metrics
 REGIONS: dict[str, tuple[int, ...]] = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
 """Region to class indices (1 NCR, 2 ED, 3 ET) of each tumor region."""
 
+REGION_NAMES = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
+"""Region to what it is called, in the order of tables and pictures: the largest region first."""
+
 CLASSES = 4
 """Background and the three tumor classes."""
+
+CLASS_NAMES = ("background", "necrotic tumor core", "peritumoral edema", "enhancing tumor")
+"""What the classes 0 to 3 are called."""
 
 register_metrics(
     Metric("dice_mean", "mean Dice", "higher"),

@@ -8,7 +8,7 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from scipy import ndimage
 
-from cggm_seg.evaluation.regions import REGIONS, region_mask
+from cggm_seg.evaluation.regions import REGION_NAMES, REGIONS, region_mask
 
 WORST_HD95 = 373.1287
 """HD95 in mm where one of two regions is empty, as in BraTS 2021.
@@ -16,9 +16,7 @@ WORST_HD95 = 373.1287
 It is the diagonal of the volume, sqrt(240^2 + 240^2 + 155^2), the largest distance there can be.
 """
 
-METRICS = tuple(
-    f"{metric}_{region}" for metric in ("dice", "hd95") for region in ("WT", "TC", "ET")
-)
+METRICS = tuple(f"{metric}_{region}" for metric in ("dice", "hd95") for region in REGION_NAMES)
 
 Row = dict[str, float]
 Spacing = tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""One case from its images to its label map, unless that is there already."""
+"""Prediction of one case, from its images to its files, unless these are there already."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +15,11 @@ from cggm.runs import file_digest
 from cggm_seg.data import Case, Volumes, read_case, write_labels
 from cggm_seg.inference.folder import (
     PredictionFolder,
-    Record,
+    PredictionRecord,
     Writer,
     check_replaceable,
 )
+from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.outputs import region_volumes, write_probabilities
 from cggm_seg.inference.slices import BatchSize, InferenceSettings
 from cggm_seg.inference.volume import names_of, segment
@@ -38,10 +39,8 @@ class CasePredictor:
         made_with: See :func:`cggm_seg.inference.folder.made_with`.
         size: Slices at once; what one case learns of it the next one knows.
         absent: Modalities to be replaced by zeros in every case.
-        probabilities: Whether class probabilities are written.
-        previews: Whether pictures are written.
-        overwrite: Whether files are replaced that were not made by this network, with these
-            settings, from these images.
+        options: What is written besides label maps, and whether files are replaced that were not
+            made by this network, with these settings, from these images.
     """
 
     network: nn.Module
@@ -50,9 +49,7 @@ class CasePredictor:
     made_with: Mapping[str, str]
     size: BatchSize
     absent: Collection[str] = ()
-    probabilities: bool = False
-    previews: bool = False
-    overwrite: bool = False
+    options: FileOptions = FileOptions()  # noqa: RUF009  # frozen
 
     def predict(self, case: Case) -> bool:
         """Write the files of a case, or find them there.
@@ -75,7 +72,7 @@ class CasePredictor:
         files = self._files(case.id, old)
         if same and all(self.folder.is_ours(old, file) for file in files):
             return False
-        if not self.overwrite:
+        if not self.options.overwrite:
             check_replaceable(self.folder, case.id, files, old if same else None)
         self._write(case, inputs, files)
         return True
@@ -92,12 +89,12 @@ class CasePredictor:
             raise DataError(case.id, None, what, "Add an image, or leave the case out.")
         return replace(case, images=images, label=None)
 
-    def _files(self, case_id: str, old: Record | None) -> list[Path]:
+    def _files(self, case_id: str, old: PredictionRecord | None) -> list[Path]:
         """What is to be written, and what an earlier prediction wrote, lest it be outdated."""
         folder, known = self.folder, old.outputs if old else {}
         optional = {
-            folder.probabilities(case_id): self.probabilities,
-            folder.preview(case_id): self.previews,
+            folder.probabilities(case_id): self.options.probabilities,
+            folder.preview(case_id): self.options.previews,
         }
         wanted = [f for f, w in optional.items() if w or folder.name_of(f) in known]
         return [folder.labels(case_id), *wanted]
@@ -112,7 +109,7 @@ class CasePredictor:
             self.size,
             probabilities=self.folder.probabilities(case.id) in files,
         )
-        record = Record(
+        record = PredictionRecord(
             case=case.id,
             made_with=self.made_with,
             naming=case.naming,
@@ -131,7 +128,7 @@ class CasePredictor:
         volumes: Volumes,
         labels: np.ndarray,
         probabilities: np.ndarray | None,
-        record: Record,
+        record: PredictionRecord,
     ) -> dict[Path, Writer]:
         preview = partial(
             save_preview,

@@ -1,4 +1,4 @@
-"""Segments whole cohorts; a cohort that was interrupted goes on where it stopped."""
+"""Predictions of whole cohorts; one that was interrupted goes on where it stopped."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -12,18 +12,11 @@ from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError
 from cggm_seg.data import Case
 from cggm_seg.inference.case import CasePredictor
-from cggm_seg.inference.folder import PredictionFolder, check_alike, made_with
+from cggm_seg.inference.folder import PredictionFolder, check_one_origin, made_with
+from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.outputs import write_summary
 from cggm_seg.inference.slices import InferenceSettings, device_of
-from cggm_seg.inference.volume import DEFAULT, check_absent, predict_probabilities, predict_volume
-
-__all__ = [
-    "InferenceSettings",
-    "Predictions",
-    "predict_cases",
-    "predict_probabilities",
-    "predict_volume",
-]
+from cggm_seg.inference.volume import DEFAULT, check_absent
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +48,8 @@ def predict_cases(
     settings: InferenceSettings = DEFAULT,
     *,
     absent: Collection[str] = (),
-    probabilities: bool = False,
-    previews: bool = False,
+    files: FileOptions = FileOptions(),  # noqa: B008  # frozen
     strict: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
     sharded: bool = False,
 ) -> Predictions:
     """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their naming.
@@ -75,13 +65,9 @@ def predict_cases(
         output: Folder, made if there is none.
         settings: How volumes are cut, batched and computed.
         absent: Modalities to be replaced by zeros in every case; their images are not read.
-        probabilities: Whether class probabilities are written to ``probabilities/``, see
-            :func:`cggm_seg.inference.outputs.write_probabilities`.
-        previews: Whether pictures are drawn in ``previews/``.
+        files: What is written besides label maps, and whether files that were made otherwise are
+            replaced; such a file is an error otherwise.
         strict: Whether the first bad case ends the run.
-        overwrite: Whether files that were made otherwise are replaced; such a file is an error
-            otherwise.
-        progress: Whether to show a progress bar.
         sharded: Whether the ranks share the cases; every rank then calls this, writes the
             predictions of its share, and gets the outcome of all.
 
@@ -99,15 +85,12 @@ def predict_cases(
         made_with(network, settings),
         settings.batches(device_of(network)),
         absent,
-        probabilities,
-        previews,
-        overwrite,
+        files,
     )
-    if not overwrite:
-        check_alike(folder, cases, predictor.made_with)
-    outcomes = _predict_all(predictor, cases, strict, progress, sharded)
-    files = [folder.labels(case.id) for case in cases]
-    done = list(zip(files, outcomes, strict=True))
+    if not files.overwrite:
+        check_one_origin(folder, cases, predictor.made_with)
+    outcomes = _predict_all(predictor, cases, strict, sharded)
+    done = [(folder.labels(c.id), outcome) for c, outcome in zip(cases, outcomes, strict=True)]
     return Predictions(
         [file for file, outcome in done if outcome is True],
         [file for file, outcome in done if outcome is False],
@@ -116,15 +99,15 @@ def predict_cases(
 
 
 def _predict_all(
-    predictor: CasePredictor, cases: Sequence[Case], strict: bool, progress: bool, sharded: bool
+    predictor: CasePredictor, cases: Sequence[Case], strict: bool, sharded: bool
 ) -> list[bool | DataError]:
     """Whether each case was predicted, and not found, or why there is nothing."""
     if predictor.absent and is_first_rank():
         logger.warning("%s: replaced by zeros in every case.", ", ".join(predictor.absent))
     predictor.folder.make()
     mine = shard(cases) if sharded else cases
-    shown = None if progress and is_first_rank() else True
-    bar = tqdm(mine, "Predicting", unit="case", disable=shown)
+    hidden = None if is_first_rank() else True  # None shows a bar on terminals alone
+    bar = tqdm(mine, "Predicting", unit="case", disable=hidden)
     outcomes = [_attempt(predictor, case, strict) for case in bar]
     outcomes = gather_shards(outcomes) if sharded else outcomes
     if is_first_rank() or not sharded:

@@ -1,4 +1,4 @@
-"""A folder of predictions, which knows what made each of its files."""
+"""Folder of predictions, which knows what made each of its files."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ Writer = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
-class Record:
+class PredictionRecord:
     """What was predicted of one case, and from what.
 
     Attributes:
@@ -119,11 +119,11 @@ class PredictionFolder:
         """A file of the folder as records name it."""
         return file.relative_to(self.path).as_posix()
 
-    def read(self, case_id: str) -> Record | None:
+    def read(self, case_id: str) -> PredictionRecord | None:
         """The record of a case, or ``None`` where there is none that can be read."""
         return _parsed(self._record(case_id))
 
-    def is_ours(self, record: Record | None, file: Path) -> bool:
+    def is_ours(self, record: PredictionRecord | None, file: Path) -> bool:
         """Whether a file is there as its record describes it."""
         name = self.name_of(file)
         return (
@@ -132,7 +132,7 @@ class PredictionFolder:
             and (file.is_file() and file_digest(file) == record.outputs[name])
         )
 
-    def write(self, record: Record, writers: Mapping[Path, Writer]) -> None:
+    def write(self, record: PredictionRecord, writers: Mapping[Path, Writer]) -> None:
         """Writes all files of a case, or none, and its record with their digests.
 
         Args:
@@ -155,7 +155,7 @@ class PredictionFolder:
             sweep_drafts(self.path, name)
             write_atomically(self.path / name, text.encode())
 
-    def _write(self, record: Record, writers: Mapping[Path, Writer]) -> None:
+    def _write(self, record: PredictionRecord, writers: Mapping[Path, Writer]) -> None:
         digests = {}
         with ExitStack() as drafts:
             for file, write in writers.items():
@@ -170,7 +170,7 @@ class PredictionFolder:
             sweep_drafts(file.parent, file.name)
             write_json(file, values)
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[PredictionRecord]:
         """Of every label map that is there as it was made, by identifier."""
         found = (_parsed(file) for file in self.path.glob("records/*.json"))
         made = [r for r in found if r and self.is_ours(r, self.labels(r.case))]
@@ -190,14 +190,14 @@ def _said_to_user(path: Path) -> Iterator[None]:
         raise UserError(what, "Free space, or choose a folder that you may write to.") from error
 
 
-def _parsed(file: Path) -> Record | None:
+def _parsed(file: Path) -> PredictionRecord | None:
     try:
-        return Record(**json.loads(file.read_text()))
+        return PredictionRecord(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def check_alike(
+def check_one_origin(
     folder: PredictionFolder, cases: Sequence[Case], made_with: Mapping[str, str]
 ) -> None:
     """Refuse to predict some cases otherwise than others.
@@ -229,7 +229,7 @@ def check_alike(
 
 
 def check_replaceable(
-    folder: PredictionFolder, case_id: str, files: Sequence[Path], record: Record | None
+    folder: PredictionFolder, case_id: str, files: Sequence[Path], record: PredictionRecord | None
 ) -> None:
     """Refuse to replace what is not the same prediction, left unfinished.
 

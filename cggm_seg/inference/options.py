@@ -1,4 +1,4 @@
-"""What an inference is told; every field is an option of ``brats_infer.py``."""
+"""Options of an inference: what to segment, which files to write and how to compute."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,6 @@ class InferOptions:
         output: Folder of the label maps, <case>.nii.gz, and of summary.csv; the same command again
             goes on where it stopped.
         absent: Modalities to be replaced by zeros in every case, separated by commas.
-        overwrite: Whether to replace what another network, other settings, other images or somebody
-            else made.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
     """
 
@@ -25,21 +23,23 @@ class InferOptions:
     input: Path = field(metadata={"metavar": "PATH"})
     output: Path = field(metadata={"metavar": "DIR"})
     absent: str | None = field(default=None, metadata={"metavar": "A,B"})
-    overwrite: bool = False
     strict: bool = False
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What to write besides label maps.
+    """What to write besides label maps, and what may be replaced.
 
     Args:
         probabilities: Whether to write class probabilities, probabilities/<case>.nii.gz.
         previews: Whether to draw a picture of each case, previews/<case>.png.
+        overwrite: Whether to replace what another network, other settings, other images or somebody
+            else made.
     """
 
     probabilities: bool = False
     previews: bool = True
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

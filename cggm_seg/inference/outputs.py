@@ -1,4 +1,4 @@
-"""The table of a folder of predictions: what was found in each case, in milliliters."""
+"""Class probabilities of a case, and the table of all cases: what was found, in milliliters."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from cggm.runs import replacing
-from cggm_seg.evaluation import CLASSES, REGIONS
+from cggm_seg.evaluation import CLASSES, REGION_NAMES, REGIONS
 from cggm_seg.inference.folder import PredictionFolder
 
 _HEADER_END = 352  # bytes, with the four that say that no extension follows
@@ -54,8 +54,7 @@ def write_probabilities(file: Path, probabilities: np.ndarray, like: nib.Nifti1H
             stream.write(rounded.astype(header.get_data_dtype()).tobytes(order="F"))
 
 
-_ORDER = ("WT", "TC", "ET")
-_COLUMNS = ("case", "absent", *(f"{region}_ml" for region in _ORDER), "seconds", "model", "file")
+_COLUMNS = ("case", "absent", *(f"{name}_ml" for name in REGION_NAMES), "seconds", "model", "file")
 
 
 def region_volumes(labels: np.ndarray, affine: np.ndarray) -> dict[str, float]:
@@ -67,7 +66,7 @@ def region_volumes(labels: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """
     voxels = np.bincount(labels.ravel(order="K"), minlength=CLASSES)
     voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
-    return {region: float(voxels[[*REGIONS[region]]].sum() * voxel) for region in _ORDER}
+    return {region: float(voxels[[*REGIONS[region]]].sum() * voxel) for region in REGION_NAMES}
 
 
 def write_summary(folder: PredictionFolder) -> None:
@@ -86,7 +85,7 @@ def write_summary(folder: PredictionFolder) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for record in records:
-        volumes = [f"{record.volumes_ml[region]:.3f}" for region in _ORDER]
+        volumes = [f"{record.volumes_ml[region]:.3f}" for region in REGION_NAMES]
         model, file = record.made_with["network"][:12], folder.labels(record.case).name
         absent = " ".join(record.absent)
         table.writerow([record.case, absent, *volumes, f"{record.seconds:.2f}", model, file])

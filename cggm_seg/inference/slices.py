@@ -1,4 +1,4 @@
-"""How a volume is cut into slices, batched and computed."""
+"""Slices of a volume: how it is cut, batched and computed."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping

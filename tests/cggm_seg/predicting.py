@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cggm_seg.data.cases import MODALITIES
-from cggm_seg.inference.cohort import InferenceSettings
+from cggm_seg.inference.slices import InferenceSettings
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.losses import SoftDiceCELoss
 from tests.cggm_seg.nifti import CONTRASTS, anatomy

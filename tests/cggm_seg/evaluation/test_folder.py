@@ -8,7 +8,7 @@ import pytest
 from cggm.errors import DataError, UserError
 from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.data.volumes import read_labels, write_labels
-from cggm_seg.evaluation.folder import evaluate_folder, mean_dice, subset_names
+from cggm_seg.evaluation.folder import evaluate_folder, subset_names
 from cggm_seg.evaluation.scores import METRICS, WORST_HD95
 from tests.cggm_seg.nifti import AFFINE, SUFFIXES, write_case, write_volume
 
@@ -31,7 +31,7 @@ def test_folder_of_perfect_predictions(cohort):
     evaluation = evaluate_folder(*cohort, progress=False)
     assert list(evaluation.rows) == ["case_0", "case_1", "case_2"]
     assert (evaluation.problems, evaluation.missing) == ([], [])
-    assert mean_dice(evaluation.rows) == 1
+    assert evaluation.mean_dice == 1
     assert evaluation.statistics["std"] == dict.fromkeys(METRICS, 0)
 
 
@@ -50,7 +50,7 @@ def test_statistics_and_table(cohort):
     assert evaluation.statistics["mean"]["dice_ET"] == pytest.approx(2 / 3)
     assert evaluation.statistics["std"]["dice_ET"] == pytest.approx(np.sqrt(2) / 3)
     assert evaluation.statistics["median"]["hd95_WT"] == 0
-    assert mean_dice(evaluation.rows) == pytest.approx(2 / 3)
+    assert evaluation.mean_dice == pytest.approx(2 / 3)
     lines = evaluation.table().splitlines()
     assert [line.split()[0] for line in lines if "-" not in line] == [
         *("case", "case_0", "case_1", "case_2", "mean", "std", "median")
@@ -122,11 +122,6 @@ def test_folders_without_a_pair_are_refused(cohort, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="none can be scored"):
         evaluate_folder(tmp_path / "empty", reference, progress=False)
-
-
-def test_mean_dice_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one case"):
-        mean_dice({})
 
 
 def test_subsets_of_four_modalities():

@@ -17,7 +17,9 @@ from cggm_seg.data.cases import find_cases
 from cggm_seg.export.card import color_table
 from cggm_seg.export.program import export_program, onnx_network, write_onnx, write_program
 from cggm_seg.export.run import export_run, publishing
-from cggm_seg.inference.cohort import InferenceSettings, predict_cases, predict_volume
+from cggm_seg.inference.cohort import predict_cases
+from cggm_seg.inference.slices import InferenceSettings
+from cggm_seg.inference.volume import predict_volume
 from tests.cggm_seg.exporting import finished_run
 from tests.cggm_seg.nifti import AFFINE, case_file, write_case
 
@@ -107,7 +109,7 @@ def test_bundle_gives_the_label_maps_of_this_project_without_it(finished, bundle
     )
     assert done.returncode == 0, done.stderr
     cases, _ = find_cases(tmp_path / "cases", labelled=False)
-    predict_cases(finished[1], cases, tmp_path / "ours", FLOAT32, progress=False)
+    predict_cases(finished[1], cases, tmp_path / "ours", FLOAT32)
     names = ["a.nii.gz", "b.nii.gz"]
     assert sorted(file.name for file in (tmp_path / "theirs").iterdir()) == names
     for name in names:

@@ -6,8 +6,10 @@ import pytest
 
 from cggm.errors import DataError, UserError
 from cggm_seg.data.cases import MODALITIES, find_cases
-from cggm_seg.inference.cohort import predict_cases, predict_probabilities, predict_volume
+from cggm_seg.inference.cohort import predict_cases
+from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.outputs import region_volumes, write_probabilities
+from cggm_seg.inference.volume import predict_probabilities, predict_volume
 from tests.cggm_seg.nifti import AFFINE, case_file, write_case
 from tests.cggm_seg.predicting import small_network, trained_network
 
@@ -22,7 +24,7 @@ def test_cases_are_written_in_their_naming_and_space(network, tmp_path, naming, 
     for k in range(2):
         write_case(tmp_path / "in", f"case{k}", naming=naming, seed=k, shape=(64, 48, 20))
     cases, _ = find_cases(tmp_path / "in", labelled=False)
-    predictions = predict_cases(network, cases, tmp_path / "new" / "out", progress=False)
+    predictions = predict_cases(network, cases, tmp_path / "new" / "out")
     assert not predictions.errors
     written = predictions.files
     assert written == [tmp_path / "new" / "out" / f"case{k}.nii.gz" for k in range(2)]
@@ -50,9 +52,9 @@ def test_missing_modality_is_zero_filled_and_stated(network, tmp_path, caplog):
     case_file(tmp_path / "in", "part", "t1ce").unlink()
     cases, _ = find_cases(tmp_path / "in", labelled=False, allow_missing=True)
     with caplog.at_level(logging.WARNING):
-        predict_cases(network, [cases[0]], tmp_path / "part", progress=False)
+        predict_cases(network, [cases[0]], tmp_path / "part")
     assert "part: no t1ce" in caplog.text
-    predict_cases(network, [cases[1]], tmp_path / "absent", absent=("t1ce",), progress=False)
+    predict_cases(network, [cases[1]], tmp_path / "absent", absent=("t1ce",))
     part, absent = (
         np.asarray(nib.load(file).dataobj)
         for file in (tmp_path / "part" / "part.nii.gz", tmp_path / "absent" / "whole.nii.gz")
@@ -66,13 +68,14 @@ def test_bad_case_is_listed_and_the_others_are_written(network, tmp_path):
     damaged = case_file(tmp_path / "in", "b", "t1")
     damaged.write_bytes(damaged.read_bytes()[:-20])
     cases, _ = find_cases(tmp_path / "in", labelled=False)
-    predictions = predict_cases(network, cases, tmp_path / "out", progress=False)
+    labels_alone = FileOptions(previews=False)
+    predictions = predict_cases(network, cases, tmp_path / "out", files=labels_alone)
     assert [file.name for file in predictions.written] == ["a.nii.gz", "c.nii.gz"]
     assert [(error.case, error.file) for error in predictions.errors] == [("b", damaged)]
     names = sorted(file.name for file in (tmp_path / "out").rglob("*.*"))
     assert names == ["a.json", "a.nii.gz", "c.json", "c.nii.gz", "summary.csv"]
     with pytest.raises(DataError, match="b"):
-        predict_cases(network, cases[1:], tmp_path / "strict", strict=True, progress=False)
+        predict_cases(network, cases[1:], tmp_path / "strict", strict=True)
     assert not list((tmp_path / "strict").iterdir())
 
 
@@ -81,11 +84,11 @@ def test_existing_predictions_are_kept_unless_told_otherwise(network, tmp_path):
     cases, _ = find_cases(tmp_path / "in", labelled=False)
     file = tmp_path / "a.nii.gz"
     file.write_text("mine")
-    predictions = predict_cases(network, cases, tmp_path, progress=False)
+    predictions = predict_cases(network, cases, tmp_path)
     assert not predictions.files
     assert "the file exists" in str(predictions.errors[0])
     assert file.read_text() == "mine"
-    predictions = predict_cases(network, cases, tmp_path, overwrite=True, progress=False)
+    predictions = predict_cases(network, cases, tmp_path, files=FileOptions(overwrite=True))
     assert predictions.written == [file]
     assert nib.load(file).shape == (32, 32, 4)
 
@@ -95,7 +98,7 @@ def test_case_without_a_modality_of_the_network_is_listed(tmp_path):
     case_file(tmp_path / "in", "a", "flair").unlink()
     cases, _ = find_cases(tmp_path / "in", labelled=False, allow_missing=True)
     network = small_network(("flair",)).eval()
-    predictions = predict_cases(network, cases, tmp_path / "out", progress=False)
+    predictions = predict_cases(network, cases, tmp_path / "out")
     assert not predictions.files
     [error] = predictions.errors
     assert not list((tmp_path / "out").iterdir())
@@ -106,7 +109,7 @@ def test_network_of_fewer_modalities_reads_its_own(tmp_path):
     write_case(tmp_path / "in", "a", shape=(32, 32, 4))
     cases, _ = find_cases(tmp_path / "in", labelled=False)
     network = small_network(("t2", "flair")).eval()
-    [file] = predict_cases(network, cases, tmp_path / "out", progress=False).written
+    [file] = predict_cases(network, cases, tmp_path / "out").written
     raw = np.stack(
         [
             np.asarray(nib.load(case_file(tmp_path / "in", "a", name)).dataobj)
@@ -128,13 +131,13 @@ def test_unwritable_output_ends_the_run_with_one_message(network, tmp_path, insi
     else:
         output.write_text("a file")
     with pytest.raises(UserError, match="out"):
-        predict_cases(network, cases, output, overwrite=True, progress=False)
+        predict_cases(network, cases, output, files=FileOptions(overwrite=True))
 
 
 def test_probabilities_lie_beside_in_the_space_of_the_images(network, tmp_path):
     write_case(tmp_path / "in", "a", shape=(64, 48, 20))
     cases, _ = find_cases(tmp_path / "in", labelled=False)
-    predict_cases(network, cases, tmp_path / "out", probabilities=True, progress=False)
+    predict_cases(network, cases, tmp_path / "out", files=FileOptions(probabilities=True))
     image = nib.load(tmp_path / "out" / "probabilities" / "a.nii.gz")
     flair = nib.load(case_file(tmp_path / "in", "a", "flair"))
     assert image.shape == (*flair.shape, 4)
@@ -168,11 +171,11 @@ def test_absent_images_are_not_read_and_unknown_ones_are_refused(network, tmp_pa
     case_file(tmp_path / "in", "a", "t1").write_bytes(b"damaged")
     cases, _ = find_cases(tmp_path / "in", labelled=False)
     with caplog.at_level(logging.WARNING):
-        predictions = predict_cases(network, cases, tmp_path / "out", absent=["t1"], progress=False)
+        predictions = predict_cases(network, cases, tmp_path / "out", absent=["t1"])
     assert len(predictions.written) == 1
     assert "t1: replaced by zeros in every case" in caplog.text
     with pytest.raises(UserError, match="t1gd"):
-        predict_cases(network, cases, tmp_path / "new", absent=["t1gd"], progress=False)
+        predict_cases(network, cases, tmp_path / "new", absent=["t1gd"])
     assert not (tmp_path / "new").exists()
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from cggm_seg.data.cases import MODALITIES
-from cggm_seg.inference.cohort import InferenceSettings, predict_probabilities, predict_volume
+from cggm_seg.inference.slices import InferenceSettings
+from cggm_seg.inference.volume import predict_probabilities, predict_volume
 from tests.cggm_seg.predicting import PixelNetwork, brain_volume, zscores
 
 WHOLE = {"precision": "float32", "crop_to_brain": False}

@@ -6,7 +6,9 @@ from torch import nn
 
 from cggm.errors import UserError
 from cggm_seg.data.cases import find_cases
-from cggm_seg.inference.cohort import InferenceSettings, predict_cases, predict_volume
+from cggm_seg.inference.cohort import predict_cases
+from cggm_seg.inference.slices import InferenceSettings
+from cggm_seg.inference.volume import predict_volume
 from tests.cggm_seg.nifti import write_case
 from tests.cggm_seg.predicting import PixelNetwork, brain_volume
 
@@ -55,7 +57,7 @@ def test_later_cases_begin_with_the_size_that_fitted(tmp_path):
         write_case(tmp_path / "in", name, shape=(32, 32, 20))
     cases, _ = find_cases(tmp_path / "in", labelled=False)
     small = Small(3, gpu_is_full)
-    predictions = predict_cases(small, cases, tmp_path / "out", SEVEN, progress=False)
+    predictions = predict_cases(small, cases, tmp_path / "out", SEVEN)
     assert len(predictions.written) == 2
     assert [tried for tried in small.tried if tried > 3] == [7]
 

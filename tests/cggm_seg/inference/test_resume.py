@@ -12,8 +12,10 @@ from torch import nn
 
 from cggm.errors import UserError
 from cggm_seg.data.cases import MODALITIES, find_cases
-from cggm_seg.inference.cohort import InferenceSettings, predict_cases
+from cggm_seg.inference.cohort import predict_cases
 from cggm_seg.inference.folder import network_digest
+from cggm_seg.inference.options import FileOptions
+from cggm_seg.inference.slices import InferenceSettings
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
 from tests.cggm_seg.predicting import PixelNetwork
 
@@ -42,10 +44,12 @@ def data(tmp_path):
 
 @pytest.fixture
 def predict(data, tmp_path):
-    def predict(network, settings=None, **options):
+    def predict(network, settings=None, absent=(), **written):
         cases, _ = find_cases(data, labelled=False, allow_missing=True)
         settings = settings or InferenceSettings(precision="float32")
-        return predict_cases(network, cases, tmp_path / "out", settings, progress=False, **options)
+        files = FileOptions(**{"previews": False, **written})
+        output = tmp_path / "out"
+        return predict_cases(network, cases, output, settings, absent=absent, files=files)
 
     return predict
 

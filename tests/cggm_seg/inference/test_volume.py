@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from cggm.errors import UserError
 from cggm_seg.data.cases import MODALITIES
-from cggm_seg.inference.cohort import InferenceSettings, predict_probabilities, predict_volume
-from cggm_seg.inference.slices import computes_bf16
+from cggm_seg.inference.slices import InferenceSettings, computes_bf16
+from cggm_seg.inference.volume import predict_probabilities, predict_volume
 from tests.cggm_seg.predicting import (
     FLOAT32,
     WHOLE,
