@@ -33,17 +33,17 @@ def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(VerifyOptions, __doc__, argv)
     from cggm.runs import write_atomically
-    from cggm_seg.verification import summary, table, to_json, verify_data
+    from cggm_seg.verification import verify_data
 
     verification = verify_data(
         options.data, output=options.output, workers=options.workers, fresh=options.fresh
     )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.json, to_json(verification, options.data).encode())
-    print(table(verification.findings, options.data), end="")
-    print(summary(verification))
-    return 2 if any(finding.is_error for finding in verification.findings) else 0
+        write_atomically(options.json, verification.to_json().encode())
+    print(verification.table(), end="")
+    print(verification.summary())
+    return 2 if verification.has_errors else 0
 
 
 if __name__ == "__main__":

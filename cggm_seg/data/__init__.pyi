@@ -7,10 +7,10 @@ from .cases import find_input as find_input
 from .cases import survey_cases as survey_cases
 from .checks import geometry_findings as geometry_findings
 from .checks import intensity_findings as intensity_findings
-from .checks import to_classes as to_classes
 from .findings import Code as Code
 from .findings import Finding as Finding
-from .manifest import Record as Record
+from .labels import to_classes as to_classes
+from .manifest import FileRecord as FileRecord
 from .manifest import append_records as append_records
 from .manifest import check_recorded as check_recorded
 from .manifest import manifest_file as manifest_file

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cggm.errors import DataError, UserError
 from cggm.runs import replacing
-from cggm_seg.data import checks, nifti, preprocessing, volumes
+from cggm_seg.data import checks, labels, nifti, preprocessing, volumes
 from cggm_seg.data import nifti as streams
 from cggm_seg.data.cases import Case
 from cggm_seg.data.manifest import check_recorded
@@ -100,7 +100,7 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     statistics = preprocessing.intensity_statistics(brain)
     values, scales = preprocessing.to_int16(brain, statistics)
     label = np.ascontiguousarray(data.label[box].transpose(2, 0, 1))
-    classes = len(checks.FILE_LABELS[case.naming])
+    classes = len(labels.FILE_LABELS[case.naming])
     counts = [np.bincount(plane.ravel(), minlength=classes) for plane in label]
     return {
         "images": np.ascontiguousarray(values.swapaxes(0, 1)),
@@ -141,9 +141,7 @@ def _key(case: Case, digests: list[str]) -> Key:
 
 @cache
 def _transform() -> str:
-    code = [
-        inspect.getsource(module) for module in (streams, nifti, checks, volumes, preprocessing)
-    ]
+    code = [inspect.getsource(m) for m in (streams, nifti, checks, labels, volumes, preprocessing)]
     return hashlib.sha256("".join([*code, inspect.getsource(pack)]).encode()).hexdigest()
 
 

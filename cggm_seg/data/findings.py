@@ -1,4 +1,4 @@
-"""What can be wrong with data: findings with stable codes."""
+"""Findings: what can be wrong with data, each kind with a stable code."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -68,12 +68,12 @@ WARNINGS = frozenset({Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY})
 
 
 class Finding(DataError):
-    """A fault of a known kind: raised where reading cannot go on, collected where it can.
+    """Something wrong of a known kind: raised where reading cannot go on, else collected.
 
     Args:
         code: Its kind.
         case: Identifier of the case.
-        file: The file at fault.
+        file: The file that it is about.
         what: What was expected and what was found, one sentence.
         fix: What to do about it, one sentence.
     """

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cggm.errors import UserError
 from cggm.runs import write_atomically
@@ -17,7 +18,7 @@ _NAME = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class Record:
+class FileRecord:
     """What the manifest says of one file.
 
     Attributes:
@@ -32,9 +33,11 @@ class Record:
         orientation: Where the axes lead, ``LPS`` for BraTS.
         dtype: Type of the stored voxels.
         voxels: Digest of the voxels, of every 27th in a large image; empty if all are zero.
-        looks: Statistics that tell modalities apart, see :mod:`cggm_seg.verification.modalities`.
-        checks: Digest of the code that found nothing.
-        suspect: Whether an error was found in the file, so that it is to be read again.
+        statistics: Statistics that tell modalities apart, see
+            :mod:`cggm_seg.verification.modalities`; empty for a label map.
+        format: Version of the checks that found nothing, see
+            :data:`cggm_seg.verification.case.FORMAT`; 0 for records of before there were versions.
+        has_error: Whether an error was found in the file, so that it is to be read again.
     """
 
     path: str
@@ -48,9 +51,9 @@ class Record:
     orientation: str
     dtype: str
     voxels: str
-    looks: list[float | None]
-    checks: str
-    suspect: bool = False
+    statistics: list[float | None]
+    format: int
+    has_error: bool = False
 
     def to_json(self) -> str:
         """One line, without its end."""
@@ -62,7 +65,7 @@ def manifest_file(data: Path, output: Path | None = None) -> Path:
     return (output or data / FOLDER) / _NAME
 
 
-def read_manifest(file: Path) -> dict[str, Record]:
+def read_manifest(file: Path) -> dict[str, FileRecord]:
     """The records of a manifest by path, those of an interrupted verification included.
 
     Raises:
@@ -81,14 +84,14 @@ def read_manifest(file: Path) -> dict[str, Record]:
     return {record.path: record for record in records}
 
 
-def write_manifest(file: Path, records: Iterable[Record]) -> None:
+def write_manifest(file: Path, records: Iterable[FileRecord]) -> None:
     """Replaces a manifest, and drops what an interrupted verification left."""
     lines = [f"{record.to_json()}\n" for record in sorted(records, key=lambda item: item.path)]
     write_atomically(file, "".join(lines).encode())
     _journal(file).unlink(missing_ok=True)
 
 
-def append_records(file: Path, records: Iterable[Record]) -> None:
+def append_records(file: Path, records: Iterable[FileRecord]) -> None:
     """Keeps records until :func:`write_manifest`, through a crash as well."""
     text = "".join(f"\n{record.to_json()}" for record in records)
     with open(_journal(file), "a") as journal:
@@ -141,7 +144,14 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _record(line: str) -> Record:
-    values = json.loads(line)
+# Names of fields in manifests that were written before records had a format number.
+_RENAMED = {"looks": "statistics", "suspect": "has_error"}
+
+
+def _record(line: str) -> FileRecord:
+    content: dict[str, Any] = dict(json.loads(line))
+    values = {_RENAMED.get(name, name): value for name, value in content.items()}
+    if values.pop("checks", None) is not None:
+        values["format"] = 0  # older than any check: read again, but its SHA-256 stays expected
     shape, spacing = tuple(values["shape"]), tuple(values["spacing"])
-    return Record(**{**values, "shape": shape, "spacing": spacing})
+    return FileRecord(**{**values, "shape": shape, "spacing": spacing})

@@ -11,8 +11,9 @@ import numpy as np
 from cggm.errors import DataError
 from cggm.runs import write_atomically
 from cggm_seg.data.cases import Case, Naming
-from cggm_seg.data.checks import FILE_LABELS, geometry_findings, intensity_findings, to_classes
+from cggm_seg.data.checks import geometry_findings, intensity_findings
 from cggm_seg.data.findings import Finding
+from cggm_seg.data.labels import FILE_LABELS, to_classes
 from cggm_seg.data.nifti import read_volume
 
 

@@ -1,4 +1,4 @@
-"""Tells whether a label map lies where the images show a lesion."""
+"""Alignment of a label map with the images that it belongs to."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 _REACH = 2  # voxels
 _STEPS = range(-_REACH, _REACH + 1)
 _FEWEST = 200  # voxels of lesion; borders of fewer are noise
-_GAIN = 1.01  # by how much another place must explain the intensities better
+_GAIN = 1.01  # factor by which another place must explain the intensities better
 
 
 def lesion_voxels(classes: np.ndarray) -> np.ndarray:
@@ -52,6 +52,8 @@ def best_shift(
     """
     if lesion.size < _FEWEST:
         return 0, 0, 0
+    # The neighborhood alone is compared, padded so that a shift never leaves it: moving the label
+    # map is then adding an offset to positions in one flat array, for all images at once.
     box = _box(lesion, classes.shape)
     near = np.pad(classes[box].T, _REACH)
     values = _standardized([np.pad(image[box].T, _REACH).ravel() for image in images])
@@ -97,4 +99,6 @@ def _explained(
     """Sum of squares between the classes, background included, with the label map moved."""
     sums = [np.take(values, place + offset, axis=1).sum(axis=1) for place in places]
     groups = [*sums, whole - np.sum(sums, axis=0)]
+    # Squared sum over count of each group is the variance between groups, up to a constant that
+    # no shift changes; the last row counts the voxels.
     return float(sum(np.square(group[:-1]).sum() / max(group[-1], 1) for group in groups))

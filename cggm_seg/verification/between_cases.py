@@ -1,14 +1,14 @@
-"""Findings that show among records: duplicates, exchanged modalities, odd geometry."""
+"""Findings between cases: duplicates, exchanged modalities, odd geometry."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cggm_seg.data import MODALITIES, Code, Finding, Record
+from cggm_seg.data import MODALITIES, Code, FileRecord, Finding
 from cggm_seg.verification.modalities import swapped_modalities
 
 
-def cohort_findings(records: Sequence[Record], data: Path) -> list[Finding]:
+def cohort_findings(records: Sequence[FileRecord], data: Path) -> list[Finding]:
     """What shows in the records of the whole cohort.
 
     Args:
@@ -20,7 +20,7 @@ def cohort_findings(records: Sequence[Record], data: Path) -> list[Finding]:
     return [finding for part in parts for finding in part(ordered, data)]
 
 
-def _empty_labels(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+def _empty_labels(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
     for record in records:
         if record.modality == "seg" and not record.voxels:
             what = "Expected a lesion, but the label map is empty."
@@ -28,7 +28,7 @@ def _empty_labels(records: Sequence[Record], data: Path) -> Iterator[Finding]:
             yield Finding(Code.NO_LESION, record.case, data / record.path, what, fix)
 
 
-def _duplicates(records: Sequence[Record], data: Path) -> Iterator[Finding]:
+def _duplicates(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
     groups = defaultdict(list)
     for record in records:
         if record.voxels:
@@ -41,17 +41,17 @@ def _duplicates(records: Sequence[Record], data: Path) -> Iterator[Finding]:
             yield Finding(Code.DUPLICATE, other.case, data / other.path, what, fix)
 
 
-def _swapped(records: Sequence[Record], data: Path) -> Iterator[Finding]:
-    cases: dict[str, dict[str, Record]] = defaultdict(dict)
+def _swapped(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
+    cases: dict[str, dict[str, FileRecord]] = defaultdict(dict)
     for record in records:
-        if record.looks:
+        if record.statistics:
             cases[record.case][record.modality] = record
-    looks = {
-        case: [images[modality].looks for modality in MODALITIES]
+    statistics = {
+        case: [images[modality].statistics for modality in MODALITIES]
         for case, images in cases.items()
         if len(images) == len(MODALITIES)
     }
-    for case, seeming in swapped_modalities(looks).items():
+    for case, seeming in swapped_modalities(statistics).items():
         for modality, other in zip(MODALITIES, seeming, strict=True):
             if modality != other:
                 what = f"Expected a {modality} image, but as other cases go it looks like {other}."
@@ -59,14 +59,15 @@ def _swapped(records: Sequence[Record], data: Path) -> Iterator[Finding]:
                 yield Finding(Code.SWAPPED, case, data / cases[case][modality].path, what, fix)
 
 
-def _odd(records: Sequence[Record], data: Path) -> Iterator[Finding]:
-    """One finding for each case that is not like most."""
-    cases = {record.case: record for record in reversed(records) if not record.suspect}
+def _odd(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
+    """One finding for each case that is not like most, where most are alike at all."""
+    # The first file of a case stands for it: a file that differs from it is an error already.
+    cases = {record.case: record for record in reversed(records) if not record.has_error}
     geometries = {case: _geometry(record) for case, record in cases.items()}
     if not cases:
         return
     usual, count = Counter(geometries.values()).most_common(1)[0]
-    if count * 2 <= len(cases):
+    if count * 2 <= len(cases):  # a mixed cohort, in which no geometry is odd
         return
     for case, geometry in sorted(geometries.items()):
         if geometry != usual:
@@ -75,7 +76,7 @@ def _odd(records: Sequence[Record], data: Path) -> Iterator[Finding]:
             yield Finding(Code.ODD_GEOMETRY, case, data / cases[case].path, what, fix)
 
 
-def _geometry(record: Record) -> str:
+def _geometry(record: FileRecord) -> str:
     shape, spacing = (
         " x ".join(f"{size:g}" for size in sizes) for sizes in (record.shape, record.spacing)
     )

@@ -1,8 +1,8 @@
-"""Verifies a whole cohort: every file of every case, and the cases against each other."""
+"""Verification of a cohort: every file of every case, and the cases against each other."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from cggm.errors import UserError
 from cggm_seg.data import (
     Case,
     Code,
+    FileRecord,
     Finding,
-    Record,
     append_records,
     manifest_file,
     map_processes,
@@ -22,29 +22,11 @@ from cggm_seg.data import (
     write_manifest,
 )
 from cggm_seg.verification.between_cases import cohort_findings
-from cggm_seg.verification.case import CaseReport, case_files, checks_digest, verify_case
+from cggm_seg.verification.case import FORMAT, CaseReport, case_files, verify_case
+from cggm_seg.verification.listing import Verification
 
-Records = dict[str, Record]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a verification came to.
-
-    Attributes:
-        findings: Errors first, then by case.
-        cases: Number of cases.
-        files: Number of files.
-        unchanged: How many of the files were not read, because size, time and code of the checks
-            are those of an earlier verification without finding.
-        manifest: Where the records are.
-    """
-
-    findings: list[Finding]
-    cases: int
-    files: int
-    unchanged: int
-    manifest: Path
+Records = Mapping[str, FileRecord]
+"""Path of a file, relative to the data folder, to what the manifest says of it."""
 
 
 def verify_data(
@@ -78,7 +60,7 @@ def verify_data(
     cases = [case for case, _ in surveyed]
     findings = [finding for _, missing in surveyed for finding in missing]
     file = manifest_file(data, output)
-    with _kept_in(file.parent):
+    with _writing_to(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         known = read_manifest(file)
         pending: list[Case] = []
@@ -92,17 +74,21 @@ def verify_data(
             append_records(file, _sound(report.records))
         findings += _gone(cases, data, known, findings)
         findings += cohort_findings(list(records.values()), data)
-        suspects = {path: replace(record, suspect=True) for path, record in known.items()}
-        sound = {record.path: record for record in _sound(records.values())}
-        write_manifest(file, (suspects | sound).values())
-    findings.sort(key=lambda finding: (not finding.is_error, finding.case, str(finding.file)))
-    counts = [len(case_files(case)) for case in cases]
-    skipped = sum(len(case_files(case)) for case in unchanged)
-    return Verification(findings, len(cases), sum(counts), skipped, file)
+        _update_manifest(file, known, records)
+    read = [known[path] for case in pending for path in _paths(case, data) if path in known]
+    return Verification(
+        data,
+        sorted(findings, key=lambda f: (not f.is_error, f.case, str(f.file))),
+        cases=len(cases),
+        files=sum(len(case_files(case)) for case in cases),
+        unchanged=sum(len(case_files(case)) for case in unchanged),
+        outdated=sum(not record.has_error and record.format != FORMAT for record in read),
+        manifest=file,
+    )
 
 
 @contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -111,9 +97,20 @@ def _kept_in(folder: Path) -> Iterator[None]:
         raise UserError(what, fix) from error
 
 
-def _sound(records: Iterable[Record]) -> list[Record]:
+def _update_manifest(file: Path, known: Records, records: Records) -> None:
+    """Replaces the records of sound files and keeps the others, to be read again next time.
+
+    A file that is faulty or gone keeps its old record: the content that was expected of it must not
+    be forgotten, nor replaced by that of the damaged file.
+    """
+    earlier = {path: replace(record, has_error=True) for path, record in known.items()}
+    now = {record.path: record for record in _sound(records.values())}
+    write_manifest(file, (earlier | now).values())
+
+
+def _sound(records: Iterable[FileRecord]) -> list[FileRecord]:
     """Without those of files with errors, whose content must not become what is expected."""
-    return [record for record in records if not record.suspect]
+    return [record for record in records if not record.has_error]
 
 
 def _paths(case: Case, data: Path) -> list[str]:
@@ -121,11 +118,12 @@ def _paths(case: Case, data: Path) -> list[str]:
 
 
 def _is_unchanged(case: Case, data: Path, known: Records) -> bool:
+    # A case is read as a whole or not at all, because its files are compared with each other.
     return all(_is_current(known.get(path), data / path) for path in _paths(case, data))
 
 
-def _is_current(record: Record | None, file: Path) -> bool:
-    if record is None or record.suspect or record.checks != checks_digest():
+def _is_current(record: FileRecord | None, file: Path) -> bool:
+    if record is None or record.has_error or record.format != FORMAT:
         return False
     try:
         stat = file.stat()

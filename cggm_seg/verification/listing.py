@@ -1,79 +1,102 @@
-"""Findings of a verification for people and for programs."""
+"""Outcome of a verification, listed for people and for programs."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_seg.data import Finding
-from cggm_seg.verification.cohort import Verification
 
 _COLUMNS = ("", "code", "case", "file")
 
 
-def table(findings: Sequence[Finding], data: Path) -> str:
-    """Four columns, and below each finding what is wrong and what to do; empty without findings.
+@dataclass(frozen=True)
+class Verification:
+    """What a verification came to.
 
-    Args:
-        findings: In their order.
-        data: Folder that files are shown relative to.
+    Attributes:
+        data: The data folder, which files are shown relative to.
+        findings: Errors first, then by case.
+        cases: Number of cases.
+        files: Number of files.
+        unchanged: How many of the files were not read, because size, time and version of the
+            checks are those of an earlier verification without finding.
+        outdated: How many of the files were read because an earlier verification made other checks.
+        manifest: Where the records are.
     """
-    if not findings:
-        return ""
-    rows = [(_severity(f), f.code.value, f.case, _path(f, data)) for f in findings]
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    lines = [_aligned(_COLUMNS, widths)]
-    for row, finding in zip(rows, findings, strict=True):
-        lines += [_aligned(row, widths), f"    {finding.what}", f"    {finding.fix}"]
-    return "\n".join(lines) + "\n\n"
 
+    data: Path
+    findings: list[Finding]
+    cases: int
+    files: int
+    unchanged: int
+    outdated: int
+    manifest: Path
 
-def summary(verification: Verification) -> str:
-    """One or two sentences on what was read and found."""
-    errors = sum(finding.is_error for finding in verification.findings)
-    warnings = len(verification.findings) - errors
-    counts = [_count(verification.cases, "case"), _count(verification.files, "file")]
-    if verification.unchanged:
-        counts.append(f"{verification.unchanged} of them verified before")
-    found = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
-    return f"{', '.join(counts)}: {' and '.join(found)}\nmanifest {verification.manifest}"
+    @property
+    def has_errors(self) -> bool:
+        """Whether there is more than warnings."""
+        return any(finding.is_error for finding in self.findings)
 
+    def table(self) -> str:
+        """Four columns, and below each finding what is wrong and what to do; empty without any."""
+        if not self.findings:
+            return ""
+        rows = [(_severity(f), f.code.value, f.case, self._path(f)) for f in self.findings]
+        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+        lines = [_aligned(_COLUMNS, widths)]
+        for row, finding in zip(rows, self.findings, strict=True):
+            lines += [_aligned(row, widths), f"    {finding.what}", f"    {finding.fix}"]
+        return "\n".join(lines) + "\n\n"
 
-def to_json(verification: Verification, data: Path) -> str:
-    """All of it, indented; files relative to the data folder."""
-    findings = [
-        {
-            "code": finding.code.value,
-            "severity": _severity(finding),
-            "case": finding.case,
-            "file": _path(finding, data),
-            "what": finding.what,
-            "fix": finding.fix,
+    def summary(self) -> str:
+        """What was read and found, and where the manifest is: two or three lines."""
+        errors = sum(finding.is_error for finding in self.findings)
+        warnings = len(self.findings) - errors
+        counts = [_count(self.cases, "case"), _count(self.files, "file")]
+        if self.unchanged:
+            counts.append(f"{self.unchanged} of them verified before")
+        found = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
+        lines = [f"{', '.join(counts)}: {' and '.join(found)}", f"manifest {self.manifest}"]
+        if self.outdated:
+            reason = "read again: the checks have changed since they were verified"
+            lines.append(f"{_count(self.outdated, 'file')} {reason}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """All of it, indented; files relative to the data folder."""
+        findings = [
+            {
+                "code": finding.code.value,
+                "severity": _severity(finding),
+                "case": finding.case,
+                "file": self._path(finding),
+                "what": finding.what,
+                "fix": finding.fix,
+            }
+            for finding in self.findings
+        ]
+        record = {
+            "data": str(self.data),
+            "manifest": str(self.manifest),
+            "cases": self.cases,
+            "files": self.files,
+            "unchanged": self.unchanged,
+            "findings": findings,
         }
-        for finding in verification.findings
-    ]
-    record = {
-        "data": str(data),
-        "manifest": str(verification.manifest),
-        "cases": verification.cases,
-        "files": verification.files,
-        "unchanged": verification.unchanged,
-        "findings": findings,
-    }
-    return json.dumps(record, indent=2) + "\n"
+        return json.dumps(record, indent=2) + "\n"
+
+    def _path(self, finding: Finding) -> str:
+        return finding.file.relative_to(self.data).as_posix() if finding.file else ""
 
 
 def _severity(finding: Finding) -> str:
     return "error" if finding.is_error else "warning"
 
 
-def _path(finding: Finding, data: Path) -> str:
-    if finding.file is None:
-        return ""
-    return finding.file.relative_to(data).as_posix()
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
+    return "  ".join(padded).rstrip()
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""Tells from intensities alone which modality an image is, by the other cases of a cohort."""
+"""Intensity statistics that tell which modality an image is, by the other cases of a cohort."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, permutations
@@ -8,25 +8,25 @@ import numpy as np
 from cggm_seg.data import MODALITIES
 
 FEWEST_CASES = 5
-"""Complete cases from which on a cohort says what its modalities look like."""
+"""Complete cases from which on a cohort says how its modalities differ."""
 
 _COUNT = len(MODALITIES)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_TAIL = 0.001
-_SPLITS = (5, 8, 12)  # quantiles, classes, correlations and tails within the looks of one image
+_TAIL = 0.001  # share of voxels in a tail: vessels, which T1ce alone shows bright
+_SPLITS = (5, 8, 12)  # where quantiles, classes, correlations and tails end in the row of an image
 _FEWEST_VOXELS = 5
-_SMALLEST_SPREAD = 0.1
+_SMALLEST_SPREAD = 0.1  # a cohort of one scanner must not make every difference a large one
 _FARTHEST = 25.0  # squared; one odd feature must not outweigh the others
-_MARGIN = 1.0
+_MARGIN = 1.0  # by how much another order must fit better, in squared spreads
 
 
-def sample(image: np.ndarray) -> np.ndarray:
+def subsampled(image: np.ndarray) -> np.ndarray:
     """Every third voxel along each axis of an image of BraTS size, all voxels of a small one."""
     step = max(1, min(image.shape) // 50)
     return image[::step, ::step, ::step]
 
 
-def modality_looks(
+def modality_statistics(
     images: Sequence[np.ndarray], classes: np.ndarray | None
 ) -> list[list[float | None]]:
     """Statistics of each image that no gain or offset changes.
@@ -42,12 +42,12 @@ def modality_looks(
     Returns:
         Sixteen numbers for each image; ``None`` where there are too few voxels to tell.
     """
-    sampled = [sample(image).T.ravel() for image in images]
-    brain = np.flatnonzero(np.logical_and.reduce([image != 0 for image in sampled]))
-    scores = np.stack([image[brain] for image in sampled]).astype(np.float32)
+    reduced = [subsampled(image).T.ravel() for image in images]
+    brain = np.flatnonzero(np.logical_and.reduce([image != 0 for image in reduced]))
+    scores = np.stack([image[brain] for image in reduced]).astype(np.float32)
     labels = np.zeros(brain.size, np.uint8)
     if classes is not None:
-        labels = sample(classes).T.ravel()[brain]
+        labels = subsampled(classes).T.ravel()[brain]
     healthy = scores[:, labels == 0]
     if healthy.shape[1] < _FEWEST_VOXELS or not healthy.std(axis=1).all():
         return [[None] * (_SPLITS[-1] + _COUNT) for _ in images]
@@ -59,8 +59,8 @@ def modality_looks(
         np.corrcoef(healthy),
         _tails(healthy),
     ]
-    looks = np.concatenate(parts, axis=1).tolist()
-    return [[round(x, 4) if np.isfinite(x) else None for x in row] for row in looks]
+    rows = np.concatenate(parts, axis=1).tolist()
+    return [[round(x, 4) if np.isfinite(x) else None for x in row] for row in rows]
 
 
 def swapped_modalities(
@@ -75,17 +75,18 @@ def swapped_modalities(
     protocol may look like another modality: hence a warning.
 
     Args:
-        cohort: Case to the looks of its images, see :func:`modality_looks`.
+        cohort: Case to the statistics of its images, see :func:`modality_statistics`.
 
     Returns:
         Case to the modalities that its ``flair``, ``t1ce``, ``t1`` and ``t2`` seem to be.
     """
     if len(cohort) < FEWEST_CASES:
         return {}
-    looks = np.array(list(cohort.values()), dtype=np.float64)  # (cases, modalities, features)
-    parts = np.split(looks, _SPLITS, axis=2)
+    statistics = np.array(list(cohort.values()), dtype=np.float64)  # (cases, modalities, features)
+    parts = np.split(statistics, _SPLITS, axis=2)
     orders = list(permutations(range(_COUNT)))
     with np.errstate(invalid="ignore"):
+        # Correlations and tails relate an image to the others: an order moves their columns, too.
         costs = np.sum([_costs(part, orders, pairs=k >= 2) for k, part in enumerate(parts)], axis=0)
     best = costs.argmin(axis=0)
     clear = costs[0] - costs.min(axis=0) > _MARGIN  # orders[0] is the one of the file names
@@ -114,6 +115,8 @@ def _tails(healthy: np.ndarray) -> np.ndarray:
 def _costs(part: np.ndarray, orders: Sequence[tuple[int, ...]], *, pairs: bool) -> np.ndarray:
     """Mean squared distance from the median, shape ``(orders, cases)``."""
     center = _median(part)
+    # The median absolute deviation, scaled to a standard deviation of normal values, which a few
+    # exchanged cases do not widen.
     spread = np.maximum(1.4826 * _median(np.abs(part - center)), _SMALLEST_SPREAD)
     costs = []
     for order in orders:

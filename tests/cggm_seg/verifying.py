@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from cggm_seg.data.findings import Code
-from cggm_seg.verification.cohort import Verification, verify_data
+from cggm_seg.verification import Verification, verify_data
 from tests.cggm_seg.nifti import write_case
 
 SHAPE = (24, 22, 16)

@@ -8,7 +8,7 @@ from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.findings import Code
 from cggm_seg.data.manifest import (
-    Record,
+    FileRecord,
     append_records,
     manifest_file,
     read_manifest,
@@ -21,7 +21,7 @@ from tests.cggm_seg.nifti import write_case
 SHAPE = (20, 18, 16)
 
 
-RECORD = Record(
+RECORD = FileRecord(
     path="a",
     size=3,
     mtime_ns=10**18 + 1,
@@ -33,8 +33,8 @@ RECORD = Record(
     orientation="LPS",
     dtype="int16",
     voxels="v",
-    looks=[0.5, None],
-    checks="k",
+    statistics=[0.5, None],
+    format=1,
 )
 
 
@@ -51,9 +51,9 @@ def data(tmp_path):
 
 def test_records_survive_the_round_trip_sorted_by_path(tmp_path):
     file = tmp_path / "manifest.jsonl"
-    write_manifest(file, [record("b", suspect=True), record("a é\u2028x")])
+    write_manifest(file, [record("b", has_error=True), record("a é\u2028x")])
     assert read_manifest(file) == {
-        r.path: r for r in (record("a é\u2028x"), record("b", suspect=True))
+        r.path: r for r in (record("a é\u2028x"), record("b", has_error=True))
     }
     assert [json.loads(line)["path"] for line in file.read_text().split("\n")[:-1]] == [
         "a é\u2028x",

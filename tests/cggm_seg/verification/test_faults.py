@@ -91,7 +91,7 @@ FAULTS = [
     (Code.MISSING, "seg", lambda file: file.unlink()),
     (Code.DUPLICATE, "t2", lambda file: shutil.copy(file.with_name("b_t1.nii.gz"), file)),
     (Code.DUPLICATE, "t2", lambda file: write_volume(file, stored(file.with_name("b_t1.nii.gz")))),
-    (Code.DUPLICATE, "seg", lambda file: shutil.copy(case_file(file.parents[2], "a", "seg"), file)),
+    (Code.DUPLICATE, "seg", lambda file: shutil.copy(case_file(file.parents[1], "a", "seg"), file)),
     (Code.AMBIGUOUS, "t1", lambda file: write_volume(file.with_suffix(""), stored(file))),
 ]
 
