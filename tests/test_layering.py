@@ -64,8 +64,6 @@ CIRCLES = [["cggm_cls.networks.heads", "cggm_cls.networks.transformer"]]
 BEHIND_FACES = {
     ("cggm_cls.training.balancing", "cggm.methods.build"),
     ("cggm_seg.training.balancing", "cggm.methods.build"),
-    ("cggm_seg.verification.case", "cggm_seg.data.checks"),
-    ("cggm_seg.verification.case", "cggm_seg.data.nifti"),
 }
 LONG = {
     "cggm_cls/training/assembly.py:__init__",
@@ -74,13 +72,11 @@ LONG = {
 }
 MANY_ARGUMENTS = {
     "cggm/runs/session.py:__init__",
-    "cggm_seg/verification/case.py:file_record",
 }
 SEVERAL_MEANINGS = {
     "NetworkConfig",
     "OptimizerConfig",
     "Progress",
-    "Record",
     "brain_box",
     "build_balancer",
     "describe",
