@@ -20,6 +20,13 @@ class UserError(Exception):
         return f"{self.what} {self.fix}"
 
 
+class MethodRefusal(UserError):
+    """A method that cannot serve the network or the task that it was chosen for.
+
+    A comparison lists it as such and goes on; the same method would refuse every seed.
+    """
+
+
 class DataError(UserError):
     """A fault in the user's data.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from cggm import methods
 from cggm.balancer import Balancer
-from cggm.errors import UserError
+from cggm.errors import MethodRefusal, UserError
 
 
 def build_balancer(
@@ -57,11 +57,13 @@ def bound_balancer(
     """Build a method, see :func:`build_balancer`, and bind it to a network; draws nothing.
 
     Raises:
-        UserError: As there, or if the method cannot serve this network or its task.
+        UserError: As there.
+        MethodRefusal: If the method cannot serve this network or its task.
     """
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
         balancer = build_balancer(name, settings, parts)
     try:
         return balancer.bind(network)
     except ValueError as error:
-        raise UserError(f"{name} cannot be used here: {error}", "See configs/methods.") from error
+        what = f"{name} cannot be used here: {error}"
+        raise MethodRefusal(what, "See configs/methods.") from error

@@ -20,7 +20,6 @@ from .run import RunRecord as RunRecord
 from .run import Values as Values
 from .run import by_modality as by_modality
 from .run import column as column
-from .run import read_json as read_json
 from .tables import Card as Card
 from .tables import Column as Column
 from .tables import cards as cards

@@ -1,16 +1,14 @@
 """What a run folder holds, read once for its report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from cggm.runs import RunFolder, read_jsonl
+from cggm.runs import RunFolder, read_json, read_jsonl, read_yaml
 
 Values = NDArray[np.float64]
 Records = Sequence[Mapping[str, Any]]
@@ -82,16 +80,16 @@ class RunRecord:
             UserError: If that is no run folder, or a log is damaged.
         """
         run = RunFolder.open(path)
-        files = (run.metrics, run.balance, path / "timing.jsonl")
+        files = (run.metrics, run.balance, run.timing)
         metrics, balance, timing = (read_jsonl(p) if p.exists() else [] for p in files)
         return cls(
             folder=run,
-            config=yaml.safe_load(run.config.read_text("utf-8")),
-            environment=read_json(run.environment),
+            config=read_yaml(run.config),
+            environment=read_json(run.environment, missing_ok=True),
             metrics=metrics,
             balance=balance,
             timing=timing,
-            results=read_json(run.results),
+            results=read_json(run.results, missing_ok=True),
             progress=_progress(run),
         )
 
@@ -111,15 +109,6 @@ class RunRecord:
     def validated(self) -> list[Json]:
         """The epochs that end in a validation."""
         return [row for row in self.metrics if any(key.startswith("val_") for key in row)]
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """A JSON file, an empty object where there is none.
-
-    Args:
-        path: The file.
-    """
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def _progress(run: RunFolder) -> Json:

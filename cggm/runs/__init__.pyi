@@ -1,8 +1,10 @@
 from .checkpoints.state import load_network_weights as load_network_weights
+from .cli import ERROR_FILE as ERROR_FILE
 from .cli import check_problems as check_problems
 from .cli import choose_device as choose_device
 from .cli import parse_options as parse_options
 from .cli import parse_training as parse_training
+from .cli import read_reported_error as read_reported_error
 from .cli import report_problems as report_problems
 from .cli import run as run
 from .config import ConfigReader as ConfigReader
@@ -45,6 +47,9 @@ from .options import RunOptions as RunOptions
 from .options import late_rule as late_rule
 from .options import require as require
 from .options import require_names as require_names
+from .reading import parse_json as parse_json
+from .reading import read_json as read_json
+from .reading import read_yaml as read_yaml
 from .repeats import Repeat as Repeat
 from .repeats import describe_training as describe_training
 from .repeats import run_repeats as run_repeats

@@ -1,14 +1,17 @@
 """The command line of a script: its options, and how its errors end."""
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cggm.errors import UserError
+from cggm.errors import MethodRefusal, UserError
 from cggm.runs.config import ConfigReader, to_yaml
+from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
@@ -16,6 +19,7 @@ from cggm.runs.options import RunConfig, RunOptions
 if TYPE_CHECKING:
     import torch
 
+ERROR_FILE = "CGGM_ERROR_FILE"  # variable of the environment, see read_reported_error
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -111,6 +115,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     full disk, a path that cannot be written, an interrupt; so is where a training was saved before
     a signal ended it. Everything else is a fault of the program and propagates.
 
+    A command that another program started can tell it what it said as data: see
+    :func:`read_reported_error`.
+
     Args:
         main: Takes the arguments, returns an exit code, or nothing for 0.
         argv: The arguments without the program's name; those of the process where not given.
@@ -128,6 +135,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         _say(f"error: {error}")
+        _report_error(error)
     except OSError as error:
         message = _explained(error)
         if message is None:
@@ -140,6 +148,37 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         _say("interrupted")
         return 130
     return 2
+
+
+def read_reported_error(file: Path) -> UserError | None:
+    """The error that a command ended with, as it left it for the program that started it.
+
+    Give the command an environment in which ``CGGM_ERROR_FILE`` is the path of a file that does not
+    exist. Where it ends with a :class:`~cggm.errors.UserError` it writes there, as JSON, the
+    ``kind`` (name of the class), ``what`` and ``fix``. Of several ranks the first one does.
+
+    Args:
+        file: That file.
+
+    Returns:
+        A :class:`~cggm.errors.MethodRefusal` where that was the kind, else a
+        :class:`~cggm.errors.UserError`; ``None`` where the command wrote none.
+    """
+    try:
+        told = json.loads(file.read_text("utf-8"))
+        kind = MethodRefusal if told["kind"] == MethodRefusal.__name__ else UserError
+        return kind(str(told["what"]), str(told["fix"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _report_error(error: UserError) -> None:
+    file = os.environ.get(ERROR_FILE)
+    if file is None or os.environ.get("RANK", "0") != "0":
+        return
+    what = str(error).removesuffix(error.fix).rstrip()  # with the case and the file of a DataError
+    with suppress(OSError):  # it was said on standard error anyway
+        write_json(Path(file), {"kind": type(error).__name__, "what": what, "fix": error.fix})
 
 
 def check_problems(

@@ -24,6 +24,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 
 from cggm.errors import UserError
 from cggm.runs.files import write_atomically
+from cggm.runs.reading import read_yaml
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,13 @@ def write_config(config: Any, path: Path) -> None:  # noqa: ANN401
 
 
 def to_yaml(config: Any) -> str:  # noqa: ANN401
-    """The text that :func:`write_config` writes.
+    """The text that :func:`write_config` writes; its first line names the task, if there is one.
 
     Args:
         config: An instance of a schema.
     """
-    text: str = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    header = {"task": config.task} if getattr(config, "task", "") else {}
+    text: str = yaml.safe_dump({**header, **_plain(asdict(config))}, sort_keys=False)
     return text
 
 
@@ -174,6 +176,7 @@ class ConfigReader:
             usage="%(prog)s [--key value ...]",
         )
         self._hints: dict[str, Any] = {}
+        self._tasks = {task for schema in schemas if (task := getattr(schema, "task", ""))}
         for schema in schemas:
             self._add_options(schema)
 
@@ -186,7 +189,10 @@ class ConfigReader:
         Raises:
             UserError: Naming the file, for an unknown key, a wrong type or no YAML.
         """
-        values = dict(_flat(_load(file), self._hints, file))
+        content = read_yaml(file)
+        if isinstance(content, dict) and self._tasks:
+            self._check_task(content.pop("task", None), file)
+        values = dict(_flat(content, self._hints, file))
         for key in values:
             if key not in self._hints:
                 raise UserError(f"{file}: unknown key `{key}`.", _suggestion(key, self._hints))
@@ -232,6 +238,14 @@ class ConfigReader:
             )
             self._hints[option.key] = option.hint
 
+    def _check_task(self, task: object, file: Path) -> None:
+        if task is not None and task not in self._tasks:
+            raise UserError(
+                f"{file}: expected a configuration of the task {' or '.join(self._tasks)}, but it "
+                f"is one of {task!r}.",
+                "Use the script of that task, or take the line `task` out of a copy.",
+            )
+
     def _knows(self, name: str) -> bool:
         """Whether an option exists; entries of a dict are options too."""
         entry_of = (key for key in self._hints if name.startswith(f"{key}."))
@@ -248,20 +262,6 @@ class ConfigReader:
             f"{where}expected {prefix}{key[1]} to be {expected}, but got {found[-1]!r}.",
             "See --help for the options.",
         )
-
-
-def _load(file: Path) -> object:
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}.", "Give an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a text file"
-        raise UserError(
-            f"{file}{line}: expected plain YAML, but {problem}.", "Correct the file."
-        ) from error
 
 
 def _flat(
@@ -307,7 +307,7 @@ def _build(schema: type[T], values: Namespace, prefix: str = "") -> T:
     return schema(**parts)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:  # noqa: ANN401
     """The value in the types that YAML has."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}

@@ -1,6 +1,5 @@
 """The folder of one run: the name of every file in it, and what made it."""
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +7,15 @@ from pathlib import Path
 from cggm.errors import UserError
 from cggm.runs.environment import environment
 from cggm.runs.files import is_draft, sweep_drafts, write_json
+from cggm.runs.reading import read_json, read_yaml
+
+_KEYS_OF_EARLIER_RUNS = {
+    "slices": "brats",
+    "fold": "iemocap",
+    "store": "mosi",
+    "views": "mfeat",
+    "seeds": "food101",  # which had none of its own
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,24 @@ class RunFolder:
             )
         return run
 
+    def task(self) -> str:
+        """What was trained, such as ``brats``, as the configuration says.
+
+        Raises:
+            UserError: If there is no configuration, or it names no task and is of no known form.
+        """
+        config = read_yaml(self.config)
+        keys = config if isinstance(config, dict) else {}
+        # Runs of early versions named no task; each had a key that no other one had.
+        earlier = (task for key, task in _KEYS_OF_EARLIER_RUNS.items() if key in keys)
+        task = keys.get("task") or next(earlier, None)
+        if not isinstance(task, str):
+            raise UserError(
+                f"{self.config}: expected a line `task: NAME`, but there is none.",
+                "Add it: the name of the script that trained, without _train.py.",
+            )
+        return task
+
     def sweep(self) -> None:
         """Remove what a killed process left half-written; of no use while another one runs."""
         for folder in (self.path, self.curves, self.checkpoints):
@@ -127,6 +153,41 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def split(self) -> Path:
+        """Cases of training and validation, JSON; of a segmentation."""
+        return self.path / "split.json"
+
+    @property
+    def subsets(self) -> Path:
+        """Scores of the validation cases for subsets of modalities, JSON; of a segmentation."""
+        return self.path / "subsets.json"
+
+    @property
+    def validation(self) -> Path:
+        """Scores of each validation case, JSON; of a segmentation."""
+        return self.path / "validation.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Predictions of the test split, a NumPy archive; of a training on sequences."""
+        return self.path / "predictions.npz"
+
+    @property
+    def summary(self) -> Path:
+        """What several runs of a group came to, JSON."""
+        return self.path / "summary.json"
+
+    @property
+    def timing(self) -> Path:
+        """Seconds of training and of waiting for data, one JSON object per part of the run."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def mlflow(self) -> Path:
+        """Where MLflow keeps this run, JSON."""
+        return self.path / "mlflow.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -145,7 +206,7 @@ class RunFolder:
         """Record machine, versions and command line; earlier starts of the run are kept."""
         record = environment()
         if self.environment.exists():
-            earlier = json.loads(self.environment.read_text())
+            earlier = read_json(self.environment)
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
         write_json(self.environment, record)
 

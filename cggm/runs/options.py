@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from cggm.errors import UserError
+from cggm.errors import MethodRefusal, UserError
 
 FusionRule = Literal["features", "average", "sum", "energy"]
 
@@ -18,10 +18,10 @@ def late_rule(fusion: FusionRule, regression: bool) -> str:
         regression: Whether predictions are values.
 
     Raises:
-        UserError: If values have no energy.
+        MethodRefusal: If values have no energy.
     """
     if fusion == "energy" and regression:
-        raise UserError(
+        raise MethodRefusal(
             "network.fusion energy cannot be used here: it weighs class logits, but the task is a "
             "regression.",
             "Use average or sum.",
@@ -91,6 +91,10 @@ class RunOptions:
 class RunConfig:
     """What every training is told; the base of each pipeline's configuration.
 
+    Attributes:
+        task: Name of what is trained, which a pipeline's configuration sets. It is the first line
+            of ``config.yaml``, and no option.
+
     Args:
         data: Folder of the data; the demo data where not given.
         modalities: Modalities to train on; all of them where not given.
@@ -106,6 +110,7 @@ class RunConfig:
         device: Where to compute; CUDA if there is one, where not given.
     """
 
+    task: ClassVar[str] = ""
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     max_epochs: int = field(metadata={"metavar": "N"})

@@ -1,6 +1,5 @@
 """The same training several times, under other seeds or on other folds, and its mean result."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -10,10 +9,11 @@ from torch import nn
 
 from cggm.distributed import is_first_rank
 from cggm.runs.config import write_config
-from cggm.runs.files import write_atomically
+from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import BalancerConfig, RunConfig
+from cggm.runs.reading import read_json
 
 
 def describe_training(
@@ -127,25 +127,25 @@ def is_finished(folder: RunFolder, config: RunConfig) -> bool:
     """Whether a run has its results and was not asked for more epochs since."""
     if not folder.results.exists():
         return False
-    done: int = json.loads(folder.results.read_text())["max_epochs"]
+    done: int = read_json(folder.results)["max_epochs"]
     return done >= config.max_epochs
 
 
 def _summarize(group: RunFolder, folders: Mapping[str, RunFolder]) -> None:
-    results = {name: json.loads(f.results.read_text()) for name, f in folders.items()}
+    results = {name: read_json(f.results) for name, f in folders.items()}
     columns = _columns([result["test"] for result in results.values()])
     summary: dict[str, Any] = {
         "runs": list(results),
         "simulated": any(result["simulated"] for result in results.values()),
         "test": {name: _statistics(values) for name, values in columns.items()},
     }
-    write_atomically(group.path / "summary.json", json.dumps(summary, indent=2).encode())
+    write_json(group.summary, summary)
     simulated = " (SIMULATED)" if summary["simulated"] else ""
     print(f"\ntest split{simulated}, {len(results)} runs")
     print(f"{'metric':<14}{'mean':>8}{'sd':>8}")
     for name, row in summary["test"].items():
         print(f"{name:<14}{_shown(row['mean'])}{_shown(row['sd'])}")
-    print(f"\nsummary  {group.path / 'summary.json'}")
+    print(f"\nsummary  {group.summary}")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

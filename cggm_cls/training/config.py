@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cggm.runs import BalancerConfig, FusionRule, RunConfig, require
 
@@ -129,6 +129,7 @@ class MosiConfig(SequenceConfig):
         store: Folder that a pickle is converted to; <file>.converted where not given.
     """
 
+    task: ClassVar[str] = "mosi"
     store: Path | None = field(default=None, metadata={"metavar": "DIR"})
 
 
@@ -140,12 +141,15 @@ class IemocapConfig(SequenceConfig):
         fold: Number of a fold, or all.
     """
 
+    task: ClassVar[str] = "iemocap"
     fold: int | Literal["all"] = field(default=1, metadata={"metavar": "N|all"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoodConfig(SequenceConfig):
     """A training on the features of Food-101; data is what food101_features.py wrote."""
+
+    task: ClassVar[str] = "food101"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,5 +161,6 @@ class MfeatConfig(SequenceConfig):
         split_seed: Chooses the splits, which all seeds of a training share.
     """
 
+    task: ClassVar[str] = "mfeat"
     views: tuple[str, ...] = ("pix", "fou", "mor")
     split_seed: int = 0

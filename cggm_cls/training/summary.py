@@ -1,6 +1,5 @@
 """What a training on sequences says before it starts and leaves behind when it ends."""
 
-import json
 from collections.abc import Mapping
 from itertools import combinations, islice
 from typing import Any
@@ -13,7 +12,7 @@ from cggm.runs import (
     direction_vectors,
     load_network_weights,
     plot_curves,
-    write_atomically,
+    write_json,
     write_vectors,
 )
 from cggm_cls.data import TaskData
@@ -102,7 +101,7 @@ def finish(
         write_vectors(run.gradients, vectors)
     if config.curves:
         plot_curves(run)
-    write_atomically(run.results, json.dumps(result, indent=2).encode())
+    write_json(run.results, result)
     if config.curves:
         prediction = predict(network, data.test, batch_size=config.batch_size)
         write_predictions(run, prediction.numpy(), data.test.target.numpy())

@@ -10,11 +10,10 @@ from cggm.reports import (
     Section,
     balance_section,
     provenance_section,
-    read_json,
     training_section,
     write_page,
 )
-from cggm.runs import RunFolder
+from cggm.runs import RunFolder, read_json
 from cggm_seg.reports.cases import (
     CaseSet,
     cases_section,
@@ -54,7 +53,7 @@ def write_report(path: Path) -> Path:
             headline_section(sets, record.results.get("validation")),
             _viewer(sets),
             *map(cases_section, sets),
-            subsets_section(read_json(path / "subsets.json")),
+            subsets_section(read_json(RunFolder(path).subsets, missing_ok=True)),
             balance_section(record.balance),
             training_section(record),
             provenance_section(record, _warnings(validation)),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cggm.runs import BalancerConfig, FusionRule, RunConfig, require, require_names
 from cggm_seg.data import MODALITIES
@@ -179,6 +179,7 @@ class BratsConfig(RunConfig):
         balancer: The balancing method.
     """
 
+    task: ClassVar[str] = "brats"
     batch_size: int = 64
     workers: int = 2
     amp: bool = True

@@ -1,6 +1,5 @@
 """What a BraTS training says before it starts and leaves behind when it ends."""
 
-import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from cggm.runs import (
     direction_vectors,
     load_network_weights,
     plot_curves,
-    write_atomically,
+    write_json,
     write_vectors,
 )
 from cggm_seg.data import SliceCache, Split
@@ -50,7 +49,7 @@ def describe(
     }
     describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
     record = {"training": split.training, "validation": split.validation}
-    write_atomically(run.path / "split.json", json.dumps(record, indent=2).encode())
+    write_json(run.split, record)
 
 
 def finish(
@@ -82,7 +81,7 @@ def finish(
         network, cache, split.validation, subsets=subsets, progress="Evaluating"
     )
     table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in results.items()}
-    write_atomically(run.path / "subsets.json", json.dumps(table, indent=2).encode())
+    write_json(run.subsets, table)
     whole = "+".join(network.modalities)
     result = {
         "epoch": best.epoch,
@@ -92,7 +91,7 @@ def finish(
         "validation": table[whole],
         "subsets": {name: row for name, row in table.items() if name != whole},
     }
-    write_atomically(run.results, json.dumps(result, indent=2).encode())
+    write_json(run.results, result)
     if config.gradients and balancer.heads is not None:
         batches = islice(training_batches(config, network, cache, split), config.gradients)
         vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)

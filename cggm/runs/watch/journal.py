@@ -131,7 +131,7 @@ class Journal:
                 self._mlflow = stack.enter_context(MLflowLog(config.mlflow, run, config))
             events = TensorBoardLog(run.tensorboard, resumed_at=self._resumed_at)
             self._events = stack.enter_context(closing(events))
-            self._times = stack.enter_context(JsonLines(run.path / "timing.jsonl"))
+            self._times = stack.enter_context(JsonLines(run.timing))
             self._metrics = stack.enter_context(JsonLines(run.metrics))
             self._curves = CurveRefresh(run) if config.curves else None
             self._stopwatch.lap()

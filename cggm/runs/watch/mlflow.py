@@ -1,6 +1,5 @@
 """The metrics of a run in MLflow, for who keeps all trainings in one place."""
 
-import json
 import logging
 import os
 import sys
@@ -12,10 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from cggm.errors import UserError
-from cggm.runs.files import write_atomically
+from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig
+from cggm.runs.reading import read_json
 from cggm.runs.watch.logs import scalars
 
 _EXPERIMENT = "cggm"
@@ -106,9 +106,9 @@ class MLflowLog:
     def _start(self, where: str, run: RunFolder, config: RunConfig) -> None:
         import mlflow
 
-        own = run.path / "mlflow.json"
+        own = run.mlflow
         if own.exists():
-            known = json.loads(own.read_text())
+            known = read_json(own)
             mlflow.set_tracking_uri(known["tracking_uri"])
             mlflow.start_run(known["run_id"])
             return
@@ -119,7 +119,7 @@ class MLflowLog:
         mlflow.set_experiment(_EXPERIMENT)
         active = mlflow.start_run(run_name=run.path.resolve().name)
         record = {"tracking_uri": uri, "run_id": active.info.run_id}
-        write_atomically(own, json.dumps(record, indent=2).encode())
+        write_json(own, record)
         mlflow.log_params(dict(_parameters(asdict(config))))
 
 

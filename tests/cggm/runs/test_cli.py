@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cggm.errors import DataError, UserError
+from cggm.errors import DataError, MethodRefusal, UserError
 from cggm.runs.cli import (
+    ERROR_FILE,
     check_problems,
     choose_device,
     parse_arguments,
     parse_options,
     parse_training,
+    read_reported_error,
     report_problems,
     run,
 )
@@ -278,3 +280,35 @@ def test_report_problems_lists_every_case(capsys):
     assert capsys.readouterr().err.startswith("2 cases were skipped:\n")
     report_problems(["a: no prediction."])
     assert capsys.readouterr().err == "1 case was skipped:\n  a: no prediction.\n"
+
+
+@pytest.mark.parametrize("kind", [UserError, MethodRefusal])
+def test_an_error_is_left_as_data_where_the_caller_asks_for_it(tmp_path, monkeypatch, kind):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv(ERROR_FILE, str(file))
+
+    def fail(argv):
+        raise kind("PMR expects a layer.", "See configs/methods.")
+
+    assert run(lambda argv: 0, []) == 0
+    assert read_reported_error(file) is None
+    assert run(fail, []) == 2
+    told = read_reported_error(file)
+    assert (type(told), str(told)) == (kind, "PMR expects a layer. See configs/methods.")
+    file.write_text('{"kind": 3}')
+    assert read_reported_error(file) is None
+
+
+def test_an_error_is_told_once_by_the_first_rank_with_its_case(tmp_path, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv(ERROR_FILE, str(file))
+    monkeypatch.setenv("RANK", "1")
+
+    def fail(argv):
+        raise DataError("A", Path("A_t1.nii"), "Expected a volume.", "Mend it.")
+
+    assert run(fail, []) == 2
+    assert not file.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert run(fail, []) == 2
+    assert str(read_reported_error(file)) == "A, A_t1.nii: Expected a volume. Mend it."

@@ -1,7 +1,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -211,3 +211,23 @@ def test_help_shows_docstrings_and_the_defaults_of_files(tmp_path, capsys):
     assert caught.value.code == 0
     for part in ("Trains.", "--training.lr", "100 % of it", "0.123", "--encoder", "resnet101"):
         assert part in text
+
+
+@dataclass(frozen=True)
+class Digits(Training):
+    """A training on digits."""
+
+    task: ClassVar[str] = "digits"
+
+
+def test_a_configuration_names_its_task_and_no_other_script_takes_it(tmp_path):
+    write_config(Digits(lr=0.5), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert text.startswith("task: digits\nlr: 0.5\n")
+    assert read_config(Digits, [tmp_path / "config.yaml"]) == Digits(lr=0.5)
+    with pytest.raises(UserError, match="Unknown option --task"):
+        read_config(Digits, [], ["--task", "letters"])
+    other = write(tmp_path, "task: letters\nlr: 0.5\n")
+    with pytest.raises(UserError, match=r"a\.yaml: expected .* task digits, .* of 'letters'"):
+        read_config(Digits, [other])
+    assert read_config(Digits, [write(tmp_path, "lr: 0.5\n")]) == Digits(lr=0.5)

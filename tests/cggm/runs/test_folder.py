@@ -143,6 +143,7 @@ def test_commit_is_that_of_the_source(tmp_path):
     (copy / "runs").mkdir(parents=True)
     for name in (
         "__init__.py",
+        "__init__.pyi",
         "errors.py",
         "runs/__init__.py",
         "runs/__init__.pyi",
@@ -162,3 +163,21 @@ def test_commit_is_that_of_the_source(tmp_path):
     (copy / "errors.py").write_text((copy / "errors.py").read_text() + "\n")
     shown = subprocess.run(show, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == f"{head.stdout.strip()}+"
+
+
+def test_task_is_what_the_configuration_says(tmp_path):
+    run = RunFolder(tmp_path)
+    for text, task in (
+        ("task: digits\nslices: {size: 32}\n", "digits"),
+        ("slices: {size: 32}\n", "brats"),
+        ("seeds: 1\nfold: all\n", "iemocap"),
+        ("seeds: 1\nstore: null\n", "mosi"),
+        ("seeds: 1\nviews: [pix]\n", "mfeat"),
+        ("seeds: 1\n", "food101"),
+    ):
+        run.config.write_text(text)
+        assert run.task() == task
+    for text in ("lr: 1\n", "task: 3\n", "[]\n", ""):
+        run.config.write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: expected a line `task: NAME`"):
+            run.task()
