@@ -6,16 +6,12 @@ Without --data it trains on simulated cases (made on first use) and says so.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cggm.errors import DataError
 from cggm.runs import (
     RunFolder,
     RunOptions,
-    check_problems,
     first_alone,
     joined,
     parse_training,
@@ -25,13 +21,10 @@ from cggm.runs import (
     same_output,
     write_config,
 )
-from cggm_seg.data import MODALITIES, Case, find_cases
 from cggm_seg.training import BratsConfig
 
 if TYPE_CHECKING:
     import torch
-
-    from cggm_seg.data import SliceCache
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "brats"
 DEMO_COHORT = Path("demo/cohort/train")
@@ -57,22 +50,17 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
     else:
         folder = RunFolder.plan(options.output, name="brats")
     data = config.data or first_alone(lambda: _demo_cohort(config))
-    cases, problems = find_cases(data, labelled=True)
-    check_problems(cases, problems, strict=config.strict)
 
     from cggm.distributed import is_first_rank
     from cggm.runs import seed_everything
-    from cggm_seg.data import split_cases
+    from cggm_seg.data import open_cohort
     from cggm_seg.training import build_balancer, build_trainer, describe, finish
 
     seed_everything(config.seed)
     network = config.network.build(config.used, pretrained=not options.resume)
     network = network.to(device)
-    cache, damaged = _cached(config, cases, data)
-    problems += damaged
-    check_problems(cache.case_ids, problems, needed=2)
-    cache = cache.only([MODALITIES.index(name) for name in config.used])
-    split = split_cases(cache.case_ids, config.validation_fraction, config.seed)
+    cohort = open_cohort(data, config)
+    cache, split = cohort.cache, cohort.split
     balancer = build_balancer(config, network, cache, split)
     trainer = build_trainer(
         config, folder, network, balancer, cache, split, device, resume=options.resume is not None
@@ -86,29 +74,7 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
     trainer.run()
     if is_first_rank():
         finish(config, folder, network, balancer, cache, split, data)
-        report_problems(problems)
-
-
-def _cached(
-    config: BratsConfig, cases: Sequence[Case], data: Path
-) -> tuple["SliceCache", list[DataError]]:
-    """The cache of all cases; of several ranks each makes its share of the entries."""
-    from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
-    from cggm_seg.data import build_cache, recorded_digests
-
-    build = partial(
-        build_cache,
-        folder=config.cache or data / ".slices",
-        recorded=recorded_digests(data),
-        workers=config.processes,
-        strict=config.strict,
-        progress=is_first_rank(),
-    )
-    if world_size() > 1:
-        with suppress(DataError):  # which the whole cache tells to all ranks
-            build(shard(cases))
-        wait_for_ranks()
-    return first_alone(lambda: build(cases))
+        report_problems(cohort.problems)
 
 
 def _demo_cohort(config: BratsConfig) -> Path:

@@ -46,7 +46,6 @@ LEVELS = {
 UPHILL = {
     ("cggm_cls.data.sequences", "cggm_cls.training"),
     ("cggm_cls.training.summary", "cggm_cls.reports"),
-    ("cggm_seg.data.slices", "cggm_seg.training"),
     ("cggm_seg.training.summary", "cggm_seg.reports"),
 }
 PIPELINES_WITH_CLASSES = (

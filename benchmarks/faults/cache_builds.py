@@ -22,7 +22,7 @@ from cache_bench import Bench, build, equal, verdict
 from safetensors.numpy import load_file
 
 import cggm_seg
-from cggm_seg.data.cache import build_cache, entry_file, pack
+from cggm_seg.data.cache import FORMAT, build_cache, cached_file, pack
 from cggm_seg.data.cases import Case, find_cases
 
 _ROOT = Path(cggm_seg.__path__[0]).parent
@@ -86,7 +86,7 @@ def _edit_sources(bench: Bench, cases: list[Case], keep_time: bool) -> dict[str,
         if keep_time:
             os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         build_cache([case], cache, workers=1, progress=False)
-        counts[verdict(entry_file(cache, case), old, pack(case))] += 1
+        counts[verdict(cached_file(cache, case), old, pack(case))] += 1
     return _summed(counts)
 
 
@@ -107,12 +107,14 @@ def _disguised_source(bench: Bench) -> dict[str, int]:
 
 
 def _changed_transform(bench: Bench) -> dict[str, int]:
-    """Entries after other code, run from a copy of the packages, wrote the same cache."""
+    """Entries after code of another format, run from a copy of the packages, wrote the cache."""
     code = bench.folder / "code"
     for package in ("cggm", "cggm_seg"):
         shutil.copytree(_ROOT / package, code / package)
-    with (code / "cggm_seg" / "preprocessing.py").open("a") as stream:
+    with (code / "cggm_seg" / "data" / "preprocessing.py").open("a") as stream:
         stream.write(_OTHER_CODE)
+    module = code / "cggm_seg" / "data" / "cache.py"
+    module.write_text(module.read_text().replace(f"FORMAT = {FORMAT}", f"FORMAT = {FORMAT - 1}"))
     cache, cohort = bench.cache(), bench.cohorts[0]
     with _builder(cohort, cache, code) as builder:
         assert builder.wait() == 0

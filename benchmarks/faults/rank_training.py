@@ -29,9 +29,9 @@ from cggm.runs.folder import RunFolder
 from cggm.runs.launch import joined
 from cggm.runs.loop.seeds import seed_everything
 from cggm_seg.data.cache import SliceCache, build_cache
-from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.data.cases import find_cases
+from cggm_seg.data.cohort import Split, split_cases
 from cggm_seg.data.slices import SliceDataset
-from cggm_seg.data.split import Split, split_cases
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.simulation.cohort import simulate_cohort
 from cggm_seg.training.assembly import build_trainer
@@ -148,7 +148,7 @@ class RankTraining:
         simulate_cohort(cohort, cases=self._size.cases, shape=(60, 60, 39), progress=False)
         cases = find_cases(cohort, labelled=True)[0]
         cache = build_cache(cases, self.folder / "cache", workers=1, progress=False)[0]
-        cache = cache.only([MODALITIES.index(name) for name in config.used])
+        cache = cache.only(config.used)
         return cache, split_cases(cache.case_ids, config.validation_fraction, config.seed)
 
     def plain_slices(self) -> SliceDataset:

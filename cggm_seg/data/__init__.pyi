@@ -1,5 +1,4 @@
 from .cache import SliceCache as SliceCache
-from .cache import build_cache as build_cache
 from .cases import MODALITIES as MODALITIES
 from .cases import Case as Case
 from .cases import find_cases as find_cases
@@ -7,6 +6,9 @@ from .cases import find_input as find_input
 from .cases import survey_cases as survey_cases
 from .checks import geometry_findings as geometry_findings
 from .checks import intensity_findings as intensity_findings
+from .cohort import Cohort as Cohort
+from .cohort import Split as Split
+from .cohort import open_cohort as open_cohort
 from .findings import Code as Code
 from .findings import Finding as Finding
 from .labels import to_classes as to_classes
@@ -15,11 +17,9 @@ from .manifest import append_records as append_records
 from .manifest import check_recorded as check_recorded
 from .manifest import manifest_file as manifest_file
 from .manifest import read_manifest as read_manifest
-from .manifest import recorded_digests as recorded_digests
 from .manifest import write_manifest as write_manifest
 from .nifti import Volume as Volume
 from .nifti import read_volume as read_volume
-from .parallel import map_processes as map_processes
 from .preprocessing import brain_box as brain_box
 from .preprocessing import intensity_statistics as intensity_statistics
 from .preprocessing import zscore as zscore
@@ -28,8 +28,6 @@ from .slices import SliceItem as SliceItem
 from .slices import prepare_batch as prepare_batch
 from .slices import slice_batches as slice_batches
 from .slices import slice_loader as slice_loader
-from .split import Split as Split
-from .split import split_cases as split_cases
 from .volumes import Volumes as Volumes
 from .volumes import read_case as read_case
 from .volumes import read_labels as read_labels

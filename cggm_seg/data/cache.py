@@ -1,12 +1,10 @@
-"""Slices of many cases, read from disk one at a time in a tenth of a millisecond."""
+"""The slice cache: one file per case, from which a slice is read in a tenth of a millisecond."""
 
-import hashlib
-import inspect
 import json
-import time
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +14,75 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from cggm.errors import DataError, UserError
-from cggm.runs import replacing
-from cggm_seg.data import checks, labels, nifti, preprocessing, volumes
-from cggm_seg.data import nifti as streams
+from cggm.runs import file_digest, map_processes, replacing, sweep_drafts
+from cggm_seg.data import labels, preprocessing, volumes
 from cggm_seg.data.cases import Case
 from cggm_seg.data.manifest import check_recorded
-from cggm_seg.data.parallel import map_processes
 from cggm_seg.data.preprocessing import zscore
 
-Key = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Raised by hand whenever the same files would give another cached case; a test holds the two
+together. Cases of an earlier format are made again."""
+
+_DRAFT_AGE = 3600.0  # seconds; writing a case takes less than one
+_Key = dict[str, Any]
 
 
-def entry_file(folder: Path, case: Case) -> Path:
-    """Where the entry of a case lies."""
+def cached_file(folder: Path, case: Case) -> Path:
+    """Where the slices of a case lie in a cache folder."""
     return folder / f"{case.id}.safetensors"
 
 
 def is_current(case: Case, file: Path, recorded: Mapping[Path, str]) -> bool:
-    """Whether an entry was made by this code from these files, judged by size and time.
+    """Whether a cached case is of this format and from these files, judged by size and time.
 
     Contents are not compared: a file replaced by one of the same size and modification time, to
     the nanosecond, goes unnoticed.
 
     Args:
         case: The case.
-        file: Its entry.
-        recorded: File to its SHA-256; an entry made from another content is not current.
+        file: Where it is cached.
+        recorded: File to its SHA-256; what was made from another content is not current.
     """
     key, stamps = _header(file)
-    digests = key.get("digests", [])
+    if key.get("format") != FORMAT:
+        return False
+    digests = key["digests"]
     try:
-        current = key == _key(case, digests) and stamps == _stamps(case)
+        if key != _key(case, digests) or stamps != _stamps(case):
+            return False
     except OSError:
         return False
-    pairs = zip(_sources(case), digests, strict=False)
-    return current and all(recorded.get(source, digest) == digest for source, digest in pairs)
+    return all(
+        recorded.get(source, digests[part]) == digests[part]
+        for part, source in _sources(case).items()
+    )
 
 
 def refresh(case: Case, file: Path, recorded: Mapping[Path, str]) -> None:
-    """Makes the entry of a case, or only notes new file times if the contents are the same.
+    """Caches a case, or only notes new times of its files if their contents are the same.
 
     Args:
         case: The case.
-        file: Its entry.
+        file: Where to.
         recorded: File to its SHA-256.
 
     Raises:
         DataError: If the case cannot be read, or a file has another content than recorded.
-        UserError: If the entry cannot be written; an older one is untouched then.
+        UserError: If the file cannot be written; an older one is untouched then.
     """
     # Stamps come first: a file that changes meanwhile is then found changed by the next run.
     try:
         stamps = _stamps(case)
-        digests = {source: _digest(source) for source in _sources(case)}
+        digests = {part: file_digest(source) for part, source in _sources(case).items()}
     except OSError:
         volumes.read_case(case)  # its error names the file and the remedy
         raise
-    for source, digest in digests.items():
-        check_recorded(case.id, source, digest, recorded.get(source))
-    key = _key(case, list(digests.values()))
+    for part, source in _sources(case).items():
+        check_recorded(case.id, source, digests[part], recorded.get(source))
+    key = _key(case, digests)
     tensors = load_file(file) if _header(file)[0] == key else pack(case)
     _write(file, tensors, {"key": key, "stamps": stamps})
 
@@ -96,6 +104,7 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     if data.label is None:
         raise ValueError(f"Expected a labelled case, but {case.id} has no label map.")
     box = preprocessing.brain_box(data.images)
+    # (M, H, W, Z) -> (M, Z, h, w), the order of the statistics' sums, and (Z, M, h, w) on disk.
     brain = np.ascontiguousarray(data.images[:, *box].transpose(3, 0, 1, 2)).swapaxes(0, 1)
     statistics = preprocessing.intensity_statistics(brain)
     values, scales = preprocessing.to_int16(brain, statistics)
@@ -112,42 +121,32 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     }
 
 
-def _header(file: Path) -> tuple[Key, list[list[int]]]:
+def _header(file: Path) -> tuple[_Key, list[list[int]]]:
+    """What a cached case was made from; empty for a file that is none of ours."""
     try:
-        with safe_open(file, "np") as entry:
-            header = json.loads(entry.metadata()["header"])
-            return header["key"], header["stamps"]
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # no entry of ours
+        with safe_open(file, "np") as cached:
+            header = json.loads(cached.metadata()["header"])
+            return dict(header["key"]), header["stamps"]
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return {}, []
 
 
-def _sources(case: Case) -> list[Path]:
-    return [*case.images.values(), *([case.label] if case.label else [])]
+def _sources(case: Case) -> dict[str, Path]:
+    return {**case.images, **({"seg": case.label} if case.label else {})}
 
 
 def _stamps(case: Case) -> list[list[int]]:
-    stats = [source.stat() for source in _sources(case)]
+    stats = [source.stat() for source in _sources(case).values()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
-def _key(case: Case, digests: list[str]) -> Key:
+def _key(case: Case, digests: Mapping[str, str]) -> _Key:
     return {
-        "transform": _transform(),
+        "format": FORMAT,
         "modalities": list(case.images),
         "naming": case.naming,
-        "digests": digests,
+        "digests": dict(digests),
     }
-
-
-@cache
-def _transform() -> str:
-    code = [inspect.getsource(m) for m in (streams, nifti, checks, labels, volumes, preprocessing)]
-    return hashlib.sha256("".join([*code, inspect.getsource(pack)]).encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(file: Path, tensors: dict[str, np.ndarray], header: dict[str, Any]) -> None:
@@ -163,14 +162,13 @@ def _write(file: Path, tensors: dict[str, np.ndarray], header: dict[str, Any]) -
         ) from error
 
 
-_LEFTOVER_AGE = 3600  # seconds; no write takes as long
-
-
 @dataclass(frozen=True)
-class _Entry:
+class _CachedCase:
     slices: Any  # safe_open handle: a memory map without an open file
     statistics: np.ndarray
     class_counts: np.ndarray
+    rows: list[int]  # of the modalities that are read
+    digests: dict[str, str]
 
 
 class SliceCache:
@@ -180,30 +178,38 @@ class SliceCache:
     goes to DataLoader workers cheaply.
 
     Args:
-        files: Case identifier to its entry, as made by :func:`build_cache`.
-        channels: Positions of the modalities that are read, in order; all of them if ``None``.
+        files: Case identifier to its file, as made by :func:`build_cache`.
+        modalities: What is read, in this order; all that a case holds if ``None``.
     """
 
-    def __init__(self, files: Mapping[str, Path], channels: Sequence[int] | None = None) -> None:
+    def __init__(self, files: Mapping[str, Path], modalities: Sequence[str] | None = None) -> None:
         self.case_ids: tuple[str, ...] = tuple(files)
         self._files = dict(files)
-        self._channels = slice(None) if channels is None else list(channels)
-        self._entries: dict[str, _Entry] = {}
+        self._modalities = modalities
+        self._opened: dict[str, _CachedCase] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_entries": {}}
+        return {**self.__dict__, "_opened": {}}
 
-    def only(self, channels: Sequence[int]) -> "SliceCache":
-        """The same cases without the other modalities."""
-        return SliceCache(self._files, channels)
+    def only(self, modalities: Sequence[str]) -> "SliceCache":
+        """The same cases without other modalities.
+
+        Args:
+            modalities: What is read, in this order.
+        """
+        return SliceCache(self._files, tuple(modalities))
 
     def depth(self, case_id: str) -> int:
         """Number of slices of a case."""
-        return len(self._entry(case_id).class_counts)
+        return len(self._open(case_id).class_counts)
 
     def class_counts(self, case_id: str) -> np.ndarray:
         """Voxels of background, NCR, ED and ET in each slice, shape ``(Z, 4)``."""
-        return self._entry(case_id).class_counts
+        return self._open(case_id).class_counts
+
+    def digests(self, case_id: str) -> dict[str, str]:
+        """SHA-256 of the files that a case was cached from, by modality and ``seg``."""
+        return self._open(case_id).digests
 
     def read(self, case_id: str, z: int) -> tuple[np.ndarray, np.ndarray]:
         """One slice.
@@ -218,18 +224,25 @@ class SliceCache:
         Raises:
             IndexError: If ``z`` lies outside the case.
         """
-        entry = self._entry(case_id)
-        if not 0 <= z < len(entry.class_counts):
-            raise IndexError(f"Expected `z` in [0, {len(entry.class_counts)}), but got {z}.")
-        images = entry.slices.get_slice("images")[z]
-        return zscore(images, entry.statistics)[self._channels], entry.slices.get_slice("label")[z]
+        case = self._open(case_id)
+        if not 0 <= z < len(case.class_counts):
+            raise IndexError(f"Expected `z` in [0, {len(case.class_counts)}), but got {z}.")
+        images = case.slices.get_slice("images")[z]
+        return zscore(images, case.statistics)[case.rows], case.slices.get_slice("label")[z]
 
-    def _entry(self, case_id: str) -> _Entry:
-        if case_id not in self._entries:
+    def _open(self, case_id: str) -> _CachedCase:
+        if case_id not in self._opened:
             slices = safe_open(self._files[case_id], "np")
-            tensors = (slices.get_tensor(name) for name in ("statistics", "class_counts"))
-            self._entries[case_id] = _Entry(slices, *tensors)
-        return self._entries[case_id]
+            key = json.loads(slices.metadata()["header"])["key"]
+            names = key["modalities"]
+            self._opened[case_id] = _CachedCase(
+                slices,
+                slices.get_tensor("statistics"),
+                slices.get_tensor("class_counts"),
+                [names.index(name) for name in self._modalities or names],
+                key["digests"],
+            )
+        return self._opened[case_id]
 
 
 def build_cache(
@@ -241,36 +254,39 @@ def build_cache(
     strict: bool = False,
     progress: bool = True,
 ) -> tuple[SliceCache, list[DataError]]:
-    """Makes the entries that are missing or stale, and opens the cache.
+    """Caches the cases that are missing or stale, and opens the cache.
 
-    An entry is stale if a file of its case or the code that made it changed. Files of the same
-    size and modification time count as unchanged, others are compared by content. Every entry is
-    one file that appears complete or not at all: an interrupted build goes on where it stopped,
-    and several processes may build at once.
+    A cached case is stale if one of its files or the format changed. Files of the same size and
+    modification time count as unchanged, others are compared by content. Every case is one file
+    that appears complete or not at all: an interrupted build goes on where it stopped, and several
+    processes may build at once.
 
     Args:
         cases: Labelled cases with the same modalities.
-        folder: Where the entries lie, about 30 MB for a BraTS case; made if missing.
+        folder: Where the files lie, about 30 MB for a BraTS case; made if missing.
         recorded: File to its SHA-256, see :func:`cggm_seg.data.manifest.recorded_digests`; a case
             with a file of another content is bad. Files not recorded are taken as they are.
         workers: Processes, each of about 0.3 GB. They import the main module: a script that
             calls this needs ``if __name__ == "__main__"``.
         strict: Whether the first bad case ends the build.
-        progress: Whether to show a bar with the time left, if there is a terminal.
+        progress: Whether to show a bar with the time left, if there is a terminal, and to say
+            why cases are cached again.
 
     Returns:
         The cache of all good cases, and one error for each bad one.
 
     Raises:
         DataError: If no case is left, or with ``strict`` if one is bad.
-        UserError: If an entry cannot be written, for example because no space is left.
+        UserError: If a file cannot be written, for example because no space is left.
         ValueError: If two cases share an identifier, a case has no label map, or the modalities
             of two cases differ.
     """
-    _check_alike(cases)
+    _check_cases(cases)
     _prepare(folder)
     recorded = recorded or {}
-    pending = [case for case in cases if not is_current(case, entry_file(folder, case), recorded)]
+    pending = [case for case in cases if not is_current(case, cached_file(folder, case), recorded)]
+    if progress:
+        _explain(pending, folder)
     attempt = partial(_attempt, folder=folder, recorded=recorded, strict=strict)
     bar = tqdm(total=len(pending), desc="Caching", unit="case", disable=None if progress else True)
     errors: list[DataError] = []
@@ -280,7 +296,7 @@ def build_cache(
             bar.update()
     errors.sort(key=lambda error: error.case)
     failed = {error.case for error in errors}
-    files = {case.id: entry_file(folder, case) for case in cases if case.id not in failed}
+    files = {case.id: cached_file(folder, case) for case in cases if case.id not in failed}
     if not files:
         first = f" The first: {errors[0]}" if errors else ""
         what = f"Expected at least one good case, but found none among {len(cases)}.{first}"
@@ -288,7 +304,7 @@ def build_cache(
     return SliceCache(files), errors
 
 
-def _check_alike(cases: Sequence[Case]) -> None:
+def _check_cases(cases: Sequence[Case]) -> None:
     if len({case.id for case in cases}) < len(cases):
         raise ValueError("Expected every case once, but some identifiers occur several times.")
     for case in cases:
@@ -304,21 +320,26 @@ def _check_alike(cases: Sequence[Case]) -> None:
 def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".tmp-*"):  # of builds that were killed
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE:
-                leftover.unlink(missing_ok=True)
-    except FileNotFoundError:  # finished by another build meanwhile
-        return
+        # Only old ones are those of killed builds; another build may be writing the others.
+        sweep_drafts(folder, older_than=_DRAFT_AGE)
     except OSError as error:
         what = f"Expected a folder for the cache, but {folder} gives: {error.strerror}."
         raise UserError(what, "Choose another cache folder.") from error
+
+
+def _explain(pending: Sequence[Case], folder: Path) -> None:
+    keys = [_header(cached_file(folder, case))[0] for case in pending]
+    older = sum(bool(key) and key.get("format") != FORMAT for key in keys)
+    if older:
+        cases = "1 case was" if older == 1 else f"{older} cases were"
+        logger.warning("%s: %s cached by another version and will be cached again.", folder, cases)
 
 
 def _attempt(
     case: Case, folder: Path, recorded: Mapping[Path, str], strict: bool
 ) -> DataError | None:
     try:
-        refresh(case, entry_file(folder, case), recorded)
+        refresh(case, cached_file(folder, case), recorded)
     except DataError as error:
         if strict:
             raise

@@ -15,8 +15,8 @@ def brain_box(images: np.ndarray) -> tuple[slice, slice, slice]:
     brain = images[0] != 0
     for image in images[1:]:
         brain |= image != 0
-    plane, axial = brain.any(axis=2), brain.any(axis=0).any(axis=0)
-    rows, columns, slices = (np.flatnonzero(x) for x in (plane.any(1), plane.any(0), axial))
+    plane, depth = brain.any(axis=2), brain.any(axis=0).any(axis=0)
+    rows, columns, slices = (np.flatnonzero(x) for x in (plane.any(1), plane.any(0), depth))
     if not slices.size:
         raise ValueError("Expected a brain, but all voxels are zero.")
     return _span(rows), _span(columns), _span(slices)

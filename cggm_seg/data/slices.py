@@ -13,7 +13,6 @@ from cggm.errors import UserError
 from cggm.runs import CaseLoader, EndlessBatches, EpochSampler, share_of_batch
 from cggm_seg.data import augmentation
 from cggm_seg.data.cache import SliceCache
-from cggm_seg.training import BratsConfig
 
 
 class SliceItem(TypedDict):
@@ -166,12 +165,12 @@ def _window(
     return slice(first, last), slice(first - start, last - start)
 
 
-def slice_batches(config: BratsConfig, dataset: SliceDataset) -> EndlessBatches:
+def slice_batches(dataset: SliceDataset, batch_size: int) -> EndlessBatches:
     """Which slices each batch of this rank holds, epoch after epoch.
 
     Args:
-        config: The configuration.
-        dataset: The training slices.
+        dataset: The training slices; its seed orders them.
+        batch_size: Slices per batch, shared by all ranks.
 
     Raises:
         UserError: If there are too few slices for BatchNorm.
@@ -183,25 +182,25 @@ def slice_batches(config: BratsConfig, dataset: SliceDataset) -> EndlessBatches:
             f"{len(dataset)}.",
             "Add cases, or raise --slices.per_case.",
         )
-    sampler = EpochSampler(len(dataset), seed=config.seed, rank=rank(), world=world)
-    return EndlessBatches(sampler, share_of_batch(config.batch_size, least=2))
+    sampler = EpochSampler(len(dataset), seed=dataset.seed, rank=rank(), world=world)
+    return EndlessBatches(sampler, share_of_batch(batch_size, least=2))
 
 
 def slice_loader(
-    config: BratsConfig, dataset: SliceDataset, batches: EndlessBatches
+    dataset: SliceDataset, batches: EndlessBatches, workers: int
 ) -> CaseLoader[SliceItem]:
     """A loader that names the case which a worker that died was reading.
 
     Args:
-        config: The configuration.
         dataset: The training slices.
         batches: Which of them, in which order.
+        workers: Processes that read; 0 reads in this one.
     """
     return CaseLoader(
         dataset,
         batches,
         name=dataset.case_of,
-        workers=config.processes,
+        workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cggm.errors import UserError
+from cggm.runs import map_processes
 from cggm_seg.data import (
     Case,
     Code,
@@ -16,7 +17,6 @@ from cggm_seg.data import (
     Finding,
     append_records,
     manifest_file,
-    map_processes,
     read_manifest,
     survey_cases,
     write_manifest,

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -13,9 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cggm.errors import DataError, UserError
-from cggm_seg.data.cache import SliceCache, build_cache
+from cggm.runs.files import file_digest
+from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, pack
 from cggm_seg.data.cases import Case, find_cases
-from tests.cggm_seg.nifti import case_file, write_case, write_volume
+from tests.cggm_seg.nifti import SUFFIXES, case_file, write_case, write_volume
 
 SHAPE = (20, 18, 16)
 
@@ -133,8 +135,8 @@ def test_touched_file_is_compared_once_by_content(cases, folder):
     assert identity(folder) == touched
 
 
-@pytest.mark.parametrize("field", ["transform", "naming", "modalities"])
-def test_entry_of_another_transform_is_stale(cases, folder, field):
+@pytest.mark.parametrize("field", ["format", "naming", "modalities"])
+def test_case_cached_otherwise_is_stale(cases, folder, field):
     cache, _ = build(cases, folder)
     expected = cache.read("a", 3)[0]
     file = folder / "a.safetensors"
@@ -265,3 +267,64 @@ def test_cache_travels_to_other_processes_without_its_slices(cases, folder):
     content = pickle.dumps(cache)
     assert len(content) < 1000
     np.testing.assert_array_equal(pickle.loads(content).read("a", 3)[0], expected)
+
+
+def fixed_case(folder: Path) -> Case:
+    """A case whose voxels, and the sums over them, are the same on every machine."""
+    shape, rng = (12, 10, 8), np.random.RandomState(0)  # its stream is frozen
+    brain = np.zeros(shape, bool)
+    brain[2:10, 1:9, 1:7] = True
+    for part in SUFFIXES["2021"]:
+        high = 5 if part == "seg" else 2000
+        values = rng.randint(1, high, shape)
+        stored = np.where(values == 3, 4, values).astype(np.uint8)
+        image = stored if part == "seg" else values.astype(np.int16)
+        write_volume(case_file(folder, "fixed", part), np.where(brain, image, 0))
+    write_volume(
+        case_file(folder, "fixed", "t2"), np.where(brain, rng.uniform(-3, 3, shape), 0).astype("f4")
+    )
+    [case], _ = find_cases(folder, labelled=True)
+    return case
+
+
+def test_format_is_raised_when_the_same_case_gives_another_content(tmp_path):
+    content = hashlib.sha256()
+    for name, tensor in sorted(pack(fixed_case(tmp_path)).items()):
+        # Sums of floats may differ in their last bits between processors.
+        exact = tensor.dtype.kind in "iu"
+        content.update(repr((name, tensor.dtype.str, tensor.shape)).encode())
+        content.update((tensor if exact else np.round(tensor, 6)).tobytes())
+    known = {2: "65941eca04dc59e761511df2ebd74a62bc9eadc44a0cf8c7fec72bd60dc1e78b"}
+    assert content.hexdigest() == known[FORMAT], "raise FORMAT and add its digest"
+
+
+def test_cases_of_an_earlier_format_are_cached_again_and_it_is_said(cases, folder, caplog):
+    build(cases, folder)
+    file = folder / "a.safetensors"
+    content = file.read_bytes()
+    with safe_open(file, "np") as cached:
+        header = json.loads(cached.metadata()["header"])
+    # As written when the cache was keyed by the source text of the modules.
+    header["key"] = {**header["key"], "transform": "0" * 64, "digests": ["0" * 64] * 5}
+    del header["key"]["format"]
+    save_file(load_file(file), file, {"header": json.dumps(header)})
+
+    build_cache(cases, folder, workers=1)
+    [said] = caplog.messages
+    assert "1 case was cached by another version" in said
+    assert file.read_bytes() == content
+    build_cache(cases, folder, workers=1)
+    assert len(caplog.messages) == 1
+
+
+def test_digests_are_those_of_the_files(cases, folder):
+    cache, _ = build(cases, folder)
+    expected = {part: file_digest(file) for part, file in cases[0].images.items()}
+    assert cache.digests("a") == {**expected, "seg": file_digest(cases[0].label)}
+
+
+def test_modalities_are_read_in_the_order_asked_for(cases, folder):
+    cache, _ = build(cases, folder)
+    flair, t1ce, _, t2 = cache.read("a", 3)[0]
+    np.testing.assert_array_equal(cache.only(("t2", "flair")).read("a", 3)[0], [t2, flair])
+    np.testing.assert_array_equal(cache.only(["t1ce"]).read("a", 3)[0], [t1ce])

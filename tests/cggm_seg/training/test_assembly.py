@@ -15,7 +15,7 @@ from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import MODALITIES, find_cases
-from cggm_seg.data.split import split_cases
+from cggm_seg.data.cohort import split_cases
 from cggm_seg.training.assembly import build_trainer
 from cggm_seg.training.balancing import build_balancer
 from cggm_seg.training.config import BratsConfig

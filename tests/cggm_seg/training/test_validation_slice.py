@@ -103,7 +103,7 @@ def test_first_modality_is_shown_without_flair_and_t1ce(cache):
     network = MultiEncoderDeepLabV3Plus(
         ("t1",), encoder_name="tu-lcnet_050", decoder_channels=16, low_level_channels=8
     )
-    picture = ValidationSlice(network, cache.only([2]), "case0")()
+    picture = ValidationSlice(network, cache.only(["t1"]), "case0")()
     height, width, _ = picture.pixels.shape
     assert width > 2 * height  # one row
 

@@ -1,11 +1,12 @@
-"""The same work for many cases in several processes."""
+"""Worker processes that do the same work for many items: read, cache or verify cases."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.synchronize import Event
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -28,33 +29,53 @@ def map_processes(function: Callable[[T], R], items: Sequence[T], workers: int) 
         workers: Processes at most.
 
     Raises:
-        UserError: If a worker was killed.
+        UserError: If a worker was killed, or could not start.
     """
     workers = min(workers, len(items))
     if workers <= 1:
         yield from map(function, items)
         return
+    if _imports_main_module():
+        # The parent explains it; a message of every worker would only hide that one.
+        os._exit(1)
     # Spawned, not forked: the caller may hold threads, and these modules import without torch.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (function,)) as pool:
-        jobs = [pool.submit(_call, item) for item in items]
+    context = get_context("spawn")
+    started = context.Event()
+    with ProcessPoolExecutor(workers, context, _start_worker, (function, started)) as pool:
         try:
+            jobs = [pool.submit(_call, item) for item in items]
             for job in as_completed(jobs):
                 yield job.result()
         except BrokenProcessPool as error:
-            what = "Expected every worker to finish, but one was killed, often for want of memory."
-            raise UserError(
-                what, "Run it again with fewer workers; what is done is kept."
-            ) from error
+            raise _broken(started.is_set()) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _imports_main_module() -> bool:
+    """Whether this is a worker that runs a caller's script once more, for want of a main guard."""
+    # What multiprocessing itself asks before it refuses to start a process from there.
+    return getattr(current_process(), "_inheriting", False)
+
+
+def _broken(started: bool) -> UserError:
+    if started:
+        what = "Expected every worker to finish, but one was killed, often for want of memory."
+        return UserError(what, "Run it again with fewer workers; what is done is kept.")
+    return UserError(
+        "Expected worker processes to start, but none did: each of them imports the script that "
+        "was run, and so does its work a second time.",
+        'Put what the script does under `if __name__ == "__main__":`, or ask for one worker.',
+    )
 
 
 _function: Callable[[Any], Any]  # of this worker
 
 
-def _start_worker(function: Callable[[T], R]) -> None:
+def _start_worker(function: Callable[[T], R], started: Event) -> None:
     global _function
     _function = function
+    started.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,0 +1,155 @@
+"""A cohort ready for training: its cases, cached and checked, and which of them it learns from."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
+from cggm.errors import DataError, UserError
+from cggm.runs import check_problems, first_alone
+from cggm_seg.data.cache import SliceCache, build_cache
+from cggm_seg.data.cases import Case, find_cases
+from cggm_seg.data.manifest import recorded_digests
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case identifiers of a training.
+
+    Attributes:
+        training: Cases that the network learns from.
+        validation: Cases that select the checkpoint.
+    """
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    def digest(self) -> str:
+        """The same for the same cases in the same roles."""
+        text = "\n".join([*self.training, "", *self.validation])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CohortOptions(Protocol):
+    """What :func:`open_cohort` is told; :class:`cggm_seg.training.BratsConfig` says it."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The modalities that the network sees, in the order of its channels."""
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of the slice cache; ``.slices`` in the data folder if ``None``."""
+
+    @property
+    def processes(self) -> int:
+        """Processes that read and cache cases."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether a single bad case is an error."""
+
+    @property
+    def validation_fraction(self) -> float:
+        """Share of the cases that is held out."""
+
+    @property
+    def seed(self) -> int:
+        """Chooses the cases that are held out."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases of a data folder, ready for training.
+
+    Attributes:
+        folder: Where the cases lie.
+        cases: Those that can be trained on, by identifier.
+        cache: Their slices, of the modalities that the network sees.
+        split: Which of them the network learns from.
+        problems: One error for each case that was left out.
+    """
+
+    folder: Path
+    cases: dict[str, Case]
+    cache: SliceCache
+    split: Split
+    problems: list[DataError]
+
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of every file that the slices were made from: case, modality or ``seg``."""
+        return {case_id: self.cache.digests(case_id) for case_id in self.cases}
+
+
+def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
+    """Finds the labelled cases of a folder, caches their slices and splits them.
+
+    Cases that cannot be used are left out and listed. Where several ranks train, every one calls
+    this; they share the work and get the same cohort.
+
+    Args:
+        folder: Where the cases lie, see :func:`cggm_seg.data.cases.find_cases`. What its manifest
+            records, if it was verified, must still be what its files hold.
+        options: What to cache and how to split.
+
+    Raises:
+        DataError: If the folder holds no case that can be used, or a bad one and
+            ``options.strict`` is set.
+        UserError: If fewer than two cases are left, or the cache cannot be written.
+    """
+    cases, problems = find_cases(folder, labelled=True)
+    check_problems(cases, problems, strict=options.strict)
+    cache, damaged = _cached(cases, folder, options)
+    problems += damaged
+    check_problems(cache.case_ids, problems, needed=2)
+    good = {case.id: case for case in cases if case.id in cache.case_ids}
+    split = split_cases(cache.case_ids, options.validation_fraction, options.seed)
+    return Cohort(folder, good, cache.only(options.used), split, problems)
+
+
+def split_cases(case_ids: Sequence[str], fraction: float, seed: int) -> Split:
+    """Holds out a random share of the cases for validation, at least one.
+
+    Args:
+        case_ids: All cases; their order does not matter.
+        fraction: Share of the cases held out.
+        seed: Chooses them.
+
+    Raises:
+        UserError: If fewer than two cases are there.
+    """
+    if len(case_ids) < 2:
+        raise UserError(
+            f"Expected at least 2 cases, one of them for validation, but got {len(case_ids)}.",
+            "Add cases to the data folder.",
+        )
+    order = np.random.default_rng(seed).permutation(sorted(case_ids))
+    held_out = min(max(1, round(fraction * len(order))), len(order) - 1)
+    training, validation = order[held_out:].tolist(), order[:held_out].tolist()
+    return Split(tuple(sorted(training)), tuple(sorted(validation)))
+
+
+def _cached(
+    cases: Sequence[Case], folder: Path, options: CohortOptions
+) -> tuple[SliceCache, list[DataError]]:
+    """The cache of all cases; of several ranks each caches its share of them."""
+    build = partial(
+        build_cache,
+        folder=options.cache or folder / ".slices",
+        recorded=recorded_digests(folder),
+        workers=options.processes,
+        strict=options.strict,
+        progress=is_first_rank(),
+    )
+    if world_size() > 1:
+        with suppress(DataError):  # which the whole cache tells to all ranks
+            build(shard(cases))
+        wait_for_ranks()
+    return first_alone(lambda: build(cases))
