@@ -1,57 +1,41 @@
-"""What pictures of a case have in common: which slice, which part of it, grays and colors."""
+"""Pictures of a case: an axial slice, with the tumor that was found and the one that is there."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.ImageColor import getrgb
 
 from cggm.runs import replacing
-from cggm_seg.evaluation import region_mask
+from cggm_seg.evaluation import CLASS_NAMES, REGION_NAMES, region_mask
 
 COLORS = {"ED": "#56b4e9", "ET": "#e69f00", "NCR": "#cc3377"}
 """Colors of edema, enhancing tumor and necrotic core, apart for every kind of color vision."""
 
-TITLES = {"flair": "FLAIR", "t1ce": "T1ce", "t1": "T1", "t2": "T2"}
-BACKGROUND, TEXT, FAINT = "#101216", "#f2f2f2", "#9aa0a6"
+REGION_COLORS = {"WT": COLORS["ED"], "TC": COLORS["NCR"], "ET": COLORS["ET"]}
+"""Colors of the outlines. That of TC runs outside of it, or it would hide where TC is all ET."""
 
+TITLES = {"flair": "FLAIR", "t1ce": "T1ce", "t1": "T1", "t2": "T2"}
+"""Modality to what pictures call it."""
+
+_BACKGROUND, _TEXT, _FAINT = "#101216", "#f2f2f2", "#9aa0a6"
 _SHOWN = ("flair", "t1ce")
+_CLASSES = {"ED": 2, "ET": 3, "NCR": 1}
+_OPACITY = 0.35  # of the color that fills a class
+
 _MARGIN = 6  # voxels around the brain
+_SIDE = 400  # pixels of a panel
+_FINE = 2  # outlines are drawn at twice the size and reduced, which smooths them
+_LINE = 22  # pixels of a line of text
+_PADDING = 10
 
 
 def shown_modalities(modalities: Sequence[str]) -> list[str]:
     """FLAIR and T1ce, which show edema and enhancing tumor; without both, the first one."""
     return [name for name in _SHOWN if name in modalities] or [modalities[0]]
-
-
-def best_slice(images: np.ndarray, labels: np.ndarray) -> int:
-    """The slice with the largest lesion, or with the largest brain where there is no lesion.
-
-    Args:
-        images: Shape ``(M, H, W, Z)``, background 0.
-        labels: Classes, shape ``(H, W, Z)``.
-    """
-    areas = np.count_nonzero(labels, (0, 1))
-    if not areas.any():
-        areas = np.count_nonzero(images[0], (0, 1))
-    return int(areas.argmax())
-
-
-def brain_window(slices: np.ndarray) -> tuple[slice, slice]:
-    """Box of the brain and a margin in a slice of all modalities, ``(M, H, W)``."""
-    brain = (slices != 0).any(0)
-    window = []
-    for axis in (0, 1):
-        hit = np.flatnonzero(brain.any(1 - axis))
-        low, high = (hit[0], hit[-1] + 1) if hit.size else (0, brain.shape[axis])
-        window.append(slice(max(low - _MARGIN, 0), high + _MARGIN))
-    return window[0], window[1]
 
 
 def gray_levels(image: np.ndarray) -> np.ndarray:
@@ -62,9 +46,43 @@ def gray_levels(image: np.ndarray) -> np.ndarray:
     return np.where(image != 0, 0.06 + 0.94 * stretched, 0)
 
 
-_CLASSES = {"NCR": 1, "ED": 2, "ET": 3}
-_NAMES = {"ED": "edema (ED)", "ET": "enhancing tumor (ET)", "NCR": "necrotic core (NCR)"}
-_OPACITY = 0.35
+def save_preview(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    case_id: str,
+    modalities: Sequence[str],
+    volumes: Mapping[str, float],
+    absent: Sequence[str] = (),
+) -> None:
+    """Writes a PNG of about 170 kB: outlines of the regions on an axial slice, and a caption.
+
+    The slice is the one with the largest lesion or, without a lesion, the largest brain. It is
+    shown in FLAIR and T1ce; of those that are absent nothing can be shown. Anterior is up and the
+    patient's left is on the right, as in radiology. For a comparison with a reference use
+    :func:`save_overlay`.
+
+    Args:
+        path: Where to; its folder must exist.
+        images: Intensities, 0 outside the brain, LPS, shape ``(M, H, W, Z)``.
+        labels: Classes 0 background, 1 NCR, 2 ED, 3 ET, shape ``(H, W, Z)``.
+        case_id: For the caption.
+        modalities: Names of the M images.
+        volumes: Milliliters of each region, for the caption.
+        absent: Modalities that the network did not see, for the caption.
+
+    Raises:
+        OSError: If the file cannot be written; nothing is left of it then.
+    """
+    shown = _chosen_slice(images, labels, modalities)
+    own = shown.cut(labels)
+    panels = [_outlined(image, own, TITLES.get(m, m)) for m, image in shown.images.items()]
+    canvas = _sheet([panels], below=(3 if absent else 2) * _LINE + 2 * _PADDING)
+    names = [TITLES.get(name, name) for name in absent]
+    _caption(canvas, case_id, f"axial slice {shown.depth}", volumes, names)
+    with replacing(path) as temporary:
+        canvas.save(temporary, "PNG")
 
 
 def save_overlay(
@@ -97,24 +115,63 @@ def save_overlay(
         OSError: If the file cannot be written; nothing is left of it then.
     """
     _check_shapes(images, prediction, reference, modalities)
-    depth = best_slice(images, prediction if reference is None else reference)
-    window = brain_window(images[..., depth])
-    shown = shown_modalities(modalities)
+    shown = _chosen_slice(images, prediction if reference is None else reference, modalities)
     columns = {"image": None, "reference": reference, "prediction": prediction}
     if reference is None:
         del columns["reference"]
-    figure = Figure(figsize=(3.4 * len(columns), 3.9 * len(shown) + 1.3), facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), len(columns), squeeze=False)
-    for row, modality in zip(grid, shown, strict=True):
-        image = images[list(modalities).index(modality)][..., depth][window]
-        for axes, (column, labels) in zip(row, columns.items(), strict=True):
-            shading = None if labels is None else labels[..., depth][window]
-            _draw(axes, image, shading)
-            axes.set_title(f"{TITLES.get(modality, modality)}  {column}", color=TEXT, size=11)
-    _annotate(figure, grid[0, 0], _title(case_id, depth, note), _scores(prediction, reference))
+    labels = {name: None if c is None else shown.cut(c) for name, c in columns.items()}
+    rows = [
+        [_filled(image, own, f"{TITLES.get(m, m)}  {name}") for name, own in labels.items()]
+        for m, image in shown.images.items()
+    ]
+    canvas = _sheet(rows, above=2 * _LINE + 2 * _PADDING, below=_LINE + 2 * _PADDING)
+    title = f"{case_id}   axial slice {shown.depth}" + (f"   ({note})" if note else "")
+    _headline(canvas, title, _scores(prediction, reference))
+    _legend(canvas)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor=BACKGROUND)
+        canvas.save(temporary, "PNG")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """The axial slice of a case that is shown, and what of it.
+
+    Attributes:
+        depth: Its number.
+        window: Rows and columns of the brain, with a margin.
+        images: Modality to intensities within the window, of those that are shown.
+    """
+
+    depth: int
+    window: tuple[slice, slice]
+    images: Mapping[str, np.ndarray]
+
+    def cut(self, labels: np.ndarray) -> np.ndarray:
+        """The shown part of a volume, ``(H, W, Z)`` -> ``(h, w)``."""
+        return labels[..., self.depth][self.window]
+
+
+def _chosen_slice(images: np.ndarray, labels: np.ndarray, modalities: Sequence[str]) -> _Slice:
+    """The slice with the largest lesion, or with the largest brain where there is no lesion."""
+    areas = np.count_nonzero(labels, (0, 1))
+    if not areas.any():
+        areas = np.count_nonzero(images[0], (0, 1))
+    depth = int(areas.argmax())
+    window = _brain_window(images[..., depth])
+    by_name = dict(zip(modalities, images, strict=True))
+    shown = {name: by_name[name][..., depth][window] for name in shown_modalities(modalities)}
+    return _Slice(depth, window, shown)
+
+
+def _brain_window(slices: np.ndarray) -> tuple[slice, slice]:
+    """Box of the brain and a margin in a slice of all modalities, ``(M, H, W)``."""
+    brain = (slices != 0).any(0)
+    window = []
+    for axis in (0, 1):
+        hit = np.flatnonzero(brain.any(1 - axis))
+        low, high = (hit[0], hit[-1] + 1) if hit.size else (0, brain.shape[axis])
+        window.append(slice(max(low - _MARGIN, 0), high + _MARGIN))
+    return window[0], window[1]
 
 
 def _check_shapes(
@@ -132,150 +189,96 @@ def _check_shapes(
         )
 
 
-def _draw(axes: Axes, image: np.ndarray, labels: np.ndarray | None) -> None:
-    # Arrays are LPS: transposed, rows run to posterior and columns to the patient's left.
-    axes.imshow(gray_levels(image).T[..., None].repeat(3, -1), interpolation="bilinear")
-    axes.set_axis_off()
-    if labels is None:
-        return
-    shading = np.zeros((*labels.T.shape, 4))
-    for name, color in COLORS.items():
-        shading[_CLASSES[name] == labels.T] = (*to_rgb(color), _OPACITY)
-    axes.imshow(shading, interpolation="nearest")
-    for name, members in (("ED", (1, 2, 3)), ("ET", (1, 3)), ("NCR", (1,))):
-        inside = np.isin(labels.T, members)
-        if inside.any() and not inside.all():
-            axes.contour(inside, levels=[0.5], colors=COLORS[name], linewidths=1.3)
-
-
-def _title(case_id: str, depth: int, note: str) -> str:
-    return f"{case_id}   axial slice {depth}" + (f"   ({note})" if note else "")
-
-
-def _scores(prediction: np.ndarray, reference: np.ndarray | None) -> str:
-    if reference is None:
-        return "no reference"
-    scores = []
-    for region in ("WT", "TC", "ET"):
-        found, wanted = region_mask(prediction, region), region_mask(reference, region)
-        total = np.count_nonzero(found) + np.count_nonzero(wanted)
-        dice = 2 * np.count_nonzero(found & wanted) / total if total else 1.0
-        scores.append(f"{region} {dice:.3f}")
-    return "Dice of the volume   " + "   ".join(scores)
-
-
-def _annotate(figure: Figure, first: Axes, title: str, scores: str) -> None:
-    height = figure.get_figheight()
-    figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=0.55 / height, top=1 - 1.05 / height, wspace=0.02, hspace=0.1
-    )
-    figure.text(0.5, 1 - 0.3 / height, title, color=TEXT, size=14, weight="bold", ha="center")
-    figure.text(0.5, 1 - 0.58 / height, scores, color=TEXT, size=11, ha="center")
-    for x, side in ((0.04, "R"), (0.96, "L")):
-        first.text(x, 0.95, side, transform=first.transAxes, color=FAINT, size=11, ha="center")
-    handles = [Patch(color=color, label=_NAMES[name]) for name, color in COLORS.items()]
-    legend = figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    for text in legend.get_texts():
-        text.set_color(TEXT)
-
-
-REGION_COLORS = {"WT": COLORS["ED"], "TC": COLORS["NCR"], "ET": COLORS["ET"]}
-"""Colors of the outlines. That of TC runs outside of it, or it would hide where TC is all ET."""
-
-_SIDE = 400  # pixels of a panel
-_FINE = 2  # outlines are drawn at twice the size and reduced, which smooths them
-_LINE = 22  # pixels of a line of text
-_PADDING = 10
-
-
-def save_preview(
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    case_id: str,
-    modalities: Sequence[str],
-    volumes: Mapping[str, float],
-    absent: Sequence[str] = (),
-) -> None:
-    """Writes a PNG of about 170 kB: outlines of the regions on an axial slice, and a caption.
-
-    The slice is the one with the largest lesion or, without a lesion, the largest brain. It is
-    shown in FLAIR and T1ce; of those that are absent nothing can be shown. Anterior is up and the
-    patient's left is on the right, as in radiology. For a comparison with a reference use
-    :func:`cggm_seg.pictures.save_overlay`.
+class _Panel:
+    """A square picture of one slice.
 
     Args:
-        path: Where to; its folder must exist.
-        images: Intensities, 0 outside the brain, LPS, shape ``(M, H, W, Z)``.
-        labels: Classes 0 background, 1 NCR, 2 ED, 3 ET, shape ``(H, W, Z)``.
-        case_id: For the caption.
-        modalities: Names of the M images.
-        volumes: Milliliters of each region, for the caption.
-        absent: Modalities that the network did not see, for the caption.
-
-    Raises:
-        OSError: If the file cannot be written; nothing is left of it then.
+        image: Intensities, LPS, shape ``(h, w)``.
+        title: What is written in its corner.
     """
-    depth = best_slice(images, labels)
-    window = brain_window(images[..., depth])
-    rows = {name: image[..., depth][window] for name, image in zip(modalities, images, strict=True)}
-    panels = [
-        _panel(rows[name], labels[..., depth][window], TITLES.get(name, name))
-        for name in shown_modalities(modalities)
-    ]
-    lines = 3 if absent else 2
-    size = (len(panels) * _SIDE, _SIDE + lines * _LINE + 2 * _PADDING)
-    canvas = Image.new("RGB", size, BACKGROUND)
-    for k, panel in enumerate(panels):
-        canvas.paste(panel, (k * _SIDE, 0))
-    _caption(canvas, case_id, depth, volumes, [TITLES.get(name, name) for name in absent])
-    with replacing(path) as temporary:
-        canvas.save(temporary, "PNG")
+
+    def __init__(self, image: np.ndarray, title: str) -> None:
+        # Arrays are LPS: transposed, rows run to posterior and columns to the patient's left.
+        gray = Image.fromarray((gray_levels(image).T * 255).astype(np.uint8))
+        ratio = _SIDE / max(gray.size)
+        self._size = (round(gray.width * ratio), round(gray.height * ratio))
+        self._corner = ((_SIDE - self._size[0]) // 2, (_SIDE - self._size[1]) // 2)
+        self.picture = Image.new("RGB", (_SIDE, _SIDE), _BACKGROUND)
+        self.picture.paste(gray.resize(self._size, Image.Resampling.BICUBIC), self._corner)
+        self._title = title
+
+    def fill(self, inside: np.ndarray, color: str) -> None:
+        """Color the voxels of a mask, ``(h, w)``, and let the image shine through."""
+        opacity = Image.fromarray((inside.T * round(255 * _OPACITY)).astype(np.uint8))
+        opacity = opacity.resize(self._size, Image.Resampling.NEAREST)
+        self.picture.paste(color, self._corner, opacity)
+
+    def outline(self, inside: np.ndarray, color: str, *, outside: bool = False) -> None:
+        """Draw the inner border of a mask, ``(h, w)``, or the outer one."""
+        if not inside.any():
+            return
+        size = (self._size[0] * _FINE, self._size[1] * _FINE)
+        mask = Image.fromarray(inside.T.astype(np.uint8) * 255)
+        mask = mask.resize(size, Image.Resampling.BICUBIC)
+        voxel = size[0] / inside.shape[0]
+        levels = mask.filter(
+            ImageFilter.GaussianBlur(voxel / 2)
+        )  # a single voxel still reaches 118
+        low, high = (25, 110) if outside else (110, 230)
+        opacity = levels.point([255 * (low <= level < high) for level in range(256)])
+        self.picture.paste(color, self._corner, opacity.reduce(_FINE))
+
+    def labelled(self) -> Image.Image:
+        """The picture with its title and the patient's sides."""
+        draw, font = ImageDraw.Draw(self.picture), _font(14)
+        draw.text((8, 6), self._title, _FAINT, font)
+        draw.text((8, _SIDE // 2), "R", _FAINT, font)
+        draw.text((_SIDE - 8, _SIDE // 2), "L", _FAINT, font, anchor="ra")
+        return self.picture
 
 
-def _panel(image: np.ndarray, labels: np.ndarray, title: str) -> Image.Image:
-    panel = Image.new("RGB", (_SIDE, _SIDE), BACKGROUND)
-    # Arrays are LPS: transposed, rows run to posterior and columns to the patient's left.
-    gray = Image.fromarray((gray_levels(image).T * 255).astype(np.uint8))
-    ratio = _SIDE / max(gray.size)
-    size = (round(gray.width * ratio), round(gray.height * ratio))
-    corner = ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2)
-    panel.paste(gray.resize(size, Image.Resampling.BICUBIC), corner)
+def _outlined(image: np.ndarray, labels: np.ndarray, title: str) -> Image.Image:
+    """A panel with the outlines of the regions."""
+    panel = _Panel(image, title)
     for region, color in REGION_COLORS.items():
-        inside = region_mask(labels.T, region)
-        if inside.any():
-            panel.paste(color, corner, _outline(inside, size, region == "TC"))
-    draw = ImageDraw.Draw(panel)
-    draw.text((8, 6), title, FAINT, _font(14))
-    draw.text((8, _SIDE // 2), "R", FAINT, _font(14))
-    draw.text((_SIDE - 8, _SIDE // 2), "L", FAINT, _font(14), anchor="ra")
-    return panel
+        panel.outline(region_mask(labels, region), color, outside=region == "TC")
+    return panel.labelled()
 
 
-def _outline(inside: np.ndarray, size: tuple[int, int], outside: bool) -> Image.Image:
-    """Opacity of the inner or outer border of a region, in a picture of this size."""
-    fine = (size[0] * _FINE, size[1] * _FINE)
-    mask = Image.fromarray(inside.astype(np.uint8) * 255).resize(fine, Image.Resampling.BICUBIC)
-    voxel = fine[0] / inside.shape[1]
-    levels = mask.filter(ImageFilter.GaussianBlur(voxel / 2))  # a single voxel still reaches 118
-    low, high = (25, 110) if outside else (110, 230)
-    return levels.point([255 * (low <= level < high) for level in range(256)]).reduce(_FINE)
+def _filled(image: np.ndarray, labels: np.ndarray | None, title: str) -> Image.Image:
+    """A panel in which each class has its color and an outline."""
+    panel = _Panel(image, title)
+    if labels is not None:
+        for name, index in _CLASSES.items():
+            panel.fill(labels == index, COLORS[name])
+        for name, region in (("ED", "WT"), ("ET", "TC")):  # the outer border of each class
+            panel.outline(region_mask(labels, region), COLORS[name])
+        panel.outline(labels == _CLASSES["NCR"], COLORS["NCR"])
+    return panel.labelled()
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], *, above: int = 0, below: int = 0) -> Image.Image:
+    """Panels in rows, with room for text."""
+    size = (len(rows[0]) * _SIDE, above + len(rows) * _SIDE + below)
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    for i, row in enumerate(rows):
+        for k, panel in enumerate(row):
+            canvas.paste(panel, (k * _SIDE, above + i * _SIDE))
+    return canvas
 
 
 def _caption(
     canvas: Image.Image,
     case_id: str,
-    depth: int,
+    place: str,
     volumes: Mapping[str, float],
     absent: Sequence[str],
 ) -> None:
     draw, right = ImageDraw.Draw(canvas), canvas.width - _PADDING
     y = _SIDE + _PADDING
-    place = f"axial slice {depth}"
-    draw.text((right, y), place, FAINT, _font(14), anchor="ra")
+    draw.text((right, y), place, _FAINT, _font(14), anchor="ra")
     room = right - 2 * _PADDING - draw.textlength(place, _font(14))
-    draw.text((_PADDING, y - 2), _shortened(draw, case_id, room), TEXT, _font(17))
+    draw.text((_PADDING, y - 2), _shortened(draw, case_id, room), _TEXT, _font(17))
     x: float = _PADDING
     for region, color in REGION_COLORS.items():
         text = f"{region} {volumes[region]:.1f} ml"
@@ -283,7 +286,37 @@ def _caption(
         x += draw.textlength(text, _font(15)) + 2 * _PADDING
     if absent:
         text = f"absent, replaced by zeros: {', '.join(absent)}"
-        draw.text((_PADDING, y + 2 * _LINE), text, TEXT, _font(14))
+        draw.text((_PADDING, y + 2 * _LINE), text, _TEXT, _font(14))
+
+
+def _headline(canvas: Image.Image, title: str, scores: str) -> None:
+    draw, middle = ImageDraw.Draw(canvas), canvas.width / 2
+    title = _shortened(draw, title, canvas.width - 2 * _PADDING)
+    draw.text((middle, _PADDING), title, _TEXT, _font(17), anchor="ma")
+    draw.text((middle, _PADDING + _LINE), scores, _TEXT, _font(14), anchor="ma")
+
+
+def _legend(canvas: Image.Image) -> None:
+    draw, y = ImageDraw.Draw(canvas), canvas.height - _PADDING - _LINE
+    texts = {name: f"{CLASS_NAMES[index]} ({name})" for name, index in _CLASSES.items()}
+    widths = [_LINE + draw.textlength(text, _font(14)) + 2 * _PADDING for text in texts.values()]
+    x = (canvas.width - sum(widths)) / 2
+    for (name, text), width in zip(texts.items(), widths, strict=True):
+        draw.rectangle((x, y + 3, x + 12, y + 15), getrgb(COLORS[name]))
+        draw.text((x + _LINE, y), text, _TEXT, _font(14))
+        x += width
+
+
+def _scores(prediction: np.ndarray, reference: np.ndarray | None) -> str:
+    if reference is None:
+        return "no reference"
+    scores = []
+    for region in REGION_NAMES:
+        found, wanted = region_mask(prediction, region), region_mask(reference, region)
+        total = np.count_nonzero(found) + np.count_nonzero(wanted)
+        dice = 2 * np.count_nonzero(found & wanted) / total if total else 1.0
+        scores.append(f"{region} {dice:.3f}")
+    return "Dice of the volume   " + "   ".join(scores)
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:

@@ -55,7 +55,7 @@ def write_reports(path: Path) -> list[Path]:
 
 def _trained(path: Path) -> Path:
     if (path / "split.json").exists():
-        from cggm_seg.reports import write_report
+        from cggm_seg.reports import write_segmentation_report as write_report
     else:
         from cggm_cls.reports import write_report
     return write_report(path)

@@ -36,6 +36,7 @@ LEVELS = {
         "cggm_seg.networks",
         "cggm_seg.simulation",
         "cggm_seg.evaluation",
+        "cggm_seg.pictures",
         "cggm_seg.inference",
         "cggm_seg.training",
         "cggm_seg.reports",

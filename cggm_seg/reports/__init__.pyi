@@ -1,3 +1,3 @@
-from .cases import keep_validation as keep_validation
+from .examples import keep_validation as keep_validation
 from .report import report_evaluation as report_evaluation
-from .report import write_report as write_report
+from .report import write_segmentation_report as write_segmentation_report

@@ -1,7 +1,7 @@
-"""Scores of cases in a report: headline, table, distribution, and missing modalities."""
+"""Scores of cases in a report: headline, table, distribution, and what absent modalities cost."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -23,14 +23,11 @@ from cggm.reports import (
     plain_table,
     sortable_table,
 )
-from cggm.runs import Metric, RunFolder, find_metric, write_atomically
-from cggm_seg.data import Case, find_cases, read_case, read_labels, write_labels
-from cggm_seg.evaluation import METRICS
-from cggm_seg.inference import predict_volume
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+from cggm.runs import Metric, RunFolder, find_metric
+from cggm_seg.evaluation import METRICS, REGION_NAMES
+from cggm_seg.reports.examples import EXAMPLES
 
 Row = Mapping[str, float]
-_REGIONS = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,14 @@ def read_validation(run: RunFolder) -> CaseSet | None:
     content = _read_set(file)
     rows = {row["case"]: {k: v for k, v in row.items() if k != "case"} for row in content["rows"]}
     noun = "validation cases, which selected the weights"
-    return CaseSet("Validation", noun, rows, run.path / FOLDER, Path(content["data"]))
+    return CaseSet("Validation", noun, rows, run.path / EXAMPLES, Path(content["data"]))
 
 
 _FOLDERS = ("predictions", "reference")
 
 
 def _with_mean(row: Row) -> Row:
-    return {"dice_mean": fmean(row[f"dice_{region}"] for region in _REGIONS), **row}
+    return {"dice_mean": fmean(row[f"dice_{region}"] for region in REGION_NAMES), **row}
 
 
 def _read_set(file: Path) -> Any:  # noqa: ANN401
@@ -119,107 +116,6 @@ def _no_evaluation(file: Path) -> UserError:
         f"{file}: expected metrics by case, but it cannot be read as such.",
         "Give a file that brats_evaluate.py wrote with --output.",
     )
-
-
-FOLDER = "examples"
-"""Predictions of the validation cases that the report of a run shows."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One case with truth and prediction.
-
-    Args:
-        role: ``"worst"``, ``"median"`` or ``"best"``.
-        case_id: Its identifier.
-        dice: Mean Dice of its regions.
-        images: Intensities by modality, 0 outside the brain, LPS, shape ``(H, W, Z)`` each.
-        truth: Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, shape ``(H, W, Z)``.
-        prediction: Likewise.
-        spacing: Size of a voxel in mm.
-    """
-
-    role: str
-    case_id: str
-    dice: float
-    images: Mapping[str, np.ndarray]
-    truth: np.ndarray
-    prediction: np.ndarray
-    spacing: tuple[float, float, float]
-
-
-def choose_examples(dice: Mapping[str, float]) -> dict[str, str]:
-    """Case by role; fewer than three where there are fewer cases.
-
-    Args:
-        dice: Mean Dice by case, of at least one.
-    """
-    ordered = sorted(dice, key=lambda case: (dice[case], case))
-    places = {"worst": 0, "best": len(ordered) - 1, "median": (len(ordered) - 1) // 2}
-    chosen = {ordered[places[role]]: role for role in ("median", "best", "worst")}
-    roles = {role: case for case, role in chosen.items()}
-    return {role: roles[role] for role in ("worst", "median", "best") if role in roles}
-
-
-def keep_validation(
-    run: RunFolder,
-    network: MultiEncoderDeepLabV3Plus,
-    data: Path,
-    rows: Sequence[Mapping[str, float | str]],
-) -> None:
-    """Write ``validation.json`` and, into ``examples``, predictions of the cases of the report.
-
-    Args:
-        run: The finished run.
-        network: With the weights of the best checkpoint, on its device.
-        data: Folder of the cases.
-        rows: Dice of each validation case, see
-            :func:`cggm_seg.training.validation.evaluate_cached`.
-    """
-    record = {"data": str(data.resolve()), "rows": rows}
-    write_atomically(run.path / "validation.json", json.dumps(record, indent=2).encode())
-    dice = {str(row["case"]): float(row["dice_mean"]) for row in rows}
-    folder = run.path / FOLDER
-    folder.mkdir(exist_ok=True)
-    for case in _find(data, choose_examples(dice).values()).values():
-        volumes = read_case(case)
-        seen = [[*case.images].index(name) for name in network.modalities]
-        prediction = predict_volume(network, volumes.images[seen])
-        write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.header, case.naming)
-
-
-def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path) -> list[Example]:
-    """Read the worst, median and best case that are there.
-
-    Args:
-        dice: Mean Dice by case.
-        predictions: Folder of the label maps.
-        reference: Folder of the labelled cases.
-
-    Raises:
-        DataError: If a file is damaged, or the reference holds no case.
-    """
-    roles = choose_examples(dice)
-    cases = _find(reference, roles.values())
-    return [
-        _read(role, cases[case_id], dice[case_id], predictions / f"{case_id}.nii.gz")
-        for role, case_id in roles.items()
-        if case_id in cases and (predictions / f"{case_id}.nii.gz").exists()
-    ]
-
-
-def _find(folder: Path, wanted: Collection[str]) -> dict[str, Case]:
-    cases, _ = find_cases(folder, labelled=True)
-    return {case.id: case for case in cases if case.id in wanted}
-
-
-def _read(role: str, case: Case, dice: float, file: Path) -> Example:
-    volumes = read_case(case)
-    prediction, _ = read_labels(file, case.id, case.naming)
-    assert volumes.label is not None
-    spacing = np.linalg.norm(volumes.affine[:3, :3], axis=0).tolist()
-    images = dict(zip(case.images, volumes.images, strict=True))
-    return Example(role, case.id, dice, images, volumes.label, prediction, tuple(spacing))
 
 
 _SHOWN = ("dice_mean", *METRICS)
@@ -296,7 +192,7 @@ def _cards(scores: CaseSet) -> Markup:
     ]
     note = (
         f"Means over {len(scores.rows)} {scores.noun}; 95 % bootstrap intervals of the mean over "
-        f"cases. WT, TC, ET: {', '.join(_REGIONS.values())}."
+        f"cases. WT, TC, ET: {', '.join(REGION_NAMES.values())}."
     )
     return cards(shown, note)
 
@@ -312,7 +208,7 @@ def _spread(scores: CaseSet) -> Markup:
     share = np.linspace(0, 100, len(scores.rows))
     lines = [
         Line(region, share, np.sort([row[f"dice_{region}"] for row in scores.rows.values()]), i)
-        for i, region in enumerate(_REGIONS)
+        for i, region in enumerate(REGION_NAMES)
     ]
     return Markup("<h3>Spread</h3>") + line_chart(
         "Dice of the cases, from worst to best", lines, x_label="% of the cases", named=True

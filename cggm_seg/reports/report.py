@@ -1,4 +1,4 @@
-"""The report of a BraTS training, and of an evaluation."""
+"""Reports of a BraTS training and of an evaluation, each one HTML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,17 @@ from cggm_seg.reports.cases import (
     cases_section,
     headline_section,
     read_evaluation,
-    read_examples,
     read_validation,
     subsets_section,
 )
+from cggm_seg.reports.examples import read_examples
 from cggm_seg.reports.viewer import viewer_section
 
 _EVALUATION = "evaluation.json"
 _FEW = 10
 
 
-def write_report(path: Path) -> Path:
+def write_segmentation_report(path: Path) -> Path:
     """Write ``report.html`` of a training, with ``evaluation.json`` where its folder has one.
 
     Args:
@@ -72,7 +72,7 @@ def report_evaluation(file: Path) -> Path:
         UserError: If it is no evaluation.
     """
     if file.name == _EVALUATION and RunFolder(file.parent).config.exists():
-        return write_report(file.parent)
+        return write_segmentation_report(file.parent)
     own = read_evaluation(file)
     return write_page(
         file.with_suffix(".html"),

@@ -1,4 +1,4 @@
-"""Volumes in a report: three planes of an image with truth, prediction and their difference.
+"""Viewer of volumes: three planes of an image with truth, prediction and their difference.
 
 The viewer is a page of JavaScript over 2-D canvases. NiiVue, which nilearn ships, would weigh
 2.3 MB in each report and needs WebGL 2; volumes would weigh more than here.
@@ -18,16 +18,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from cggm.reports import Section, asset, render
-from cggm_seg.pictures import COLORS
-from cggm_seg.reports.cases import Example
+from cggm_seg.evaluation import CLASS_NAMES
+from cggm_seg.pictures import COLORS, TITLES, gray_levels
+from cggm_seg.reports.examples import Example
 
 BUDGET = 6_000_000
 """Characters that the volumes of a report may take."""
 _QUALITIES = (75, 50, 30, 15)
 _EFFORT = 2  # of 6; more takes thrice the time for 7 % of the size
 _MARGIN = 3  # voxels around the brain
-_TITLES = {"flair": "FLAIR", "t1ce": "T1ce", "t1": "T1", "t2": "T2"}
-_CLASSES = ("background", "necrotic core", "edema", "enhancing tumor")
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ def viewer_section(examples: Sequence[Example], note: str) -> Section:
         or quality == _QUALITIES[-1]
     )
     colors = [None, COLORS["NCR"], COLORS["ED"], COLORS["ET"]]
-    data = {"cases": encoded, "classes": _CLASSES, "colors": colors, "titles": _TITLES}
+    data = {"cases": encoded, "classes": CLASS_NAMES, "colors": colors, "titles": TITLES}
     body = render(
         "viewer.html.jinja",
         "cggm_seg.reports",
         cases=encoded,
-        modalities=[(name, _TITLES.get(name, name)) for name in examples[0].images],
-        classes=[*zip(_CLASSES[1:], colors[1:], strict=True)],
+        modalities=[(name, TITLES.get(name, name)) for name in examples[0].images],
+        classes=[*zip(CLASS_NAMES[1:], colors[1:], strict=True)],
         note=note,
         data=Markup(json.dumps(data).replace("<", "\\u003c")),
     )
@@ -77,7 +76,10 @@ def _encode(example: Example, quality: int) -> dict[str, Any]:
     """A case as JSON: arrays run along the first axis fastest, then the second, then the third."""
     box = _box(example)
     labels = (example.truth | example.prediction << 4)[box].astype(np.uint8)
-    images = {name: _mosaic(_gray(image[box])) for name, image in example.images.items()}
+    images = {
+        name: _mosaic((gray_levels(image[box]) * 255).astype(np.uint8))
+        for name, image in example.images.items()
+    }
     return {
         "id": example.case_id,
         "role": example.role,
@@ -112,23 +114,15 @@ def _start(labels: np.ndarray) -> list[int]:
     return [int(index) for index in middle]
 
 
-def _gray(image: np.ndarray) -> np.ndarray:
-    """Intensities to 0-255, black outside the brain."""
-    brain = image != 0
-    low, high = np.percentile(image[brain], [0.5, 99.5]) if brain.any() else (0.0, 1.0)
-    scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-6)
-    return np.where(brain, 1 + 254 * scaled.clip(0, 1), 0).round().astype(np.uint8)
-
-
 def _mosaic(volume: np.ndarray) -> _Mosaic:
-    """Axial slices in rows, each as ``(W, H)`` picture rows of the first axis."""
+    """Axial slices of gray levels 0-1 in rows, each as ``(W, H)`` picture rows of the first axis."""
     width, height, depth = volume.shape
     columns = math.ceil(math.sqrt(depth * height / width))
     rows = -(-depth // columns)
     picture = np.zeros((rows * height, columns * width), np.uint8)
     for z in range(depth):
         top, left = z // columns * height, z % columns * width
-        picture[top : top + height, left : left + width] = volume[..., z].T
+        picture[top : top + height, left : left + width] = 255 * volume[..., z].T
     return _Mosaic(columns, picture)
 
 

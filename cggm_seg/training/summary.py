@@ -17,7 +17,7 @@ from cggm.runs import (
 from cggm_seg.data import SliceCache, Split
 from cggm_seg.evaluation import subset_names
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
-from cggm_seg.reports import keep_validation, write_report
+from cggm_seg.reports import keep_validation, write_segmentation_report
 from cggm_seg.training.balancing import training_batches
 from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.validation import COLUMNS, evaluate_cached, mean_of
@@ -99,7 +99,7 @@ def finish(
     if config.curves:
         plot_curves(run)
         keep_validation(run, network, data, results[network.modalities])
-        write_report(run.path)
+        write_segmentation_report(run.path)
     cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
     print(f"\nmean Dice of {cases}, epoch {best.epoch}")
     print(_aligned(table))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cggm.errors import UserError
-from cggm_seg.reports.cases import choose_examples, read_examples
-from cggm_seg.reports.report import report_evaluation, write_report
+from cggm_seg.reports.examples import choose_examples, read_examples
+from cggm_seg.reports.report import report_evaluation, write_segmentation_report
 from cggm_seg.reports.viewer import viewer_section
 from tests.cggm_seg.report_runs import add_evaluation, write_run
 
@@ -33,7 +33,7 @@ def test_worst_median_and_best_are_chosen_once_each():
 
 
 def test_run_without_an_evaluation_shows_its_own_numbers(run):
-    html = unescape(write_report(run).read_text())
+    html = unescape(write_segmentation_report(run).read_text())
     assert '<span class="value" data-v="0.5">0.500</span>' in html
     assert "No predictions are kept" in html
     assert "t2 learnt fastest throughout" in html
@@ -45,17 +45,17 @@ def test_run_without_an_evaluation_shows_its_own_numbers(run):
 
 def test_simulated_runs_and_cohorts_say_so(run, tmp_path):
     demo = write_run(tmp_path / "demo", simulated=True)
-    assert "SIMULATED DATA" in write_report(demo).read_text()
+    assert "SIMULATED DATA" in write_segmentation_report(demo).read_text()
     add_evaluation(run, 2)
-    assert "SIMULATED" not in write_report(run).read_text()
+    assert "SIMULATED" not in write_segmentation_report(run).read_text()
     (run / "cases" / "cohort.json").write_text("{}")
-    assert "SIMULATED DATA" in write_report(run).read_text()
+    assert "SIMULATED DATA" in write_segmentation_report(run).read_text()
 
 
 def test_viewer_holds_labels_exactly_and_images_nearly(run):
     rows = add_evaluation(run)
     dice = {case: (r["dice_WT"] + r["dice_TC"] + r["dice_ET"]) / 3 for case, r in rows.items()}
-    shown = data_of(write_report(run).read_text())["cases"]
+    shown = data_of(write_segmentation_report(run).read_text())["cases"]
     assert [case["role"] for case in shown] == ["worst", "median", "best"]
     assert shown[0]["id"] == min(dice, key=dice.get)
     for case, example in zip(
@@ -73,7 +73,7 @@ def test_volumes_that_are_gone_are_told(run):
     add_evaluation(run, 2)
     for file in (run / "predictions").iterdir():
         file.unlink()
-    html = write_report(run).read_text()
+    html = write_segmentation_report(run).read_text()
     assert "Volumes are no longer in" in html
     assert 'id="viewer"' not in html
 
