@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cggm import Balancer
+from cggm.late_fusion import FusionRule, late_rule
 from cggm.methods.build import bound_balancer
-from cggm.runs.options import FusionRule, late_rule
 from cggm.scores import ratio_score, score_counts
 from cggm.tensors import absent
 from cggm.trials import Trials
@@ -43,7 +43,7 @@ class Row:
     Args:
         method: A public name of ``cggm.methods``.
         settings: Its arguments.
-        rule: Of late fusion, see :func:`cggm.runs.options.late_rule`; ``None`` for a network that
+        rule: Of late fusion, see :func:`cggm.late_fusion.late_rule`; ``None`` for a network that
             fuses features.
         replays: Settings of the CGGM whose factors in the same case it takes: their mean for each
             modality (ConstantFactors), or drawn from all of them (RandomFactors).

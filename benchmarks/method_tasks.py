@@ -18,8 +18,7 @@ from cggm import Balancer
 from cggm.heads import OptimizerFactory
 from cggm.methods.build import bound_balancer
 from cggm.trials import Trials
-from cggm_cls.networks.heads import unimodal_heads as sequence_heads
-from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from cggm_cls.training import balancing as sequence_balancing
 from cggm_cls.training import config as sequence_config
 from cggm_cls.training.balancing import accuracy
@@ -116,8 +115,8 @@ def sequence_task(fusion: str, batch: int = 64) -> Task:
     )
     options = argparse.Namespace(steps=STEPS, batch=batch)
     inputs, _ = sequences.make_batch(options)
-    rates = sequence_config.OptimizerConfig()
-    make = partial(sequence_balancing.factory, rates)
+    rates = sequence_config.AdamConfig()
+    make = partial(sequence_balancing.adam_factory, rates)
     loss, pair = nn.CrossEntropyLoss(), (inputs, torch.randint(0, CLASSES, (batch,)))
     heads = partial(sequence_heads, network)
     parts = {"heads": heads, "score": lambda: accuracy}

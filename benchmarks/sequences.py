@@ -21,9 +21,8 @@ from torch.nn import functional as F
 
 from cggm import CGGM, Balancer
 from cggm_cls.data.sequences import MaskedSequence
-from cggm_cls.networks.heads import unimodal_heads
 from cggm_cls.networks.layers import AttentionLayer
-from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from cggm_cls.training.balancing import negative_mae
 
 WIDTHS = {"text": 300, "audio": 5, "vision": 20}
@@ -98,10 +97,10 @@ def make_sides(dropout: float) -> dict[str, tuple[nn.Module, Balancer]]:
     network = make_network(dropout)
     sides = {
         "joint": (network, Balancer(nn.L1Loss())),
-        "CGGM": (network, CGGM(unimodal_heads(network), nn.L1Loss(), negative_mae)),
+        "CGGM": (network, CGGM(sequence_heads(network), nn.L1Loss(), negative_mae)),
         "CGGM, two-layer heads": (
             network,
-            CGGM(unimodal_heads(network, layers=2), nn.L1Loss(), negative_mae),
+            CGGM(sequence_heads(network, layers=2), nn.L1Loss(), negative_mae),
         ),
     }
     for side, rate in (("plain", ATTENTION_DROPOUT), ("plain, no attention dropout", 0.0)):

@@ -1,11 +1,36 @@
 """Late fusion: one head per modality, part of the network, whose predictions are combined."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from cggm.errors import MethodRefusal
 from cggm.tensors import Features
+
+FusionRule = Literal["features", "average", "sum", "energy"]
+"""What a network fuses: features, or the predictions of a head per modality, and how these."""
+
+
+def late_rule(fusion: FusionRule, regression: bool) -> str:
+    """The rule of :class:`LateFusion` that a network means.
+
+    Args:
+        fusion: ``"average"`` averages probabilities, or values for regression; others are rules.
+        regression: Whether predictions are values.
+
+    Raises:
+        MethodRefusal: If values have no energy.
+    """
+    if fusion == "energy" and regression:
+        raise MethodRefusal(
+            "Expected class logits to fuse by energy, but the task is a regression.",
+            "Fuse by average or sum.",
+        )
+    if fusion == "average":
+        return "mean" if regression else "probabilities"
+    return fusion
 
 
 def _mean(predictions: Tensor) -> Tensor:

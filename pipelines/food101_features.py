@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     options = parse_options(FeatureOptions, __doc__, argv)
     if options.data is None:
-        from cggm_cls.data import simulate_features
+        from cggm_cls.data.food101 import simulate_features
 
         print("No --data given: SIMULATED records, RANDOM backbones.", flush=True)
         print(f"features {simulate_features(DEMO, views=options.views)}")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             "Give the local folders of a BERT and a ViT, and where the features go.",
         )
 
-    from cggm_cls.data import (
+    from cggm_cls.data.food101 import (
         ExtractionOptions,
         ImageBackbone,
         TextBackbone,

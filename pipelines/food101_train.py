@@ -7,25 +7,29 @@ tiny random backbones (on first use) and says so.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
-from cggm_cls.training import FoodConfig
+from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "food101"
 DEMO = Path("demo/food101")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoodConfig(SequenceConfig):
+    """A training on the features of Food-101; data is what food101_features.py wrote."""
+
+    task: ClassVar[str] = "food101"
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = parse_training(
-        FoodConfig,
-        __doc__,
-        argv,
-        CONFIGS,
-    )
+    config, options = parse_training(FoodConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data import load_food101
+    from cggm_cls.data.food101 import load_food101
     from cggm_cls.training import run_experiment
 
     with joined(config.device):
@@ -39,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _demo_data() -> Path:
-    from cggm_cls.data import simulate_features
+    from cggm_cls.data.food101 import simulate_features
 
     print(f"No --data given: SIMULATED records in {DEMO}, RANDOM backbones.", flush=True)
     return simulate_features(DEMO)

@@ -7,25 +7,34 @@ says so.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
-from cggm_cls.training import IemocapConfig
+from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "iemocap"
 DEMO = Path("demo/iemocap")
 
 
+@dataclass(frozen=True, kw_only=True)
+class IemocapConfig(SequenceConfig):
+    """A training on IEMOCAP.
+
+    Args:
+        fold: Number of a fold, or all.
+    """
+
+    task: ClassVar[str] = "iemocap"
+    fold: int | Literal["all"] = field(default=1, metadata={"metavar": "N|all"})
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = parse_training(
-        IemocapConfig,
-        __doc__,
-        argv,
-        CONFIGS,
-    )
+    config, options = parse_training(IemocapConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data import folds, load_iemocap
+    from cggm_cls.data.iemocap import fold_numbers, load_iemocap
     from cggm_cls.training import run_experiment
 
     with joined(config.device):
@@ -35,12 +44,12 @@ def main(argv: Sequence[str]) -> None:
             same_output(options, "iemocap"),
             lambda fold: load_iemocap(data, fold),
             name="iemocap",
-            folds=folds(data) if config.fold == "all" else [config.fold],
+            folds=fold_numbers(data) if config.fold == "all" else [config.fold],
         )
 
 
 def _demo_data() -> Path:
-    from cggm_cls.data import simulate_iemocap
+    from cggm_cls.data.iemocap import simulate_iemocap
 
     print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
     simulate_iemocap(DEMO)

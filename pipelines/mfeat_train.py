@@ -8,24 +8,35 @@ it reads the CSV files from that folder.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cggm.runs import joined, parse_training, ranked, run, same_output
-from cggm_cls.training import MfeatConfig
+from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mfeat"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MfeatConfig(SequenceConfig):
+    """A training on UCI Multiple Features.
+
+    Args:
+        views: Descriptors of the digits that serve as modalities.
+        split_seed: Chooses the splits, which all seeds of a training share.
+    """
+
+    task: ClassVar[str] = "mfeat"
+    views: tuple[str, ...] = ("pix", "fou", "mor")
+    split_seed: int = 0
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = parse_training(
-        MfeatConfig,
-        __doc__,
-        argv,
-        CONFIGS,
-    )
+    config, options = parse_training(MfeatConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data import load_mfeat
+    from cggm_cls.data.mfeat import load_mfeat
     from cggm_cls.training import run_experiment
 
     with joined(config.device):

@@ -7,25 +7,34 @@ Without --data it trains on simulated sequences (written on first use) and says 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
-from cggm_cls.training import MosiConfig
+from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mosi"
 DEMO = Path("demo/mosi/mosi_data.pkl")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MosiConfig(SequenceConfig):
+    """A training on CMU-MOSI or CMU-MOSEI.
+
+    Args:
+        store: Folder that a pickle is converted to; <file>.converted where not given.
+    """
+
+    task: ClassVar[str] = "mosi"
+    store: Path | None = field(default=None, metadata={"metavar": "DIR"})
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
-    config, options = parse_training(
-        MosiConfig,
-        __doc__,
-        argv,
-        CONFIGS,
-    )
+    config, options = parse_training(MosiConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data import load_mosi
+    from cggm_cls.data.mosi import load_mosi
     from cggm_cls.training import run_experiment
 
     with joined(config.device):
@@ -39,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _demo_data() -> Path:
-    from cggm_cls.data import simulate_mosi
+    from cggm_cls.data.mosi import simulate_mosi
 
     print(f"No --data given: training on SIMULATED sequences in {DEMO}.", flush=True)
     if not DEMO.exists():

@@ -57,7 +57,7 @@ def _trained(path: Path) -> Path:
     if (path / "split.json").exists():
         from cggm_seg.reports import write_segmentation_report as write_report
     else:
-        from cggm_cls.reports import write_report
+        from cggm_cls.reports import write_sequence_report as write_report
     return write_report(path)
 
 

@@ -9,8 +9,11 @@ from torch import nn
 from cggm.methods.build import build_balancer
 from cggm.runs.config import read_config
 from cggm.trials import Trials
-from cggm_cls.training.config import FoodConfig, IemocapConfig, MfeatConfig, MosiConfig
 from cggm_seg.training.config import BratsConfig
+from pipelines.food101_train import FoodConfig
+from pipelines.iemocap_train import IemocapConfig
+from pipelines.mfeat_train import MfeatConfig
+from pipelines.mosi_train import MosiConfig
 from tests.cggm.networks import NAMES, LinearHead, accuracy, make_late
 
 CONFIGS = Path(__file__).parent.parent / "configs"

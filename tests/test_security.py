@@ -19,10 +19,10 @@ from cggm.methods.build import build_balancer
 from cggm.runs.config import read_config
 from cggm_cls.data.food101.store import FORMAT, MANIFEST, SAMPLES, open_features
 from cggm_cls.data.iemocap.hdf5 import open_arrays
-from cggm_cls.training.config import MosiConfig
 from cggm_seg.data.cases import find_cases
 from cggm_seg.networks.encoders import ModalityEncoder
 from cggm_seg.training.config import BratsConfig
+from pipelines.mosi_train import MosiConfig
 from tests.cggm_seg.nifti import write_case
 
 ROOT = Path(__file__).parents[1]

@@ -41,10 +41,8 @@ from .metrics import find_metric as find_metric
 from .metrics import register_metrics as register_metrics
 from .metrics import selection_score as selection_score
 from .options import BalancerConfig as BalancerConfig
-from .options import FusionRule as FusionRule
 from .options import RunConfig as RunConfig
 from .options import RunOptions as RunOptions
-from .options import late_rule as late_rule
 from .options import require as require
 from .options import require_names as require_names
 from .reading import parse_json as parse_json

@@ -5,30 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from cggm.errors import MethodRefusal, UserError
-
-FusionRule = Literal["features", "average", "sum", "energy"]
-
-
-def late_rule(fusion: FusionRule, regression: bool) -> str:
-    """The rule of :class:`cggm.late_fusion.LateFusion` that a configuration means.
-
-    Args:
-        fusion: ``"average"`` averages probabilities, or values for regression; others are rules.
-        regression: Whether predictions are values.
-
-    Raises:
-        MethodRefusal: If values have no energy.
-    """
-    if fusion == "energy" and regression:
-        raise MethodRefusal(
-            "network.fusion energy cannot be used here: it weighs class logits, but the task is a "
-            "regression.",
-            "Use average or sum.",
-        )
-    if fusion == "average":
-        return "mean" if regression else "probabilities"
-    return fusion
+from cggm.errors import UserError
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -1,4 +1,8 @@
-"""Data sets of sequences, from their files to batches."""
+"""Sequences per modality, from files to batches, and a package or module for each data set.
+
+A data set is imported by its own name, as in ``from cggm_cls.data.mosi import load_mosi``; what all
+of them share is here.
+"""
 
 import lazy_loader
 

@@ -1,2 +1,2 @@
-from .heads import unimodal_heads as unimodal_heads
 from .transformer import MultimodalTransformer as MultimodalTransformer
+from .transformer import sequence_heads as sequence_heads

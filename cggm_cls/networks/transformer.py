@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cggm.late_fusion import LateFusion
-from cggm.runs import FusionRule, late_rule
+from cggm.late_fusion import FusionRule, LateFusion, late_rule
 from cggm_cls.data import MaskedSequence
-from cggm_cls.networks.heads import unimodal_heads
 from cggm_cls.networks.layers import (
+    AttentionHead,
     AttentionStack,
     Dropout,
     Readout,
@@ -18,8 +17,6 @@ from cggm_cls.networks.layers import (
     append_token,
     learned_step,
 )
-
-__all__ = ["Fusion", "MultimodalTransformer", "SequenceEncoder"]
 
 Sequences = Mapping[str, MaskedSequence]
 
@@ -85,7 +82,7 @@ class MultimodalTransformer(nn.Module):
         attention_heads: Heads of each layer.
         encoder_layers: Layers of each encoder; 5 for CMU-MOSI, 4 for IEMOCAP and Food-101.
         fusion: ``"features"``, or how the predictions of a head for each modality are combined, see
-            :func:`cggm.runs.options.late_rule`. A missing modality then still votes, with what its
+            :func:`cggm.late_fusion.late_rule`. A missing modality then still votes, with what its
             head says of an empty sequence.
         fusion_layers: Layers of the fusion, or of each head; the paper's are
             ``encoder_layers - 2``.
@@ -138,7 +135,7 @@ class MultimodalTransformer(nn.Module):
             )
             self.output_layer = nn.Linear(width, 1 if classes is None else classes)
         else:
-            heads = unimodal_heads(self, layers=fusion_layers)
+            heads = sequence_heads(self, layers=fusion_layers)
             self.output_layer = LateFusion(heads, late_rule(fusion, classes is None))
 
     def forward(self, inputs: Sequences) -> Tensor:
@@ -180,6 +177,29 @@ class MultimodalTransformer(nn.Module):
                     f"Expected steps of {expected} features in modality {name!r}, but got {found}. "
                     "Build the network for the widths of the data."
                 )
+
+
+def sequence_heads(network: MultimodalTransformer, *, layers: int = 1) -> dict[str, AttentionHead]:
+    """One head per encoder of a network, in the order of its encoders.
+
+    Args:
+        network: The network whose features the heads read.
+        layers: Attention layers of each head.
+
+    Returns:
+        Heads by modality, on the device of the network.
+    """
+    device = next(network.parameters()).device
+    return {
+        name: AttentionHead(
+            network.width,
+            network.classes,
+            layers=layers,
+            attention_heads=network.attention_heads,
+            readout=network.readout,
+        ).to(device)
+        for name in network.encoders
+    }
 
 
 def _check(widths: Mapping[str, int], readout: str) -> None:

@@ -1,2 +1,2 @@
-from .report import write_report as write_report
+from .report import write_sequence_report as write_sequence_report
 from .samples import write_predictions as write_predictions

@@ -30,7 +30,7 @@ _ORDER = [metric.name for metric in (*CLASSIFICATION, *SENTIMENT)]
 Metrics = Mapping[str, Any]
 
 
-def write_report(path: Path) -> Path:
+def write_sequence_report(path: Path) -> Path:
     """Write ``report.html`` of a training.
 
     Args:

@@ -27,9 +27,10 @@ from cggm.runs import (
     selection_score,
     write_config,
 )
-from cggm_cls.data import Batch, TaskData, move, sequence_batches, sequence_loader
+from cggm_cls.data import Batch, TaskData, move
 from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.training.balancing import build_balancer, factory
+from cggm_cls.training.balancing import adam_factory, sequence_balancer
+from cggm_cls.training.batches import sequence_batches, sequence_loader
 from cggm_cls.training.config import SequenceConfig
 from cggm_cls.training.evaluation import evaluate
 from cggm_cls.training.summary import describe, finish, numbers
@@ -67,10 +68,10 @@ class SequenceTraining:
         self.folder = run
         self.data = data
         self.resume = resume
-        self.network = build_network(config, data).to(device)
-        self.balancer = balancer = build_balancer(config, self.network, data)
+        self.network = sequence_network(config, data).to(device)
+        self.balancer = balancer = sequence_balancer(config, self.network, data)
         rates = config.optimizer
-        optimizer = factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
+        optimizer = adam_factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
         recorder = BalanceRecorder(balancer, run.balance, every=config.balancer.record_every)
         self._batches = sequence_batches(config, data)
         self.epochs = Epochs(
@@ -156,7 +157,7 @@ class SequenceTraining:
         return {self._selects: metrics[self._selects], **metrics}
 
 
-def build_network(config: SequenceConfig, data: TaskData) -> MultimodalTransformer:
+def sequence_network(config: SequenceConfig, data: TaskData) -> MultimodalTransformer:
     """The network of a configuration, for the modalities of the data."""
     return MultimodalTransformer(
         data.widths,

@@ -1,19 +1,18 @@
 """What a training on sequences provides to a balancing method."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from cggm.balancer import Balancer
 from cggm.methods.build import bound_balancer
 from cggm.trials import Trials
-from cggm_cls.data import MaskedSequence, SequenceDataset, TaskData, move
-from cggm_cls.networks import MultimodalTransformer, unimodal_heads
-from cggm_cls.training.config import OptimizerConfig, SequenceConfig
+from cggm_cls.data import TaskData
+from cggm_cls.networks import MultimodalTransformer, sequence_heads
+from cggm_cls.training.batches import shuffled_batches
+from cggm_cls.training.config import AdamConfig, SequenceConfig
 
 
 def negative_mae(prediction: Tensor, target: Tensor) -> Tensor:
@@ -36,10 +35,7 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.argmax(1) == target).float().mean()
 
 
-Pair = tuple[dict[str, MaskedSequence], Tensor]
-
-
-def build_balancer(
+def sequence_balancer(
     config: SequenceConfig, network: MultimodalTransformer, data: TaskData
 ) -> Balancer:
     """The method of a configuration, bound to the network.
@@ -60,9 +56,9 @@ def build_balancer(
         config.balancer.settings,
         {
             "task_loss": lambda: task_loss,
-            "heads": partial(unimodal_heads, network, layers=config.balancer.head_layers),
+            "heads": partial(sequence_heads, network, layers=config.balancer.head_layers),
             "score": lambda: negative_mae if regression else accuracy,
-            "head_optimizer": lambda: factory(rates, rates.head_lr, rates.head_weight_decay),
+            "head_optimizer": lambda: adam_factory(rates, rates.head_lr, rates.head_weight_decay),
             "samples": lambda: len(data.train),
             "trials": lambda: _trials(config, network, data, task_loss),
         },
@@ -70,41 +66,24 @@ def build_balancer(
     )
 
 
-def factory(
-    config: OptimizerConfig, lr: float, weight_decay: float
+def adam_factory(
+    config: AdamConfig, lr: float, weight_decay: float
 ) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
     """Parameters to the optimizer of a configuration."""
     kind = Adam if config.name == "adam" else AdamW
     return partial(kind, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def training_batches(
-    config: SequenceConfig, network: MultimodalTransformer, data: TaskData
-) -> Iterator[Pair]:
-    """The batches of one epoch on the network's device."""
-    device = next(network.parameters()).device
-    return _batches(1, dataset=data.train, size=config.batch_size, seed=config.seed, device=device)
-
-
 def _trials(
     config: SequenceConfig, network: MultimodalTransformer, data: TaskData, task_loss: nn.Module
 ) -> Trials:
     device = next(network.parameters()).device
-    batches = partial(_batches, size=config.batch_size, seed=config.seed, device=device)
+    batches = partial(shuffled_batches, size=config.batch_size, seed=config.seed, device=device)
     return Trials(
         network,
         task_loss,
         partial(batches, dataset=data.train),
         partial(batches, dataset=data.valid),
-        factory(config.optimizer, config.optimizer.lr, config.optimizer.weight_decay),
+        adam_factory(config.optimizer, config.optimizer.lr, config.optimizer.weight_decay),
         seed=config.seed,
     )
-
-
-def _batches(
-    epoch: int, *, dataset: SequenceDataset, size: int, seed: int, device: torch.device
-) -> Iterator[Pair]:
-    order = np.random.default_rng([seed, epoch]).permutation(len(dataset)).tolist()
-    for start in range(0, len(order), size):
-        batch = dataset.batch(order[start : start + size], epoch)
-        yield move(batch["inputs"], device), batch["target"].to(device)

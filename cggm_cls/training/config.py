@@ -1,14 +1,13 @@
 """What a training on sequences is told; every field is an option of the training scripts."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from cggm.runs import BalancerConfig, FusionRule, RunConfig, require
+from cggm.runs import BalancerConfig, RunConfig, require
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class TransformerConfig:
     """The multimodal transformer.
 
     Args:
@@ -25,7 +24,7 @@ class NetworkConfig:
     width: int = 40
     attention_heads: int = 5
     encoder_layers: int = 5
-    fusion: FusionRule = "features"
+    fusion: Literal["features", "average", "sum", "energy"] = "features"
     fusion_layers: int = 3
     dropout: float = 0.1
     readout: Literal["token", "first", "mean"] = "token"
@@ -41,7 +40,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class AdamConfig:
     """Adam or AdamW, with clipping and a rate that falls on a plateau.
 
     Args:
@@ -106,8 +105,8 @@ class SequenceConfig(RunConfig):
     keep_last: int = 2
     threads: int | None = field(default=None, metadata={"metavar": "N"})
     subsets: bool = True
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    network: TransformerConfig = field(default_factory=TransformerConfig)
+    optimizer: AdamConfig = field(default_factory=AdamConfig)
     balancer: SequenceBalancerConfig = field(default_factory=SequenceBalancerConfig)
 
     def __post_init__(self) -> None:
@@ -119,48 +118,3 @@ class SequenceConfig(RunConfig):
         require(threads is None or threads >= 1, "threads", "of at least 1", threads)
         fits = self.seed + self.seeds <= 2**32
         require(fits, "seeds", "so that every seed is below 2**32", self.seeds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MosiConfig(SequenceConfig):
-    """A training on CMU-MOSI or CMU-MOSEI.
-
-    Args:
-        store: Folder that a pickle is converted to; <file>.converted where not given.
-    """
-
-    task: ClassVar[str] = "mosi"
-    store: Path | None = field(default=None, metadata={"metavar": "DIR"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class IemocapConfig(SequenceConfig):
-    """A training on IEMOCAP.
-
-    Args:
-        fold: Number of a fold, or all.
-    """
-
-    task: ClassVar[str] = "iemocap"
-    fold: int | Literal["all"] = field(default=1, metadata={"metavar": "N|all"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoodConfig(SequenceConfig):
-    """A training on the features of Food-101; data is what food101_features.py wrote."""
-
-    task: ClassVar[str] = "food101"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MfeatConfig(SequenceConfig):
-    """A training on UCI Multiple Features.
-
-    Args:
-        views: Descriptors of the digits that serve as modalities.
-        split_seed: Chooses the splits, which all seeds of a training share.
-    """
-
-    task: ClassVar[str] = "mfeat"
-    views: tuple[str, ...] = ("pix", "fou", "mor")
-    split_seed: int = 0

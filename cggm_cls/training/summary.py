@@ -17,8 +17,8 @@ from cggm.runs import (
 )
 from cggm_cls.data import TaskData
 from cggm_cls.networks import MultimodalTransformer
-from cggm_cls.reports import write_predictions, write_report
-from cggm_cls.training.balancing import training_batches
+from cggm_cls.reports import write_predictions, write_sequence_report
+from cggm_cls.training.batches import epoch_batches
 from cggm_cls.training.config import SequenceConfig
 from cggm_cls.training.evaluation import evaluate, evaluate_heads, predict
 
@@ -96,7 +96,7 @@ def finish(
         else evaluate_heads(network, heads, data.test, batch_size=config.batch_size),
     }
     if config.gradients and balancer.heads is not None:
-        batches = islice(training_batches(config, network, data), config.gradients)
+        batches = islice(epoch_batches(config, network, data), config.gradients)
         vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
         write_vectors(run.gradients, vectors)
     if config.curves:
@@ -105,7 +105,7 @@ def finish(
     if config.curves:
         prediction = predict(network, data.test, batch_size=config.batch_size)
         write_predictions(run, prediction.numpy(), data.test.target.numpy())
-        write_report(run.path)
+        write_sequence_report(run.path)
     print(f"\ntest split{_if_simulated(data)}, epoch {best.epoch}, selected on validation")
     print("\n".join(f"{name:<14}{_shown(test[name])}" for name in numbers(test)))
     if rows:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cggm.runs import BalancerConfig, FusionRule, RunConfig, require, require_names
+from cggm.runs import BalancerConfig, RunConfig, require, require_names
 from cggm_seg.data import MODALITIES
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class NetworkConfig:
     """
 
     encoder_name: str = "resnet101"
-    fusion: FusionRule = "features"
+    fusion: Literal["features", "average", "sum", "energy"] = "features"
     decoder_channels: int = 256
     low_level_channels: int = 48
     atrous_rates: tuple[int, int, int] = (2, 4, 6)

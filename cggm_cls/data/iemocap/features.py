@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from cggm.errors import DataError
-from cggm_cls.data.iemocap.folds import CLASSES, Utterances, folds, read_fold
+from cggm_cls.data.iemocap.folds import CLASSES, Utterances, read_fold
 from cggm_cls.data.iemocap.hdf5 import ArrayFile, open_arrays
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData, content_digest
 from cggm_cls.data.simulated import is_simulated
-
-__all__ = ["FILES", "STATISTICS", "STEPS", "WIDTHS", "folds", "load_iemocap"]
 
 FILES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
 """Modality to file, in the order in which the network sees them."""
@@ -41,7 +39,7 @@ def load_iemocap(folder: Path, fold: int, *, audio_steps: int = 350) -> TaskData
 
     Args:
         folder: With ``A``, ``V``, ``L`` and ``target``.
-        fold: One of :func:`folds`, from 1 to 10.
+        fold: One of :func:`~cggm_cls.data.iemocap.folds.fold_numbers`, from 1 to 10.
         audio_steps: Longer audio is cut to its beginning; a tenth of a second each.
 
     Raises:

@@ -35,7 +35,7 @@ class Utterances(NamedTuple):
     target: Tensor
 
 
-def folds(folder: Path) -> list[int]:
+def fold_numbers(folder: Path) -> list[int]:
     """The folds that a folder in MMIN's layout holds, in order.
 
     Raises:
@@ -63,7 +63,7 @@ def read_fold(folder: Path, fold: int) -> dict[str, Utterances]:
         DataError: If the fold or a file is missing, a file is damaged or of another shape, a label
             is not one-hot, or an utterance occurs twice in the fold.
     """
-    found = folds(folder)
+    found = fold_numbers(folder)
     if fold not in found:
         raise DataError(
             str(folder),

@@ -8,7 +8,7 @@ import pytest
 from cggm.comparison.plan import SWEEP, Plan, Run, command_line
 from cggm.errors import UserError
 from cggm.runs.config import read_config
-from cggm_cls.training.config import MosiConfig
+from pipelines.mosi_train import MosiConfig
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"

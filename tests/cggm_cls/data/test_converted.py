@@ -289,7 +289,7 @@ def test_killed_conversion_leaves_no_store_and_the_next_one_succeeds(file):
     command = f"""
 import os, signal
 from pathlib import Path
-from cggm_cls import stored
+from cggm_cls.data import converted as stored
 from cggm_cls.data.converted import open_converted
 from tests.cggm_cls.data.test_converted import read
 

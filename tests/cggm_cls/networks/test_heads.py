@@ -4,8 +4,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cggm_cls.data.sequences import MaskedSequence
-from cggm_cls.networks.heads import unimodal_heads
-from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from tests.cggm_cls.padding import PADDINGS, padded, ragged
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
@@ -39,7 +38,7 @@ def flops(module, inputs):
 @pytest.mark.parametrize("classes", [None, 1, 3])
 def test_heads_follow_the_network(classes, readout, layers):
     network = small_network(classes, readout=readout)
-    heads = unimodal_heads(network, layers=layers)
+    heads = sequence_heads(network, layers=layers)
     assert list(heads) == list(network.encoders)
     prediction = network(small_inputs())
     for name, encoded in network.encode(small_inputs()).items():
@@ -56,7 +55,7 @@ def test_heads_follow_the_network(classes, readout, layers):
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_padding_changes_nothing(padding, readout, layers):
     network = small_network(readout=readout, dropout=0.0)
-    heads = unimodal_heads(network, layers=layers)
+    heads = sequence_heads(network, layers=layers)
     before, after = network.encode(small_inputs()), network.encode(small_inputs(padding))
     for name, head in heads.items():
         torch.testing.assert_close(head(after[name]), head(before[name]), rtol=0, atol=1e-6)
@@ -65,7 +64,7 @@ def test_padding_changes_nothing(padding, readout, layers):
 @pytest.mark.parametrize("readout", ["token", "first", "mean"])
 def test_every_parameter_of_a_head_is_trained_and_the_network_spared(readout):
     network = small_network(readout=readout)
-    head = unimodal_heads(network)["audio"]
+    head = sequence_heads(network)["audio"]
     values, mask = network.encode(small_inputs())["audio"]
     head(MaskedSequence(values.detach(), mask)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
@@ -73,7 +72,7 @@ def test_every_parameter_of_a_head_is_trained_and_the_network_spared(readout):
 
 
 def test_heads_start_different():
-    text, audio = unimodal_heads(small_network()).values()
+    text, audio = sequence_heads(small_network()).values()
     assert not torch.equal(text.output_layer.weight, audio.output_layer.weight)
 
 
@@ -81,7 +80,7 @@ def test_a_head_of_one_layer_is_nearly_free():
     network = MultimodalTransformer({"text": 300}, None).eval()
     inputs = {"text": padded([torch.randn(50, 300)] * 2)}
     encoded = network.encode(inputs)["text"]
-    one, two = (unimodal_heads(network, layers=layers)["text"] for layers in (1, 2))
+    one, two = (sequence_heads(network, layers=layers)["text"] for layers in (1, 2))
     assert flops(one, encoded) < 0.03 * flops(network, inputs)
     # the released code's size of a head
     assert sum(p.numel() for p in two.parameters()) == 41_201 - 40 * 41
@@ -89,7 +88,7 @@ def test_a_head_of_one_layer_is_nearly_free():
 
 def test_regression_heads_do_not_broadcast():
     network = small_network(classes=None)
-    head = unimodal_heads(network)["text"]
+    head = sequence_heads(network)["text"]
     encoded = network.encode(small_inputs())["text"]
     target = torch.zeros(4)
     assert F.l1_loss(head(encoded), target, reduction="none").shape == (4,)
@@ -98,6 +97,6 @@ def test_regression_heads_do_not_broadcast():
 def test_network_state_holds_no_head():
     network = small_network()
     names = set(network.state_dict())
-    unimodal_heads(network)
+    sequence_heads(network)
     assert set(network.state_dict()) == names
     assert {name.split(".")[0] for name in names} == {"encoders", "fusion", "output_layer"}

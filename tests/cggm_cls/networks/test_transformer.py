@@ -5,9 +5,8 @@ from torch.nn import functional as F
 
 from cggm import CGGM
 from cggm_cls.data.sequences import MaskedSequence
-from cggm_cls.networks.heads import unimodal_heads
 from cggm_cls.networks.layers import AttentionLayer, sinusoids
-from cggm_cls.networks.transformer import MultimodalTransformer
+from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from cggm_cls.training.balancing import accuracy, negative_mae
 from tests.cggm_cls.padding import PADDINGS, padded, ragged
 
@@ -208,7 +207,7 @@ def test_cggm_binds_and_the_loss_falls(classes, readout, direction):
     target = torch.tensor([0, 1, 2, 1])
     loss, score = (F.cross_entropy, accuracy) if classes else (F.l1_loss, negative_mae)
     target = target if classes else target.float()
-    balancer = CGGM(unimodal_heads(network), loss, score, direction=direction).bind(network)
+    balancer = CGGM(sequence_heads(network), loss, score, direction=direction).bind(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     before = loss(network.eval()(inputs), target).item()
     network.train()

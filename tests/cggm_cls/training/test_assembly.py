@@ -12,12 +12,12 @@ from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
 from cggm_cls.data.sequences import SequenceDataset
-from cggm_cls.training.assembly import SequenceTraining, build_network
+from cggm_cls.training.assembly import SequenceTraining, sequence_network
 from cggm_cls.training.config import (
-    NetworkConfig,
-    OptimizerConfig,
+    AdamConfig,
     SequenceBalancerConfig,
     SequenceConfig,
+    TransformerConfig,
 )
 from cggm_cls.training.evaluation import evaluate, predict
 from tests.cggm_cls.splits import task_data
@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 CONFIG = SequenceConfig(
     max_epochs=2,
     batch_size=16,
-    network=NetworkConfig(width=8, attention_heads=2, encoder_layers=1, fusion_layers=1),
-    optimizer=OptimizerConfig(name="adamw", lr=0.01, head_lr=0.01),
+    network=TransformerConfig(width=8, attention_heads=2, encoder_layers=1, fusion_layers=1),
+    optimizer=AdamConfig(name="adamw", lr=0.01, head_lr=0.01),
 )
 torch.set_num_threads(1)
 
@@ -192,7 +192,7 @@ def test_gradient_is_clipped(tmp_path):
 
 def build_initial():
     torch.manual_seed(CONFIG.seed)
-    return build_network(CONFIG, task_data()).state_dict()
+    return sequence_network(CONFIG, task_data()).state_dict()
 
 
 def moved(before, after):
@@ -201,7 +201,7 @@ def moved(before, after):
 
 def test_evaluation_restores_the_mode_and_covers_the_split():
     data = task_data()
-    network = build_network(CONFIG, data).train()
+    network = sequence_network(CONFIG, data).train()
     whole = predict(network, data.valid, batch_size=64)
     assert network.training
     assert whole.shape == (20, 3)
@@ -210,7 +210,7 @@ def test_evaluation_restores_the_mode_and_covers_the_split():
 
 def test_absent_modalities_do_not_matter():
     data = task_data()
-    network = build_network(CONFIG, data)
+    network = sequence_network(CONFIG, data)
     noise = dict(data.valid.inputs)
     noise["audio"] = type(noise["audio"])(
         torch.randn_like(noise["audio"].values), noise["audio"].offsets

@@ -8,7 +8,8 @@ import torch
 from sklearn.linear_model import RidgeClassifier
 
 from cggm.errors import DataError, UserError
-from cggm_cls.data.iemocap.features import FILES, STATISTICS, WIDTHS, folds, load_iemocap
+from cggm_cls.data.iemocap.features import FILES, STATISTICS, WIDTHS, load_iemocap
+from cggm_cls.data.iemocap.folds import fold_numbers
 from cggm_cls.data.iemocap.simulation import SPEAKERS, simulate_iemocap
 
 AUDIO, TEXT, VISION = FILES["audio"], FILES["text"], FILES["vision"]
@@ -166,7 +167,7 @@ def test_only_a_marked_folder_is_simulated(folder):
 
 def test_folds_are_listed_in_the_order_of_numbers_and_an_unknown_one_is_refused(folder):
     (folder / "target/notes").mkdir()
-    assert folds(folder) == list(range(1, 11))
+    assert fold_numbers(folder) == list(range(1, 11))
     shutil.rmtree(folder / "target/4")
     refused(folder, "--fold to be one of 1, 2, 3, 5, 6, 7, 8, 9, 10, but got 4", fold=4)
 
@@ -176,7 +177,7 @@ def test_a_folder_without_folds_is_refused(tmp_path, made):
     if made:
         (tmp_path / "target").mkdir()
     with pytest.raises(DataError, match=r"target/1 to target/10.*A, V, L and target"):
-        folds(tmp_path)
+        fold_numbers(tmp_path)
 
 
 @pytest.mark.parametrize("inside", [False, True])
