@@ -59,7 +59,6 @@ BEHIND_FACES = {
 LONG = {
     "cggm_cls/training/assembly.py:__init__",
     "cggm_cls/training/summary.py:finish",
-    "cggm_seg/export/card.py:model_card",
 }
 MANY_ARGUMENTS = {
     "cggm/runs/session.py:__init__",

@@ -1,4 +1,4 @@
-"""The network as a MONAI bundle, which needs torch and monai alone."""
+"""MONAI bundle of the network, which needs torch and monai alone."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cggm_seg.export.card import CLASSES, INTENDED_USE, REFERENCES, Facts
+from cggm_seg.evaluation import CLASS_NAMES
+from cggm_seg.export.card import INTENDED_USE, REFERENCES, Facts, numbered_classes
 from cggm_seg.export.program import export_program, write_program
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
@@ -63,13 +64,13 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "data_source": facts.data,
         "data_type": "nibabel",
         "image_classes": f"{', '.join(used)}; z-scores over the non-zero voxels of each",
-        "pred_classes": ", ".join(f"{index} {name}" for index, name in enumerate(CLASSES)),
+        "pred_classes": numbered_classes(),
         "eval_metrics": {f"mean_dice_{name}": value for name, value in facts.metrics.items()},
         "intended_use": INTENDED_USE,
         "references": list(REFERENCES),
         "network_data_format": {
             "inputs": {"image": _tensor("magnitude", used, "MR")},
-            "outputs": {"pred": _tensor("labels", CLASSES, "n/a")},
+            "outputs": {"pred": _tensor("labels", CLASS_NAMES, "n/a")},
         },
     }
 

@@ -1,15 +1,16 @@
-"""What a user of an exported network has to know: the model card and the label colors."""
+"""Model card and label colors: what a user of an exported network has to know."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cggm.reports import asset
 from cggm.runs import RunFolder
+from cggm_seg.evaluation import CLASS_NAMES, CLASSES
 from cggm_seg.training import BratsConfig
-
-CLASSES = ("background", "necrotic tumor core", "peritumoral edema", "enhancing tumor")
 
 INTENDED_USE = (
     "Research on the segmentation of brain tumors in MRI. It is no medical device: not for "
@@ -32,7 +33,7 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run.
+    """What is known of an exported run.
 
     Attributes:
         config: Its configuration.
@@ -74,64 +75,30 @@ def read_facts(run: RunFolder, config: BratsConfig, epoch: int) -> Facts:
 
 
 def model_card(facts: Facts) -> str:
-    """The model card, Markdown."""
-    used, network = facts.config.used, facts.config.network
-    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in facts.metrics.items())
-    table = f"| region | mean Dice |\n|---|---|\n{scores}" if scores else "Not evaluated."
-    warning = f"\n> {SIMULATED}\n" if facts.simulated else ""
-    return f"""# Model card: BraTS segmentation, {facts.config.balancer.name}
-{warning}
-## What it is
+    """The model card, Markdown; its text is ``assets/model_card.md``."""
+    used = facts.config.used
+    return asset("model_card.md", "cggm_seg.export").format(
+        method=facts.config.balancer.name,
+        warning=f"\n> {SIMULATED}\n" if facts.simulated else "",
+        encoder=facts.config.network.encoder_name,
+        modalities=", ".join(used),
+        channels=len(used),
+        epoch=facts.epoch,
+        seed=facts.config.seed,
+        version=version("cggm"),
+        classes=numbered_classes(),
+        count=CLASSES,
+        intended_use=INTENDED_USE,
+        data=facts.data,
+        simulated=" (SIMULATED)" if facts.simulated else "",
+        metrics=_table(facts.metrics) if facts.metrics else "Not evaluated.",
+        references="\n".join(f"- {line}" for line in REFERENCES),
+    )
 
-A two-dimensional DeepLabv3+ with one {network.encoder_name} encoder for each of {", ".join(used)},
-trained with {facts.config.balancer.name} for {facts.epoch} epochs, seed {facts.config.seed};
-written by cggm {version("cggm")}. It maps axial slices to the classes {_classes()}.
-The heads that judged the encoders during training are no part of it.
 
-## Intended use
-
-{INTENDED_USE}
-
-## Data and license
-
-{facts.data}
-
-The weights derive from the training data, so the terms of your copy of these data hold for them
-too. Those who use BraTS data agree to cite the references below. The code is under Apache-2.0.
-
-## Input and output
-
-`images`, float32, shape `(B, {len(used)}, H, W)`: axial slices, the channels {", ".join(used)}; H
-and W are multiples of 16, at least 32 (pad with zeros). The volumes are skull-stripped, registered
-to one grid and have background 0. Each modality is a z-score over its own non-zero voxels of the
-whole volume; the background stays 0. Slices are cut to the box around the brain, on the 16-voxel
-grid of the whole slice.
-
-All {len(used)} channels have to be there: a missing modality is a channel of zeros, at a loss that
-the table of subsets of the run states.
-
-`logits`, float32, shape `(B, {len(CLASSES)}, H, W)`; the largest decides. In label files ET is 4
-(BraTS 2021) or 3 (BraTS 2023).
-
-## Metrics
-
-Validation cases{" (SIMULATED)" if facts.simulated else ""}, whole volumes. These cases chose the
-checkpoint: on new cases expect less.
-
-{table}
-
-## Limits
-
-- It sees single slices, no neighbors.
-- Known are preoperative adult gliomas as in BraTS; other tumors, treated brains, children, and
-  images that are not skull-stripped are not.
-- Other scanners and protocols than those of the training data were not tried.
-- Its probabilities are not calibrated.
-
-## References
-
-{_bullets(REFERENCES)}
-"""
+def numbered_classes() -> str:
+    """The classes with their numbers, in one line."""
+    return ", ".join(f"{index} {name}" for index, name in enumerate(CLASS_NAMES))
 
 
 def color_table() -> str:
@@ -148,12 +115,9 @@ def color_table() -> str:
 """
 
 
-def _classes() -> str:
-    return ", ".join(f"{index} {name}" for index, name in enumerate(CLASSES))
-
-
-def _bullets(lines: tuple[str, ...]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _table(metrics: Mapping[str, float]) -> str:
+    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    return "\n".join(["| region | mean Dice |", "|---|---|", *rows])
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The network as a graph of torch.export, for any batch and any size."""
+"""Graph of the network by torch.export, for any batch and any size, and as an ONNX model."""
 
 import copy
 from collections.abc import Callable, Mapping

@@ -1,9 +1,6 @@
-"""Exports the best checkpoint of a run, and compares what was written with the network."""
+"""Export of the best checkpoint of a run, and a comparison of what was written with the network."""
 
-import hashlib
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -11,66 +8,14 @@ from typing import Literal
 import torch
 
 from cggm.errors import UserError
-from cggm.runs import RunFolder, flush_folder, load_network_weights, read_config
+from cggm.runs import RunFolder, file_digest, load_network_weights, new_folder, read_config
 from cggm.tensors import evaluating
+from cggm_seg.evaluation import CLASS_NAMES
 from cggm_seg.export.bundle import write_bundle
-from cggm_seg.export.card import CLASSES, Facts, color_table, model_card, read_facts
+from cggm_seg.export.card import Facts, color_table, model_card, read_facts
 from cggm_seg.export.program import export_program, onnx_network, write_onnx, write_program
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training import BratsConfig
-
-DIGESTS = "SHA256SUMS"
-
-
-def check_unused(folder: Path) -> None:
-    """Refuse a folder that is there.
-
-    Raises:
-        UserError: If so.
-    """
-    if folder.exists():
-        raise UserError(
-            f"{folder}: expected no export there yet, but it exists.",
-            "Remove it, or give another --output.",
-        )
-
-
-@contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """Make a folder in one step: others see nothing of it, or all.
-
-    When the block raises, nothing is left. Digests of all files, in the format of ``sha256sum``,
-    are added as ``SHA256SUMS``.
-
-    Args:
-        folder: The folder, which must not exist.
-
-    Yields:
-        An empty folder to write to.
-
-    Raises:
-        UserError: If the folder exists.
-    """
-    check_unused(folder)
-    draft = folder.with_name(f".draft-{folder.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        files = sorted(path for path in draft.rglob("*") if path.is_file())
-        lines = [f"{_digest(path)}  {path.relative_to(draft).as_posix()}\n" for path in files]
-        (draft / DIGESTS).write_text("".join(lines))
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    flush_folder(folder.parent)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 Form = Literal["bundle", "onnx", "torch"]
 
@@ -100,17 +45,33 @@ def export_run(run: RunFolder, form: Form, output: Path, shared: Path) -> None:
         UserError: If there is no checkpoint, a package is missing, the folder exists or cannot be
             made, or the network cannot be exported.
     """
-    check_unused(output)
+    _check_unused(output)
     _check_packages(form)
     config = read_config(BratsConfig, [run.config])
     network = config.network.build(config.used, pretrained=False)
     epoch = load_network_weights(run.checkpoints, network).epoch
     facts = read_facts(run, config, epoch)
-    with publishing(output) as draft:
+    with new_folder(output) as draft:
         _write(network, form, draft, facts, shared)
         (draft / "MODEL_CARD.md").write_text(model_card(facts))
         (draft / "labels.ctbl").write_text(color_table())
         _compare(network, form, draft)
+        _write_digests(draft)
+
+
+def _check_unused(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(
+            f"{folder}: expected no export there yet, but it exists.",
+            "Remove it, or give another --output.",
+        )
+
+
+def _write_digests(folder: Path) -> None:
+    """Digests of all files in the format of ``sha256sum``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{file_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def _write(
@@ -118,7 +79,7 @@ def _write(
 ) -> None:
     notes = {
         "modalities": ",".join(network.modalities),
-        "classes": ",".join(CLASSES),
+        "classes": ",".join(CLASS_NAMES),
         "model_card": model_card(facts),
     }
     if form == "bundle":

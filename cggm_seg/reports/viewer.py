@@ -115,7 +115,7 @@ def _start(labels: np.ndarray) -> list[int]:
 
 
 def _mosaic(volume: np.ndarray) -> _Mosaic:
-    """Axial slices of gray levels 0-1 in rows, each as ``(W, H)`` picture rows of the first axis."""
+    """Axial slices of gray levels 0-1 in rows, picture rows running along the first axis."""
     width, height, depth = volume.shape
     columns = math.ceil(math.sqrt(depth * height / width))
     rows = -(-depth // columns)

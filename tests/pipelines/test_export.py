@@ -76,7 +76,8 @@ def test_output_that_exists_or_cannot_be_made(finished, tmp_path, capsys):
     argv = (finished[0].path, "--to", "torch", "--output")
     assert "expected no export there yet" in refused(capsys, *argv, tmp_path / "mine")
     (tmp_path / "file").write_text("mine")
-    assert "Not a directory" in refused(capsys, *argv, tmp_path / "file" / "out")
+    taken = f"{tmp_path / 'file'}: File exists"
+    assert taken in refused(capsys, *argv, tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
 
 

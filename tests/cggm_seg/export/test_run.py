@@ -16,7 +16,7 @@ from cggm.errors import UserError
 from cggm_seg.data.cases import find_cases
 from cggm_seg.export.card import color_table
 from cggm_seg.export.program import export_program, onnx_network, write_onnx, write_program
-from cggm_seg.export.run import export_run, publishing
+from cggm_seg.export.run import export_run
 from cggm_seg.inference.cohort import predict_cases
 from cggm_seg.inference.slices import InferenceSettings
 from cggm_seg.inference.volume import predict_volume
@@ -294,18 +294,8 @@ def test_colors_are_those_of_the_overlays():
     assert all(len(row) == 6 for row in rows)
 
 
-def test_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
-    def fail():
-        with publishing(tmp_path / "out") as draft:
-            (draft / "part").write_text("x")
-            raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-    with publishing(tmp_path / "out") as draft:
-        (draft / "file").write_text("x")
-        assert not (tmp_path / "out").exists()
+def test_folder_that_is_there_is_refused_and_stays(bundle, finished):
+    before = sorted(bundle.rglob("*"))
     with pytest.raises(UserError, match="expected no export there yet"):
-        publishing(tmp_path / "out").__enter__()
-    assert (tmp_path / "out" / "file").read_text() == "x"
+        export_run(finished[0], "bundle", bundle, SHARED)
+    assert sorted(bundle.rglob("*")) == before
