@@ -108,11 +108,13 @@ def _unlike_nibabel(files: list[Path]) -> list[str]:
 def _as_nibabel(file: Path) -> bool:
     volume = read_volume(file, CASE_ID)
     image: Any = nib.load(file)
-    voxels = np.asanyarray(image.dataobj).reshape(volume.array.shape, order="F")
+    array = volume.grid.from_frame(volume.array)
+    voxels = np.asanyarray(image.dataobj).reshape(array.shape, order="F")
     with np.errstate(all="ignore"):
         voxels = voxels.astype(np.float32)
-        same = np.allclose(volume.array.astype(np.float32), voxels, rtol=1e-5, equal_nan=True)
-    return same and np.array_equal(volume.affine, image.affine, equal_nan=True)
+        same = np.allclose(array.astype(np.float32), voxels, rtol=1e-5, equal_nan=True)
+    affine = volume.grid.header.get_best_affine()
+    return same and np.array_equal(affine, image.affine, equal_nan=True)
 
 
 def _read_peer(peer: str, files: list[Path]) -> dict[str, Any]:

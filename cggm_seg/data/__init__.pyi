@@ -20,6 +20,7 @@ from .manifest import read_manifest as read_manifest
 from .manifest import write_manifest as write_manifest
 from .nifti import Volume as Volume
 from .nifti import read_volume as read_volume
+from .orientation import Grid as Grid
 from .preprocessing import brain_box as brain_box
 from .preprocessing import intensity_statistics as intensity_statistics
 from .preprocessing import zscore as zscore

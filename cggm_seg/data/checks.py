@@ -36,10 +36,11 @@ def geometry_findings(case_id: str, file: Path, volume: Volume, other: Volume) -
         )
         fix = "Resample all images of a case to one grid."
         yield Finding(Code.SHAPE, case_id, file, what, fix)
-    if not np.allclose(volume.affine, other.affine, rtol=0, atol=_AFFINE_TOLERANCE):
+    affine, expected = volume.grid.affine, other.grid.affine
+    if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
         what = (
-            f"Expected the affine of other images of the case, {other.affine.tolist()}, "
-            f"but found {volume.affine.tolist()}."
+            f"Expected the affine of other images of the case, {expected.tolist()}, "
+            f"but found {affine.tolist()}."
         )
         fix = "Register all images of a case to one grid."
         yield Finding(Code.AFFINE, case_id, file, what, fix)

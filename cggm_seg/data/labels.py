@@ -13,18 +13,30 @@ FILE_LABELS: dict[Naming, tuple[int, int, int, int]] = {
     "2023": (0, 1, 2, 3),
 }
 
-_ROUNDING = 1e-5  # of label values in files of scaled or floating-point voxels
+_ROUNDING = 1e-5  # of label values in files of floating-point voxels
+_LARGEST_ROUNDING = 0.25  # from which on a label might as well be an interpolated one
 
 
-def to_classes(case_id: str, file: Path, values: np.ndarray, naming: Naming) -> np.ndarray:
+def to_classes(
+    case_id: str, file: Path, values: np.ndarray, naming: Naming, rounding: float = 0.0
+) -> np.ndarray:
     """Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, of the labels that a file holds.
+
+    Args:
+        case_id: Named in errors.
+        file: Named in errors.
+        values: What it holds, any shape.
+        naming: Scheme of the case, which decides what the labels stand for.
+        rounding: By how much scaled storage may have changed a label.
 
     Raises:
         Finding: If a label is unknown.
     """
     if values.dtype.kind == "f":
         rounded = np.rint(values)
-        values = np.where(np.abs(values - rounded) < _ROUNDING, rounded, values)
+        # A scaled file holds multiples of its slope: 4 of 255 steps leave 1.992 of a 2.
+        tolerance = min(_ROUNDING + 1.01 * rounding, _LARGEST_ROUNDING)
+        values = np.where(np.abs(values - rounded) < tolerance, rounded, values)
     allowed = FILE_LABELS[naming]
     flat = values.ravel(order="K")  # selects 9 times faster than a 3-D array
     unknown = np.setdiff1d(flat[flat != 0], allowed)

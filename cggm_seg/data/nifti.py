@@ -20,6 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 from zlib_ng import zlib_ng
 
 from cggm_seg.data.findings import Code, Finding
+from cggm_seg.data.orientation import Grid
 
 _CHUNK = 1 << 16
 _MOST = 1 << 20  # inflated at once: a chunk of zeros would become 66 MB
@@ -109,16 +110,17 @@ class Volume:
     """One three-dimensional image.
 
     Attributes:
-        array: Voxels, shape ``(H, W, Z)``, read-only; float32 if the file asks for scaling.
-        header: The header, three-dimensional.
-        affine: Voxel indices to millimeters, shape ``(4, 4)``.
+        array: Voxels in the project's frame, see :mod:`cggm_seg.data.orientation`, shape
+            ``(H, W, Z)``, read-only; float32 if the file asks for scaling.
+        grid: How the file stores them.
         digest: SHA-256 of the file.
+        rounding: By how much scaled storage may have changed a voxel; 0 for one that is not scaled.
     """
 
     array: np.ndarray
-    header: nib.Nifti1Header
-    affine: np.ndarray
+    grid: Grid
     digest: str
+    rounding: float = 0.0
 
 
 def read_volume(file: Path, case_id: str) -> Volume:
@@ -227,8 +229,11 @@ def _volume(header: nib.Nifti1Header, data: np.ndarray, digest: str) -> Volume:
     voxels.flags.writeable = False
     array = voxels.reshape(tuple(header.get_data_shape()), order="F")
     slope, intercept = header.get_slope_inter()
+    rounding = 0.0
     if (slope, intercept) not in ((None, None), (1.0, 0.0)):
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused as that
             array = np.multiply(array, slope, dtype=np.float32, casting="same_kind")
             array += np.float32(intercept)
-    return Volume(array, header, header.get_best_affine(), digest)
+        rounding = abs(slope) / 2 if voxels.dtype.kind in "iu" else 0.0
+    grid = Grid(header)
+    return Volume(grid.to_frame(array), grid, digest, rounding)

@@ -15,6 +15,7 @@ from cggm_seg.data.checks import geometry_findings, intensity_findings
 from cggm_seg.data.findings import Finding
 from cggm_seg.data.labels import FILE_LABELS, to_classes
 from cggm_seg.data.nifti import read_volume
+from cggm_seg.data.orientation import Grid
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,15 @@ class Volumes:
     """One case in memory.
 
     Attributes:
-        images: Raw intensities, shape ``(M, H, W, Z)``, in the type of the files; the memory
-            is laid out slice by slice.
+        images: Raw intensities in the project's frame, see :mod:`cggm_seg.data.orientation`, shape
+            ``(M, H, W, Z)``, in the type of the files; the memory is laid out slice by slice.
         label: Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, shape ``(H, W, Z)``, or ``None``.
-        header: Header of the first modality.
-        affine: Voxel indices to millimeters, shape ``(4, 4)``.
+        grid: How the file of the first modality stores its voxels, for what is written of the case.
     """
 
     images: np.ndarray
     label: np.ndarray | None
-    header: nib.Nifti1Header
-    affine: np.ndarray
+    grid: Grid
 
 
 def read_case(case: Case) -> Volumes:
@@ -58,11 +57,11 @@ def read_case(case: Case) -> Volumes:
     if case.label is not None:
         volume = read_volume(case.label, case.id)
         _raise_first(geometry_findings(case.id, case.label, volume, first))
-        label = to_classes(case.id, case.label, volume.array, case.naming)
-    return Volumes(images, label, first.header, first.affine)
+        label = to_classes(case.id, case.label, volume.array, case.naming, volume.rounding)
+    return Volumes(images, label, first.grid)
 
 
-def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, nib.Nifti1Header]:
+def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, Grid]:
     """Reads a label map as classes 0 background, 1 NCR, 2 ED, 3 ET.
 
     Args:
@@ -71,37 +70,35 @@ def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, n
         naming: Scheme of the file, which decides whether ET is 4 (2021) or 3 (2023).
 
     Returns:
-        Classes, uint8, shape ``(H, W, Z)``, and the header.
+        Classes in the project's frame, uint8, shape ``(H, W, Z)``, and the grid of the file.
 
     Raises:
         Finding: If the file is missing, damaged or not a 3-D NIfTI image, or a label is unknown.
     """
     volume = read_volume(file, case_id)
-    return to_classes(case_id, file, volume.array, naming), volume.header
+    return to_classes(case_id, file, volume.array, naming, volume.rounding), volume.grid
 
 
-def write_labels(file: Path, classes: np.ndarray, like: nib.Nifti1Header, naming: Naming) -> None:
+def write_labels(file: Path, classes: np.ndarray, grid: Grid, naming: Naming) -> None:
     """Writes classes as a uint8 label map; the file appears complete or not at all.
 
-    Affine and sform and qform codes are those of ``like``, byte for byte.
+    Orientation, affine and sform and qform codes are those of the grid's file, byte for byte.
 
     Args:
         file: Where to, ``.nii`` or ``.nii.gz``; its folder must exist.
-        classes: Classes 0 to 3, shape ``(H, W, Z)``.
-        like: Header of an image of the case.
+        classes: Classes 0 to 3 in the project's frame, shape ``(H, W, Z)``.
+        grid: Of an image of the case.
         naming: Scheme of the case: ET becomes 4 (2021) or 3 (2023).
 
     Raises:
-        ValueError: If the shape is not that of ``like``.
+        ValueError: If the shape is not that of the grid.
         OSError: If the file cannot be written; nothing is left of it then.
     """
-    if classes.shape != like.get_data_shape():
-        raise ValueError(f"Expected shape {like.get_data_shape()}, but got {classes.shape}.")
-    header = like.copy()
+    values = grid.from_frame(classes).astype(np.uint8)
+    header = grid.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    values = classes.astype(np.uint8)
     values[values == 3] = FILE_LABELS[naming][3]
     data = nib.Nifti1Image(values, None, header).to_bytes()
     if file.suffix == ".gz":

@@ -39,12 +39,12 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
         DataError: If a file cannot be read, or their grids differ.
     """
     assert case.label is not None
-    wanted, like = read_labels(case.label, case.id, case.naming)
-    found, header = read_labels(file, case.id, case.naming)
+    wanted, wanted_grid = read_labels(case.label, case.id, case.naming)
+    found, found_grid = read_labels(file, case.id, case.naming)
     if found.shape != wanted.shape:
         what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
         raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
-    affine, expected = header.get_best_affine(), like.get_best_affine()
+    affine, expected = found_grid.affine, wanted_grid.affine
     if not np.allclose(affine, expected, rtol=0, atol=_AFFINE_TOLERANCE):
         what = f"Expected the affine {expected.tolist()} of {case.label}, found {affine.tolist()}."
         raise DataError(case.id, file, what, "Keep the affine of the case's images.")

@@ -115,7 +115,7 @@ class CasePredictor:
             naming=case.naming,
             inputs=inputs,
             absent=[name for name in names if name not in case.images],
-            volumes_ml=region_volumes(labels, volumes.affine),
+            volumes_ml=region_volumes(labels, volumes.grid.affine),
             seconds=perf_counter() - start,
             outputs={},
         )
@@ -141,13 +141,13 @@ class CasePredictor:
         )
         writers: dict[Path, Writer] = {
             self.folder.labels(case.id): partial(
-                write_labels, classes=labels, like=volumes.header, naming=case.naming
+                write_labels, classes=labels, grid=volumes.grid, naming=case.naming
             ),
             self.folder.preview(case.id): preview,
         }
         if probabilities is not None:
             writers[self.folder.probabilities(case.id)] = partial(
-                write_probabilities, probabilities=probabilities, like=volumes.header
+                write_probabilities, probabilities=probabilities, grid=volumes.grid
             )
         return writers
 

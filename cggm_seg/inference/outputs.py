@@ -5,10 +5,10 @@ import gzip
 import io
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from cggm.runs import replacing
+from cggm_seg.data import Grid
 from cggm_seg.evaluation import CLASSES, REGION_NAMES, REGIONS
 from cggm_seg.inference.folder import PredictionFolder
 
@@ -16,29 +16,28 @@ _HEADER_END = 352  # bytes, with the four that say that no extension follows
 _STEPS = 2**16
 
 
-def write_probabilities(file: Path, probabilities: np.ndarray, like: nib.Nifti1Header) -> None:
+def write_probabilities(file: Path, probabilities: np.ndarray, grid: Grid) -> None:
     """Writes probabilities of background, NCR, ED and ET; the file appears complete or not at all.
 
     They are float32, which every reader knows, rounded to multiples of 2^-16: 2 MB for a BraTS case
     that takes 47 MB unrounded. Their largest gives the label map, unless the two largest are equal
-    when rounded; sums of classes are probabilities of regions. Affine and sform and qform codes are
-    those of ``like``, byte for byte.
+    when rounded; sums of classes are probabilities of regions. Orientation, affine
+    and sform and qform codes are those of the grid's file, byte for byte.
 
     Args:
         file: Where to, ``.nii.gz``; its folder must exist.
-        probabilities: Float32, shape ``(C, H, W, Z)``; the file has the classes last.
-        like: Header of an image of the case.
+        probabilities: In the project's frame, float32, shape ``(C, H, W, Z)``; the file has the
+            classes last.
+        grid: Of an image of the case.
 
     Raises:
-        ValueError: If the shape is not that of ``like``.
+        ValueError: If the shape is not that of the grid.
         OSError: If the file cannot be written; nothing is left of it then.
     """
-    if probabilities.shape[1:] != like.get_data_shape():
-        shape = ("C", *like.get_data_shape())
-        raise ValueError(f"Expected shape {shape}, but got {probabilities.shape}.")
-    header = like.copy()
+    volumes = [grid.from_frame(volume) for volume in probabilities]
+    header = grid.header.copy()
     header.set_data_dtype(np.float32)
-    header.set_data_shape((*probabilities.shape[1:], len(probabilities)))
+    header.set_data_shape((*header.get_data_shape(), len(volumes)))
     header.set_slope_inter(1, 0)
     header["pixdim"][4] = 1
     header["cal_min"], header["cal_max"], header["vox_offset"] = 0, 1, _HEADER_END
@@ -49,7 +48,7 @@ def write_probabilities(file: Path, probabilities: np.ndarray, like: nib.Nifti1H
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=opened, mtime=0) as stream,
     ):
         stream.write(header.binaryblock.ljust(_HEADER_END, b"\0"))
-        for volume in probabilities:
+        for volume in volumes:
             rounded = np.rint(volume * _STEPS) / _STEPS
             stream.write(rounded.astype(header.get_data_dtype()).tobytes(order="F"))
 

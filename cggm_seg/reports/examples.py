@@ -76,7 +76,7 @@ def keep_validation(
         volumes = read_case(case)
         seen = [[*case.images].index(name) for name in network.modalities]
         prediction = predict_volume(network, volumes.images[seen])
-        write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.header, case.naming)
+        write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.grid, case.naming)
 
 
 def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path) -> list[Example]:
@@ -108,6 +108,5 @@ def _read_example(role: str, case: Case, dice: float, file: Path) -> Example:
     volumes = read_case(case)
     prediction, _ = read_labels(file, case.id, case.naming)
     assert volumes.label is not None
-    spacing = np.linalg.norm(volumes.affine[:3, :3], axis=0).tolist()
     images = dict(zip(case.images, volumes.images, strict=True))
-    return Example(role, case.id, dice, images, volumes.label, prediction, tuple(spacing))
+    return Example(role, case.id, dice, images, volumes.label, prediction, volumes.grid.spacing)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from cggm_seg.data import (
@@ -132,7 +131,7 @@ def _read(
     findings: list[Finding] = []
     try:
         if part == "seg":
-            classes = to_classes(case.id, path, volume.array, case.naming)
+            classes = to_classes(case.id, path, volume.array, case.naming, volume.rounding)
         else:
             findings += intensity_findings(case.id, path, volume.array)
         check_recorded(case.id, path, volume.digest, recorded)
@@ -225,9 +224,9 @@ def _record(
         case=case.id,
         modality=file.part,
         shape=(height, width, depth),
-        spacing=tuple(np.linalg.norm(volume.affine[:3, :3], axis=0).round(4).tolist()),
-        orientation="".join(nib.aff2axcodes(volume.affine)),
-        dtype=str(volume.header.get_data_dtype()),
+        spacing=tuple(np.round(volume.grid.spacing, 4).tolist()),
+        orientation=volume.grid.orientation,
+        dtype=str(volume.grid.header.get_data_dtype()),
         voxels=file.voxel_digest(),
         statistics=statistics,
         format=FORMAT,

@@ -44,7 +44,7 @@ def test_case_equals_what_nibabel_reads(case):
     expected = np.stack([stored(file) for file in case.images.values()])
     assert volumes.images.dtype == np.int16
     np.testing.assert_array_equal(volumes.images, expected)
-    np.testing.assert_array_equal(volumes.affine, AFFINE)
+    np.testing.assert_array_equal(volumes.grid.affine, AFFINE)
 
 
 @pytest.mark.parametrize("naming", ["2021", "2023"])
@@ -57,7 +57,7 @@ def test_labels_survive_the_round_trip(tmp_path, naming, suffix):
     np.testing.assert_array_equal(volumes.label, truth)
 
     written = tmp_path / f"prediction{suffix}"
-    write_labels(written, volumes.label, volumes.header, naming)
+    write_labels(written, volumes.label, volumes.grid, naming)
 
     image, original = nib.load(written), nib.load(case.images["flair"])
     np.testing.assert_array_equal(stored(written), stored(case.label))
@@ -69,9 +69,9 @@ def test_labels_survive_the_round_trip(tmp_path, naming, suffix):
 
 
 def test_labels_of_another_shape_are_not_written(tmp_path, case):
-    header = read_case(case).header
+    grid = read_case(case).grid
     with pytest.raises(ValueError, match="Expected shape"):
-        write_labels(tmp_path / "x.nii.gz", np.zeros((3, 3, 3), np.uint8), header, "2021")
+        write_labels(tmp_path / "x.nii.gz", np.zeros((3, 3, 3), np.uint8), grid, "2021")
     assert not (tmp_path / "x.nii.gz").exists()
 
 
@@ -81,7 +81,7 @@ def test_full_disk_leaves_no_output_and_keeps_the_old_one(tmp_path, case):
     file.parent.mkdir()
     file.write_bytes(b"old")
     with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
-        write_labels(file, volumes.label, volumes.header, "2021")
+        write_labels(file, volumes.label, volumes.grid, "2021")
     assert [p.name for p in file.parent.iterdir()] == ["a.nii"]
     assert file.read_bytes() == b"old"
 

@@ -6,6 +6,7 @@ import pytest
 
 from cggm.errors import DataError, UserError
 from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.data.orientation import Grid
 from cggm_seg.inference.cohort import predict_cases
 from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.outputs import region_volumes, write_probabilities
@@ -157,13 +158,15 @@ def test_probabilities_lie_beside_in_the_space_of_the_images(network, tmp_path):
 def test_probabilities_of_a_big_endian_image_are_read_back(tmp_path):
     header = nib.Nifti1Header(endianness=">")
     header.set_data_shape((5, 4, 3))
+    header.set_sform(AFFINE, code=2)
+    grid = Grid(header)
     probabilities = np.random.default_rng(0).dirichlet(np.ones(4), (5, 4, 3)).astype(np.float32)
-    write_probabilities(tmp_path / "a.nii.gz", np.moveaxis(probabilities, -1, 0), header)
+    write_probabilities(tmp_path / "a.nii.gz", np.moveaxis(probabilities, -1, 0), grid)
     np.testing.assert_allclose(
         nib.load(tmp_path / "a.nii.gz").get_fdata(), probabilities, atol=1e-5
     )
-    with pytest.raises(ValueError, match=r"\('C', 5, 4, 3\)"):
-        write_probabilities(tmp_path / "b.nii.gz", probabilities, header)
+    with pytest.raises(ValueError, match=r"\(5, 4, 3\), but got \(4, 3, 4\)"):
+        write_probabilities(tmp_path / "b.nii.gz", probabilities, grid)
 
 
 def test_absent_images_are_not_read_and_unknown_ones_are_refused(network, tmp_path, caplog):
