@@ -10,7 +10,7 @@ from cggm.distributed import sum_over_ranks
 from cggm.functional import ema_gains, signal_gates
 from cggm.tensors import map_tensors
 
-Score = Callable[[Tensor, Any], Tensor | tuple[Tensor, Tensor]]
+Score = Callable[[Tensor, Any], Tensor | tuple[Tensor, ...]]
 
 GAINS = ("ema", "batch")
 
@@ -20,12 +20,13 @@ def score_counts(score: Score, prediction: Tensor, target: Any) -> Tensor:  # no
 
     Args:
         score: ``(prediction, target)`` to a scalar, which is averaged over samples, or to a pair of
-            numerators and denominators of shape ``(K,)``, whose score is the mean of the K ratios.
+            numerators and denominators of shape ``(K,)``, whose score is the mean of the K ratios;
+            a third may be what the target holds of each, ``(K,)``: ratios count where it is not 0.
         prediction: A head's prediction, shape ``(B, ...)``.
         target: What the task loss compares it with.
 
     Returns:
-        Shape ``(2, K)``, float32.
+        Shape ``(2, K)``, or ``(3, K)`` where the target's share was given, float32.
     """
     value = score(prediction, target)
     if isinstance(value, tuple):
@@ -47,11 +48,10 @@ def with_chance(score: Score) -> Score:
         Score of twice as many numerators and denominators, those of chance in the second half.
     """
 
-    def both(prediction: Tensor, target: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def both(prediction: Tensor, target: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
         moved = map_tensors(_elsewhere, target)
         counts = [score_counts(score, prediction, t) for t in (target, moved)]
-        above, below = torch.cat(counts, 1)
-        return above, below
+        return tuple(torch.cat(counts, 1))
 
     return both
 
@@ -64,14 +64,19 @@ def ratio_score(counts: Tensor) -> Tensor:
     """Mean of the ratios, where 0/0 counts as 1: nothing to find and nothing found.
 
     Args:
-        counts: Numerators and denominators, shape ``(M, 2, K)``.
+        counts: Numerators and denominators, shape ``(M, 2, K)``; with what the target holds of
+            each, ``(M, 3, K)``, the mean is taken over the ratios of which it holds something.
 
     Returns:
-        Scores, shape ``(M,)``.
+        Scores, shape ``(M,)``; NaN where the target holds nothing of all.
     """
-    above, below = counts.unbind(1)
+    above, below, *held = counts.unbind(1)
     empty = (below == 0) & (above == 0)
-    return torch.where(empty, 1.0, above / torch.where(empty, 1.0, below)).mean(1)
+    ratios = torch.where(empty, 1.0, above / torch.where(empty, 1.0, below))
+    if not held:
+        return ratios.mean(1)
+    counted = held[0] != 0
+    return torch.where(counted, ratios, 0.0).sum(1) / counted.sum(1)
 
 
 class ScoreTracker(nn.Module):
@@ -108,7 +113,7 @@ class ScoreTracker(nn.Module):
         self._window: Tensor | None = None
 
     def add(self, counts: Tensor) -> None:
-        """Add one micro-batch, ``(M, 2, K)``, to the window."""
+        """Add one micro-batch, ``(M, 2, K)`` or ``(M, 3, K)``, to the window."""
         (total,) = sum_over_ranks([counts])
         self._window = total if self._window is None else self._window + total
 
@@ -173,7 +178,7 @@ class SignalTracker(ScoreTracker):
         self.chance = ScoreTracker(modalities, gain, betas)
 
     def add(self, counts: Tensor) -> None:
-        """Add one micro-batch, ``(M, 2, 2K)``, to the window."""
+        """Add one micro-batch, ``(M, 2, 2K)`` or ``(M, 3, 2K)``, to the window."""
         found, chance = counts.chunk(2, -1)
         super().add(found)
         self.chance.add(chance)

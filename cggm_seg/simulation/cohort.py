@@ -1,7 +1,7 @@
-"""Demo cohort: simulated cases in the layout of BraTS 2021.
+"""Simulated cohorts in the layout of BraTS 2021, for demonstrations and comparisons.
 
-A number measured on this cohort says nothing about patients. The cohort exists so that every
-command can be run from end to end without data that need a license agreement.
+A number measured on such a cohort says nothing about patients. They exist so that every command can
+be run from end to end without data that need a license agreement.
 """
 
 import json
@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from cggm.errors import UserError
 from cggm.runs import write_atomically
-from cggm_seg.simulation.phantom import CONTRASTS, NOISE, simulate_case
+from cggm_seg.simulation.phantom import (
+    CONTRASTS,
+    LESIONS,
+    NOISE,
+    LesionKind,
+    LesionModel,
+    simulate_case,
+)
 from cggm_seg.simulation.template import FULL_SHAPE, load_template
-
-__all__ = ["CONTRASTS", "ET_FREE_SHARE", "simulate_cohort"]
-
-ET_FREE_SHARE = 0.15
-"""Share of the cases without enhancing tumor, spread evenly over the cohort."""
 
 _VERSION = 1  # of the generator: to be raised whenever the same seed gives other voxels
 _README = """Simulated demo cohort
@@ -47,23 +49,27 @@ injury to subjects or patients resulting from the use or misuse of this software
 def simulate_cohort(
     folder: Path,
     *,
-    cases: int,
+    cases: int | None = None,
     seed: int = 0,
+    lesions: LesionKind = "large",
     workers: int = 2,
-    shape: tuple[int, int, int] = FULL_SHAPE,
+    shape: tuple[int, int, int] | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Writes `cases` simulated cases as ``<folder>/DEMO_00000/DEMO_00000_flair.nii.gz`` and so on.
 
-    A case depends on the seed, the shape and its number alone. A complete case is never rewritten,
-    so a run that was cut off, or is to be extended, goes on where it stopped.
+    A case depends on the seed, the kind of lesions, the shape and its number alone. A complete case
+    is never rewritten, so a run that was cut off, or is to be extended, goes on where it stopped.
 
     Args:
-        folder: Created if need be; otherwise empty or a cohort of the same seed and shape.
-        cases: Number of cases.
+        folder: Created if need be; otherwise empty or a cohort of the same seed, lesions and shape.
+        cases: Number of cases; 16 with large lesions or 8 with small ones where not given.
         seed: Seed of anatomy, lesions and noise, not negative.
+        lesions: ``"large"``, or ``"small"``: cores of 5 to 10 voxels in radius, with a rim a third
+            brighter than white matter in T1ce, see :data:`cggm_seg.simulation.phantom.LESIONS`.
         workers: Threads, each busy with one case and about 0.4 GB.
-        shape: Voxels per axis of the field of view of 240 mm x 240 mm x 155 mm.
+        shape: Voxels per axis of the field of view of 240 mm x 240 mm x 155 mm; all 240 x 240 x 155
+            with large lesions or 120 x 120 x 78 with small ones where not given.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -73,23 +79,33 @@ def simulate_cohort(
         UserError: If the folder holds anything else than this cohort, or nilearn is missing.
     """
     load_template()
-    settings = {
-        "generator": _VERSION,
-        "seed": seed,
-        "shape": list(shape),
-        "et_free_share": ET_FREE_SHARE,
-        "noise": NOISE,
-        "contrasts": CONTRASTS,
-    }
-    _claim(folder, settings)
-    names = [f"DEMO_{index:05d}" for index in range(cases)]
+    model = LESIONS[lesions]
+    shape = shape or model.shape
+    _claim(folder, _settings(lesions, model, seed, shape))
+    names = [f"DEMO_{index:05d}" for index in range(model.cases if cases is None else cases)]
     missing = [index for index, name in enumerate(names) if not _is_complete(folder / name)]
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        written = pool.map(lambda i: _write_case(folder / names[i], i, seed, shape), missing)
+        written = pool.map(lambda i: _write_case(folder / names[i], i, seed, shape, model), missing)
         hidden = None if progress and missing else True
         for _ in tqdm(written, "Simulating", len(missing), unit="case", disable=hidden):
             pass
     return names
+
+
+def _settings(
+    lesions: LesionKind, model: LesionModel, seed: int, shape: tuple[int, int, int]
+) -> dict[str, object]:
+    """What a case depends on besides its number."""
+    settings: dict[str, object] = {
+        "generator": _VERSION,
+        "seed": seed,
+        "shape": list(shape),
+        "et_free_share": model.et_free_share,
+        "noise": NOISE,
+        "contrasts": model.contrasts,
+    }
+    # Cohorts of large lesions from before there were small ones do not name the kind.
+    return settings if lesions == "large" else {**settings, "lesions": lesions}
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
@@ -112,7 +128,8 @@ def _check_settings(record: Path, settings: dict[str, object]) -> None:
         found = dict(json.loads(record.read_text()))
     except (ValueError, TypeError):
         found = {}
-    other = [key for key in settings if found.get(key) != settings[key]]
+    expected, found = {"lesions": "large", **settings}, {"lesions": "large", **found}
+    other = [key for key in expected if found.get(key) != expected[key]]
     if other:
         raise UserError(
             f"Expected {record} to describe the same demo cohort, but found another "
@@ -125,9 +142,13 @@ def _is_complete(case: Path) -> bool:
     return all((case / f"{case.name}_{part}.nii.gz").is_file() for part in (*CONTRASTS, "seg"))
 
 
-def _write_case(target: Path, index: int, seed: int, shape: tuple[int, int, int]) -> None:
-    enhancing = int((index + 1.5) * ET_FREE_SHARE) == int((index + 0.5) * ET_FREE_SHARE)
-    volumes = simulate_case(np.random.default_rng([seed, index]), shape, enhancing=enhancing)
+def _write_case(
+    target: Path, index: int, seed: int, shape: tuple[int, int, int], model: LesionModel
+) -> None:
+    share = model.et_free_share
+    enhancing = int((index + 1.5) * share) == int((index + 0.5) * share)
+    rng = np.random.default_rng([seed, index])
+    volumes = simulate_case(rng, shape, enhancing=enhancing, model=model)
     affine = _affine(shape)
     with _whole_or_nothing(target) as scratch:
         for part, volume in volumes.items():

@@ -1,11 +1,14 @@
 """One simulated case: four contrasts and glioma-like lesions on a bent ICBM152 anatomy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from cggm_seg.simulation.template import (
+    FULL_SHAPE,
     Axes,
     Pose,
     Tissue,
@@ -18,7 +21,10 @@ from cggm_seg.simulation.template import (
     smooth_field,
 )
 
-CONTRASTS: dict[str, dict[str, float]] = {
+Contrasts = Mapping[str, Mapping[str, float]]
+LesionKind = Literal["large", "small"]
+
+CONTRASTS: Contrasts = {
     "flair": {"csf": 150, "gm": 520, "wm": 440, "ncr": 800, "ed": 920, "et": 860},
     "t1ce": {"csf": 200, "gm": 470, "wm": 660, "ncr": 210, "ed": 470, "et": 1020},
     "t1": {"csf": 200, "gm": 470, "wm": 680, "ncr": 340, "ed": 480, "et": 450},
@@ -38,6 +44,44 @@ _TEXTURE = {"flair": 0.3, "t1ce": 0.9, "t1": 1.0, "t2": -0.6}  # weight of the r
 
 
 @dataclass(frozen=True)
+class LesionModel:
+    """What the lesions of a cohort are like.
+
+    Args:
+        radii: Smallest and largest mean radius in mm, edema included: of the lesion that each case
+            has, and of the second one that one case of five has.
+        edema: Least thickness of the edema in mm; larger lesions have more.
+        rim: Least thickness of the enhancing rim in mm, likewise.
+        contrasts: Mean intensity per modality and tissue or lesion class.
+        et_free_share: Share of the cases without enhancing tumor, spread evenly over a cohort.
+        shape: Voxels per axis that a cohort has unless told otherwise.
+        cases: Cases that a cohort has unless told otherwise.
+    """
+
+    radii: tuple[tuple[float, float], tuple[float, float]]
+    edema: float
+    rim: float
+    contrasts: Contrasts
+    et_free_share: float
+    shape: tuple[int, int, int]
+    cases: int
+
+
+# A third of a large lesion's voxels are core and rim, of a small one's an eighth: what a loss makes
+# of regions of unequal size shows in the small ones alone. Their rim is a third brighter than white
+# matter in T1ce, that of large ones half as bright again. All of them enhance, so that few cases
+# suffice to judge the enhancing tumor.
+_FAINT_RIM = {**CONTRASTS["t1ce"], "et": CONTRASTS["t1ce"]["wm"] * 4 / 3}
+LESIONS: dict[LesionKind, LesionModel] = {
+    "large": LesionModel(((20, 28), (14, 18)), 6.8, 5.2, CONTRASTS, 0.15, FULL_SHAPE, 16),
+    "small": LesionModel(
+        ((21, 25), (19, 21)), 8.0, 4.6, {**CONTRASTS, "t1ce": _FAINT_RIM}, 0.0, (120, 120, 78), 8
+    ),
+}
+"""Kinds of lesions. The cores of small ones measure 5 to 10 voxels of 2 mm across."""
+
+
+@dataclass(frozen=True)
 class _Lesion:
     """Position of the center; mean radius, thickness of edema and least of the rim, all in mm."""
 
@@ -48,7 +92,11 @@ class _Lesion:
 
 
 def simulate_case(
-    rng: np.random.Generator, shape: tuple[int, int, int], *, enhancing: bool
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    *,
+    enhancing: bool,
+    model: LesionModel = LESIONS["large"],
 ) -> dict[str, np.ndarray]:
     """Draws one case.
 
@@ -56,6 +104,7 @@ def simulate_case(
         rng: Source of all randomness.
         shape: Voxels per axis of the field of view of 240 mm x 240 mm x 155 mm.
         enhancing: Whether the lesions have an enhancing rim.
+        model: What the lesions are like.
 
     Returns:
         ``flair``, ``t1ce``, ``t1``, ``t2`` as int16, 0 outside the brain and positive inside, and
@@ -66,30 +115,32 @@ def simulate_case(
     """
     axes, box = brain_box(shape)
     pose = random_pose(rng)
-    lesions = _place_lesions(rng, pose)
+    lesions = _place_lesions(rng, pose, model)
     masses = [(lesion.center, lesion.radius) for lesion in lesions]
     tissue = sample_tissue(bent_voxels(rng, axes, pose, masses))
     white = _scatter(tissue.brain, tissue.wm)
-    images = _healthy_images(tissue)
+    images = _healthy_images(tissue, model.contrasts)
     images["t1ce"] += 300 * _vessels(rng, axes) * (1 - white) ** 2
     labels = np.zeros(white.shape, np.uint8)
     for lesion in lesions:
         near, part = box_around(axes, lesion.center, 1.5 * lesion.radius + 8)
         layers = _layers(rng, lesion, near, white[part], enhancing)
         _drop_satellites(layers["ed"], tissue.brain[part])
-        _paint(rng, near, layers, labels[part], {name: v[part] for name, v in images.items()})
+        views = {name: volume[part] for name, volume in images.items()}
+        _paint(rng, near, layers, labels[part], views, model.contrasts)
     volumes = {name: _acquire(rng, axes, v, tissue.brain) for name, v in images.items()}
     volumes["seg"] = labels * tissue.brain
     return {name: _embed(volume, box, shape) for name, volume in volumes.items()}
 
 
-def _place_lesions(rng: np.random.Generator, pose: Pose) -> list[_Lesion]:
+def _place_lesions(rng: np.random.Generator, pose: Pose, model: LesionModel) -> list[_Lesion]:
     """One lesion and, in one case of five, a smaller one apart from it."""
     lesions: list[_Lesion] = []
-    for low, high in ((20, 28), (14, 18))[: 1 + (rng.random() < 0.2)]:
+    least = model.radii[1][0]
+    for low, high in model.radii[: 1 + (rng.random() < 0.2)]:
         radius = rng.uniform(low, high)
-        edema = 6.8 + rng.uniform(0, 0.1) * (radius - 14)
-        rim = 5.2 + rng.uniform(0, 0.05) * (radius - 14)
+        edema = model.edema + rng.uniform(0, 0.1) * (radius - least)
+        rim = model.rim + rng.uniform(0, 0.05) * (radius - least)
         for center in pose.position(rng.permutation(load_template().seeds)[:50]):
             gaps = [np.linalg.norm(center - o.center) - o.radius - radius for o in lesions]
             if min(gaps, default=np.inf) > 10:
@@ -98,12 +149,12 @@ def _place_lesions(rng: np.random.Generator, pose: Pose) -> list[_Lesion]:
     return lesions
 
 
-def _healthy_images(tissue: Tissue) -> dict[str, np.ndarray]:
+def _healthy_images(tissue: Tissue, contrasts: Contrasts) -> dict[str, np.ndarray]:
     csf, gm, wm = tissue.csf, tissue.gm, tissue.wm
     expected = 60 * csf + 165 * gm + 220 * wm + 1  # mean T1 of the template's tissues
     texture = np.clip(tissue.t1 / expected - 1, -0.2, 0.2)
     images = {}
-    for modality, mean in CONTRASTS.items():
+    for modality, mean in contrasts.items():
         flat = mean["csf"] * csf + mean["gm"] * gm + mean["wm"] * wm
         images[modality] = _scatter(tissue.brain, flat * (1 + _TEXTURE[modality] * texture))
     return images
@@ -148,6 +199,7 @@ def _paint(
     layers: dict[str, np.ndarray],
     labels: np.ndarray,
     images: dict[str, np.ndarray],
+    contrasts: Contrasts,
 ) -> None:
     """Draws the layers of one lesion, the outermost first, into views of the volumes."""
     grain = 1 + 0.06 * smooth_field(rng, near, 5)
@@ -156,7 +208,7 @@ def _paint(
         blur = 2.5 if name == "ed" else 1.0  # mm
         share = np.clip(depth / blur + 0.5, 0, 1)
         for modality, image in images.items():
-            image += share * (CONTRASTS[modality][name] * grain - image)
+            image += share * (contrasts[modality][name] * grain - image)
 
 
 def _acquire(

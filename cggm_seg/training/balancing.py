@@ -1,4 +1,4 @@
-"""What a BraTS training provides to a balancing method."""
+"""The parts that a BraTS training provides to a balancing method: heads, score, loss, batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from cggm.balancer import Balancer
 from cggm.methods.build import bound_balancer
 from cggm.runs import EndlessBatches, EpochSampler
+from cggm.scores import Score
 from cggm.trials import Trials
 from cggm_seg.data import SliceCache, SliceDataset, Split
-from cggm_seg.evaluation import region_dice_counts
+from cggm_seg.evaluation import REGIONS, region_dice_counts
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus, UnimodalDecoder
-from cggm_seg.training.config import BratsConfig, OptimizerConfig
+from cggm_seg.training.config import BratsConfig, DiceTerm, OptimizerConfig
 from cggm_seg.training.losses import SoftDiceCELoss
 
 
@@ -54,7 +55,8 @@ def build_balancer(
     Raises:
         UserError: If the method, or a setting of it, is unknown or cannot serve.
     """
-    task_loss = SoftDiceCELoss(config.loss.class_weights, config.loss.ce_weight)
+    loss = config.loss
+    task_loss = SoftDiceCELoss(loss.class_weights, loss.ce_weight, dice=loss.dice)
     rates = config.optimizer
     return bound_balancer(
         config.balancer.name,
@@ -62,13 +64,48 @@ def build_balancer(
         {
             "task_loss": lambda: task_loss,
             "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
-            "score": lambda: region_dice_counts,
+            "score": lambda: head_score(loss.dice),
             "head_optimizer": lambda: factory(rates, rates.head_lr),
             "samples": lambda: len(split.training),
             "trials": lambda: _trials(config, network, cache, split, task_loss),
         },
         network,
     )
+
+
+def head_score(dice: DiceTerm) -> Score:
+    """The score of a head that goes with a Dice term of the loss.
+
+    Args:
+        dice: ``"foreground"``, the paper's, gives the mean Dice of ET, TC and WT, where an empty
+            region counts 1 if it was left empty, else 0: with small lesions, whether a batch holds
+            a region then moves the score more than what a head has learnt. ``"regions"`` gives the
+            mean of those regions that are in the batch, ``"classes"`` that of the classes that are.
+
+    Returns:
+        Predictions and targets to counts, see :func:`cggm.scores.score_counts`.
+    """
+    scores: dict[DiceTerm, Score] = {
+        "foreground": region_dice_counts,
+        "regions": _present_region_counts,
+        "classes": _present_class_counts,
+    }
+    return scores[dice]
+
+
+def _present_region_counts(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    counts = region_dice_counts(prediction, target)
+    by_class = [(target == k).count_nonzero() for k in range(prediction.shape[1])]
+    sizes = [torch.stack([by_class[k] for k in region]).sum() for region in REGIONS.values()]
+    return (*counts, torch.stack(sizes).float())
+
+
+def _present_class_counts(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    classes = torch.arange(1, prediction.shape[1], device=target.device)[:, None]
+    found = prediction.argmax(1).flatten() == classes  # (C - 1, pixels)
+    wanted = target.flatten() == classes
+    sizes = wanted.sum(1)
+    return 2 * (found & wanted).sum(1).float(), (found.sum(1) + sizes).float(), sizes.float()
 
 
 def factory(config: OptimizerConfig, lr: float) -> Callable[[Iterable[nn.Parameter]], SGD]:
@@ -87,6 +124,7 @@ def training_slices(
         size=slices.size,
         slices_per_case=slices.per_case,
         lesion_fraction=slices.lesion_fraction,
+        regions=tuple(REGIONS.values()) if slices.focus == "regions" else (REGIONS["WT"],),
         seed=config.seed,
         augment=slices.augment,
     )

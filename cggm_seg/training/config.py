@@ -1,4 +1,4 @@
-"""What a BraTS training is told; every field is an option of ``brats_train.py``."""
+"""The configuration of a BraTS training; every field is an option of ``brats_train.py``."""
 
 import os
 from collections.abc import Sequence
@@ -11,6 +11,9 @@ from cggm_seg.data import MODALITIES
 
 if TYPE_CHECKING:
     from cggm_seg.networks import MultiEncoderDeepLabV3Plus
+
+DiceTerm = Literal["regions", "classes", "foreground"]
+Focus = Literal["regions", "lesion"]
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,15 @@ class SliceConfig:
         size: Height and width of a crop in voxels, a multiple of 16.
         per_case: Slices of each case in an epoch.
         lesion_fraction: Share of slices that show a lesion.
+        focus: What slices with a lesion are drawn for: WT, TC and ET in equal shares, so that small
+            regions are seen often enough, or any lesion alike.
         augment: Whether crops are augmented.
     """
 
     size: int = 160
     per_case: int = 1
     lesion_fraction: float = 0.9
+    focus: Focus = "lesion"
     augment: bool = True
 
     def __post_init__(self) -> None:
@@ -101,10 +107,16 @@ class LossConfig:
     """The task loss, soft Dice plus weighted cross-entropy.
 
     Args:
+        dice: What the Dice term is the mean of: WT, TC and ET, each foreground class by itself, or
+            all foreground at once, as in the paper, where large regions outweigh small ones. The
+            score of the heads follows it.
         class_weights: Cross-entropy weights of background, NCR, ED and ET.
         ce_weight: Weight of the cross-entropy.
     """
 
+    # The defaults of `dice` and of `slices.focus` are those of runs from before there was a choice,
+    # whose config.yaml names neither: they resume as they began.
+    dice: DiceTerm = "foreground"
     class_weights: tuple[float, float, float, float] = (0.2, 0.3, 0.25, 0.25)
     ce_weight: float = 1.0
 

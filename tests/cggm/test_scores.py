@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from cggm.scores import SignalTracker, score_counts, with_chance
+from cggm.scores import ScoreTracker, SignalTracker, ratio_score, score_counts, with_chance
 from tests.cggm.networks import accuracy
 
 LOGITS = torch.tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])  # classes 0 1 0 1
@@ -62,3 +62,38 @@ def test_signal_is_averaged_and_gates_look_ahead():
     tracker.add(counts_of((50, 10), (20, 10)))
     assert_close(tracker.gates(), torch.tensor([1.0, 0.25]))
     assert_close(tracker.scores(), torch.tensor([0.5, 0.2]))
+
+
+def test_ratios_of_what_the_target_does_not_hold_are_left_out():
+    above = torch.tensor([6.0, 0.0, 0.0])
+    below = torch.tensor([8.0, 5.0, 0.0])
+    held = torch.tensor([4.0, 0.0, 0.0])
+    assert_close(ratio_score(torch.stack([above, below])[None]), torch.tensor([(0.75 + 0 + 1) / 3]))
+    assert_close(ratio_score(torch.stack([above, below, held])[None]), torch.tensor([0.75]))
+
+
+def test_a_window_holds_what_any_of_its_micro_batches_holds():
+    tracker = ScoreTracker(1, gain="batch")
+    tracker.add(torch.tensor([[[4.0, 0.0], [8.0, 2.0], [4.0, 0.0]]]))
+    assert_close(tracker.scores(), torch.tensor([0.5]))  # the second ratio has no target yet
+    tracker.add(torch.tensor([[[0.0, 2.0], [0.0, 6.0], [0.0, 4.0]]]))
+    assert_close(tracker.scores(), torch.tensor([(0.5 + 0.25) / 2]))
+
+
+def test_a_window_without_anything_to_find_keeps_the_last_score():
+    tracker = ScoreTracker(1, gain="batch")
+    tracker.add(torch.tensor([[[4.0], [8.0], [4.0]]]))
+    tracker.commit()
+    tracker.add(torch.tensor([[[0.0], [7.0], [0.0]]]))
+    assert_close(tracker.scores(), torch.tensor([0.5]))
+    assert_close(tracker.gains(), torch.tensor([0.0]))
+
+
+def test_chance_comes_with_what_the_moved_target_holds():
+    def score(prediction, target):
+        found, held = prediction.argmax(1) == 1, target == 1
+        counts = (2 * (found & held).sum(), found.sum() + held.sum(), held.sum())
+        return tuple(count[None].float() for count in counts)
+
+    counts = score_counts(with_chance(score), LOGITS, torch.tensor([0, 1, 1, 1]))
+    assert_close(counts, torch.tensor([[4.0, 2.0], [5.0, 5.0], [3.0, 3.0]]))

@@ -1,3 +1,4 @@
+from hashlib import sha256
 from itertools import chain
 
 import nibabel as nib
@@ -10,7 +11,10 @@ from cggm.runs.loop.sampling import EpochSampler
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.slices import SliceDataset, random_crop
-from tests.cggm_seg.nifti import write_case
+from tests.cggm_seg.nifti import case_file, write_case, write_volume
+
+ANY = ((1, 2, 3),)
+REGIONS = ((3,), (1, 3), (1, 2, 3))  # ET, TC, WT
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,11 @@ def test_item_has_the_announced_types(cache):
     assert set(item["label"].unique().tolist()) <= {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_workers_do_not_change_batches(cache, augment):
-    dataset = SliceDataset(cache, cache.case_ids, size=24, slices_per_case=4, augment=augment)
+@pytest.mark.parametrize(("augment", "regions"), [(False, ANY), (True, ANY), (True, REGIONS)])
+def test_workers_do_not_change_batches(cache, augment, regions):
+    dataset = SliceDataset(
+        cache, cache.case_ids, size=24, slices_per_case=4, augment=augment, regions=regions
+    )
     check_equal(batches(dataset, 0, epoch=1), batches(dataset, 2, epoch=1))
 
 
@@ -91,6 +97,67 @@ def test_lesion_fraction_decides_how_many_crops_meet_a_lesion(cache, fraction):
     assert by_chance < 0.75
     assert met == pytest.approx(fraction + (1 - fraction) * by_chance, abs=0.1)
     assert fraction < 1 or met == 1
+
+
+def test_draws_for_any_lesion_are_those_of_earlier_versions(cache):
+    dataset = SliceDataset(cache, cache.case_ids, size=16, slices_per_case=20, augment=False)
+    drawn = np.stack([dataset[2, k]["label"].numpy() for k in range(60)]).astype(np.uint8)
+    assert sha256(drawn.tobytes()).hexdigest()[:16] == "4b0cd651dcb37661"
+
+
+@pytest.fixture(scope="module")
+def thin_core(tmp_path_factory):
+    """Twelve slices with edema, of which one has a core of 2 NCR and 1 ET voxels."""
+    folder = tmp_path_factory.mktemp("thin")
+    write_case(folder / "data", "thin", shape=(40, 40, 24))
+    labels = np.zeros((40, 40, 24), np.uint8)
+    labels[10:30, 10:30, 6:18] = 2
+    labels[20, 18:21, 12] = 1, 1, 4
+    write_volume(case_file(folder / "data", "thin", "seg"), labels)
+    cases, _ = find_cases(folder / "data", labelled=True)
+    return build_cache(cases, folder / "cache", workers=1, progress=False)[0]
+
+
+@pytest.mark.parametrize(("regions", "share"), [(ANY, 0.9 / 12), (REGIONS, 0.9 * (2 + 1 / 12) / 3)])
+def test_small_regions_are_drawn_as_often_as_large_ones(thin_core, regions, share):
+    dataset = SliceDataset(
+        thin_core, ["thin"], size=40, slices_per_case=600, regions=regions, augment=False
+    )
+    labels = [dataset[0, k]["label"] for k in range(600)]
+    # Free slices, a tenth of all, show it by chance as well: one in 22 of the brain's.
+    found = np.mean([bool((label == 3).any()) for label in labels])
+    assert found == pytest.approx(share + 0.1 / 22, abs=0.05)
+
+
+def test_crops_drawn_for_a_region_meet_it(thin_core):
+    dataset = SliceDataset(
+        thin_core,
+        ["thin"],
+        size=8,
+        slices_per_case=200,
+        lesion_fraction=1,
+        regions=((3,),),
+        augment=False,
+    )
+    labels = [dataset[0, k]["label"] for k in range(200)]
+    assert all((label == 3).sum() == 1 for label in labels)
+    places = {tuple(np.argwhere(label.numpy() == 3)[0]) for label in labels}
+    assert len(places) > 30  # anywhere in the crop
+
+
+def test_regions_that_a_case_lacks_leave_their_share_to_the_others(tmp_path):
+    write_case(tmp_path / "data", "edema", shape=(40, 40, 24))
+    labels = np.zeros((40, 40, 24), np.uint8)
+    labels[10:30, 10:30, 6:18] = 2
+    write_volume(case_file(tmp_path / "data", "edema", "seg"), labels)
+    cases, _ = find_cases(tmp_path / "data", labelled=True)
+    cache, _ = build_cache(cases, tmp_path / "cache", workers=1, progress=False)
+    options = {"size": 24, "slices_per_case": 10, "augment": False, "lesion_fraction": 1}
+    dataset = SliceDataset(cache, cache.case_ids, regions=REGIONS, **options)
+    check_equal(
+        [dataset[0, k] for k in range(10)],
+        [SliceDataset(cache, cache.case_ids, **options)[0, k] for k in range(10)],
+    )
 
 
 def test_case_without_lesion_gives_brain_slices(tmp_path):
