@@ -17,6 +17,7 @@ from cggm_seg.training.config import BratsConfig
 from pipelines import (
     brats_evaluate,
     brats_infer,
+    brats_simulate,
     brats_train,
     brats_verify,
     food101_features,
@@ -32,6 +33,7 @@ SCRIPTS: dict[str, ModuleType] = {
     "infer": brats_infer,
     "evaluate": brats_evaluate,
     "verify": brats_verify,
+    "simulate": brats_simulate,
     "mosi": mosi_train,
     "iemocap": iemocap_train,
     "food101": food101_train,

@@ -11,7 +11,8 @@ from scipy import ndimage
 from cggm.errors import UserError
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.volumes import read_case
-from cggm_seg.simulation.cohort import CONTRASTS, simulate_cohort
+from cggm_seg.simulation.cohort import simulate_cohort
+from cggm_seg.simulation.phantom import CONTRASTS
 
 SMALL = (48, 48, 31)
 BRATS_AFFINE = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -86,6 +87,48 @@ def crop_to_lesion(files: dict[str, nib.Nifti1Image]) -> tuple[np.ndarray, dict[
     return labels, {part: volume[box] for part, volume in volumes.items()}
 
 
+@pytest.fixture(scope="module")
+def small_lesions(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("lesions")
+    names = simulate_cohort(folder, lesions="small", progress=False)
+    return {
+        name: {
+            part: np.asarray(nib.load(folder / name / f"{name}_{part}.nii.gz").dataobj)
+            for part in (*CONTRASTS, "seg")
+        }
+        for name in names
+    }
+
+
+def test_small_lesions_have_cores_of_five_to_ten_voxels_in_radius(small_lesions):
+    assert len(small_lesions) == 8
+    radii, shares = [], []
+    for volumes in small_lesions.values():
+        assert volumes["seg"].shape == (120, 120, 78)
+        core = np.isin(volumes["seg"], (1, 4))
+        assert (volumes["seg"] == 4).any()
+        parts, _ = ndimage.label(core)
+        sizes = np.bincount(parts.ravel())[1:]
+        radii.append((3 * sizes.max() / (4 * np.pi)) ** (1 / 3))
+        shares.append(core.sum() / (volumes["seg"] > 0).sum())
+    assert 4 < min(radii) < 6
+    assert 7 < max(radii) < 11
+    assert np.mean(shares) < 0.25
+
+
+def test_rim_of_small_lesions_is_a_third_brighter_than_white_matter(small_lesions):
+    ratios = []
+    for volumes in small_lesions.values():
+        image, lesion = volumes["t1ce"], volumes["seg"] > 0
+        # The brighter half of healthy tissue in T1 is white matter for the most part.
+        healthy = (volumes["t1"] > 0) & ~ndimage.binary_dilation(lesion, iterations=3)
+        white = healthy & (volumes["t1"] > np.quantile(volumes["t1"][healthy], 0.7))
+        core = np.isin(volumes["seg"], (1, 4))
+        rim = (volumes["seg"] == 4) & ndimage.binary_erosion(core)
+        ratios.append(np.median(image[rim]) / np.median(image[white]))
+    assert np.mean(ratios) == pytest.approx(4 / 3, rel=0.1)
+
+
 def test_cohort_is_read_without_complaint(cohort):
     cases, errors = find_cases(cohort, labelled=True)
     assert [case.id for case in cases] == [f"DEMO_{index:05d}" for index in range(20)]
@@ -155,12 +198,27 @@ def test_cohort_says_that_it_is_simulated(cohort):
     assert settings["contrasts"] == CONTRASTS
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"shape": (24, 24, 16)}])
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"shape": (24, 24, 16)}, {"lesions": "small"}])
 def test_cohort_of_other_settings_is_refused(cohort, changed):
     before = digests(cohort)
-    with pytest.raises(UserError, match=f"found another {next(iter(changed))}"):
+    with pytest.raises(UserError, match=f"found another .*{next(iter(changed))}"):
         simulate(cohort, 1, **changed)
     assert digests(cohort) == before
+
+
+def test_cohort_from_before_there_were_small_lesions_is_extended(cohort):
+    assert "lesions" not in json.loads((cohort / "cohort.json").read_text())
+    assert len(simulate(cohort, 20, lesions="large")) == 20
+
+
+def test_voxels_of_a_seed_stay_those_of_earlier_versions(tmp_path):
+    (name,) = simulate(tmp_path, 1, shape=(24, 24, 16), seed=2)
+    volumes = [
+        np.asarray(nib.load(tmp_path / name / f"{name}_{part}.nii.gz").dataobj)
+        for part in (*CONTRASTS, "seg")
+    ]
+    found = sha256(b"".join(v.tobytes("F") for v in volumes)).hexdigest()[:16]
+    assert found == "2b16b05bbbbf2d71"
 
 
 def test_folder_with_other_files_is_refused(tmp_path):
