@@ -24,7 +24,8 @@ from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTMod
 from transformers.utils import logging
 
 from cggm_cls.data.food101.backbones import ImageBackbone, TextBackbone
-from cggm_cls.data.food101.store import FeatureWriter, open_features
+from cggm_cls.data.food101.store import open_features
+from cggm_cls.data.food101.writer import FeatureWriter
 from cggm_cls.data.sequences import SequenceDataset
 
 ROUNDS, READS = 3, 10

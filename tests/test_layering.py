@@ -71,7 +71,6 @@ SEVERAL_MEANINGS = {
     "finish",
     "modalities",
     "modulation",
-    "plain",
     "rank",
     "summarize",
 }

@@ -1,12 +1,12 @@
-"""A file is converted once; what it became is read ever after, and the file is left alone."""
+"""Stores of a data set that was converted from one file: written once, then read in its place.
 
-import glob
+A store is a folder with a safetensors file per split, the identifiers and a manifest, which holds
+the digests of the other files and of the file that all came from. Opening a store checks them and
+maps the values into memory; the original file, which may be a pickle, is not touched again.
+"""
+
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,18 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cggm.errors import DataError, UserError
-from cggm.runs import flush_folder, replacing, write_atomically
+from cggm.runs import file_digest, new_folder, sweep_drafts, write_json
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData
 
 FORMAT = 1
-"""Raised whenever the files change, or what is made of a pickle."""
-
-AGAIN = "Delete the folder to convert the file again, or give another one with --store."
+"""Raised by hand whenever the files change, or what is made of a file."""
 
 _MANIFEST = "manifest.json"
 _IDS = "ids.json"
 _SPLITS = ("train", "valid", "test")
 _FILES = (_IDS, *(f"{split}.safetensors" for split in _SPLITS))
+_LEFTOVER_AGE = 3600  # seconds; no file of a store takes as long to write
+_AGAIN = "Delete the folder to convert the file again, or give another one with --store."
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,17 @@ class Source:
 
     @classmethod
     def of(cls, file: Path) -> "Source":
-        """Describe a file.
+        """Describe a file, which is read to its end.
+
+        Args:
+            file: The file as it is now.
 
         Raises:
             DataError: If it cannot be read.
         """
         try:
             found = file.stat()
-            return cls(file.name, found.st_size, found.st_mtime_ns, _digest(file))
+            return cls(file.name, found.st_size, found.st_mtime_ns, file_digest(file))
         except OSError as error:
             what = f"Expected a file, but it cannot be read ({error.strerror})."
             raise DataError(file.name, file, what, "Check the path and its permissions.") from error
@@ -77,53 +80,75 @@ class _Manifest:
     files: dict[str, str]
 
 
+def open_converted(file: Path, store: Path | None, read: Callable[[Path], TaskData]) -> TaskData:
+    """Convert a file on first use; later read what it was converted to, and that alone.
+
+    Args:
+        file: The file, which may be gone once it was converted, or the folder of a store.
+        store: Folder of the store; ``<file>.converted`` beside the file where ``None``.
+        read: Reads the file.
+
+    Returns:
+        The splits, mapped into memory.
+
+    Raises:
+        DataError: If the file cannot be read, or the store is damaged.
+        UserError: If the store cannot be written, or was made from another file.
+    """
+    if file.is_dir():
+        return read_store(file)
+    folder = store or file.with_name(f"{file.name}.converted")
+    if not is_store(folder):
+        _convert(file, folder, read)
+    elif file.exists() and not store_matches(folder, file):
+        made = _read_manifest(folder).source
+        what = f"made from another file ({made.name}, {made.size} bytes) than {file} is now."
+        raise UserError(f"{folder}: {what}", _AGAIN)
+    return read_store(folder)
+
+
 def is_store(folder: Path) -> bool:
-    """Whether a folder holds a store, judged by its manifest being there."""
+    """Whether a folder holds a store, judged by its manifest being there.
+
+    Args:
+        folder: Any folder, or none.
+    """
     return (folder / _MANIFEST).is_file()
 
 
-def source_of(folder: Path) -> Source:
-    """What a store was made from.
+def store_matches(folder: Path, file: Path) -> bool:
+    """Whether a store was made from a file, judged by size and time, or else by content.
 
-    Raises:
-        DataError: If its manifest is damaged or of another version.
-    """
-    return _read_manifest(folder).source
-
-
-def write_files(folder: Path, data: TaskData, source: Source) -> None:
-    """Write all files of a store.
+    A file replaced by one of the same size and modification time, to the nanosecond, goes
+    unnoticed.
 
     Args:
-        folder: An empty folder.
+        folder: The store.
+        file: The file; read only if its size is the same and its time is not.
+
+    Raises:
+        DataError: If the manifest is damaged, or the file cannot be read.
+    """
+    made, found = _read_manifest(folder).source, file.stat()
+    if found.st_size != made.size:
+        return False
+    return found.st_mtime_ns == made.modified or file_digest(file) == made.sha256
+
+
+def write_store(folder: Path, data: TaskData, source: Source) -> None:
+    """Keep the splits of a task in a folder that appears complete or not at all.
+
+    Args:
+        folder: Where; absent or empty.
         data: The splits, with one view of each sample.
         source: What they were read from.
 
     Raises:
-        OSError: If no space is left.
-        SafetensorError: Likewise.
+        UserError: If the folder holds something, or cannot be written.
         ValueError: If samples have several views.
     """
-    splits: dict[str, SequenceDataset] = {name: getattr(data, name) for name in _SPLITS}
-    for name, split in splits.items():
-        with replacing(folder / f"{name}.safetensors") as temporary:
-            save_file(_arrays(split), temporary)
-    ids = {name: list(split.ids) for name, split in splits.items()}
-    write_atomically(folder / _IDS, json.dumps(ids).encode())
-    manifest = _Manifest(
-        format=FORMAT,
-        source=source,
-        digest=data.digest,
-        classes=data.classes,
-        simulated=data.simulated,
-        notes=list(data.notes),
-        modalities=data.widths,
-        samples={name: len(split) for name, split in splits.items()},
-        files={name: _digest(folder / name) for name in _FILES},
-    )
-    content = asdict(manifest)
-    sealed = json.dumps({**content, "sha256": _seal(content)}, indent=2)
-    write_atomically(folder / _MANIFEST, f"{sealed}\n".encode())
+    with _new_store(folder) as draft:
+        _write(draft, data, source)
 
 
 def read_store(folder: Path) -> TaskData:
@@ -201,7 +226,7 @@ def _read_manifest(folder: Path) -> _Manifest:
 
 def _check(file: Path, digest: str | None) -> None:
     try:
-        found = _digest(file)
+        found = file_digest(file)
     except OSError as error:
         raise _damaged(file, f"it cannot be read ({error.strerror})") from error
     if found != digest:
@@ -210,137 +235,55 @@ def _check(file: Path, digest: str | None) -> None:
 
 def _damaged(path: Path, found: str) -> DataError:
     what = f"Expected a converted copy as it was written, but {found}."
-    return DataError(path.name, path, what, AGAIN)
+    return DataError(path.name, path, what, _AGAIN)
 
 
 def _seal(content: Mapping[str, Any]) -> str:
+    """Digest of the manifest itself, which stands in its last line."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_LEFTOVER_AGE = 3600  # seconds; no file of a store takes as long to write
-
-
-def open_converted(file: Path, store: Path | None, read: Callable[[Path], TaskData]) -> TaskData:
-    """Convert a file on first use; later read what it was converted to, and that alone.
-
-    Args:
-        file: The file, which may be gone once it was converted, or the folder of a store.
-        store: Folder of the store; ``<file>.converted`` beside the file where ``None``.
-        read: Reads the file.
-
-    Returns:
-        The splits, mapped into memory.
-
-    Raises:
-        DataError: If the file cannot be read, or the store is damaged.
-        UserError: If the store cannot be written, or was made from another file.
-    """
-    if file.is_dir():
-        return read_store(file)
-    folder = store or file.with_name(f"{file.name}.converted")
-    if not is_store(folder):
-        _convert(file, folder, read)
-    elif file.exists() and not store_matches(folder, file):
-        made = source_of(folder)
-        what = f"made from another file ({made.name}, {made.size} bytes) than {file} is now."
-        raise UserError(f"{folder}: {what}", AGAIN)
-    return read_store(folder)
-
-
-def store_matches(folder: Path, file: Path) -> bool:
-    """Whether a store was made from a file, judged by size and time, or else by content.
-
-    A file replaced by one of the same size and modification time, to the nanosecond, goes
-    unnoticed.
-
-    Args:
-        folder: The store.
-        file: The file; read only if its size is the same and its time is not.
-
-    Raises:
-        DataError: If the manifest is damaged, or the file cannot be read.
-    """
-    made, found = source_of(folder), file.stat()
-    if found.st_size != made.size:
-        return False
-    return found.st_mtime_ns == made.modified or Source.of(file).sha256 == made.sha256
-
-
-def write_store(folder: Path, data: TaskData, source: Source) -> None:
-    """Keep the splits of a task in a folder that appears complete or not at all.
-
-    Args:
-        folder: Where; absent or empty.
-        data: The splits, with one view of each sample.
-        source: What they were read from.
-
-    Raises:
-        UserError: If the folder holds something, or cannot be written.
-    """
-    with _draft(folder) as draft:
-        _write(draft, data, source)
 
 
 def _convert(file: Path, folder: Path, read: Callable[[Path], TaskData]) -> None:
     source = Source.of(file)  # before reading: a file that changes meanwhile no longer matches
-    with _draft(folder) as draft:
+    with _new_store(folder) as draft:  # before reading, too, which may take minutes
         print(f"converting {file} ({source.size / 1e6:.1f} MB) to {folder}, once", flush=True)
         _write(draft, read(file), source)
 
 
 def _write(draft: Path, data: TaskData, source: Source) -> None:
+    splits: dict[str, SequenceDataset] = {name: getattr(data, name) for name in _SPLITS}
     try:
-        write_files(draft, data, source)
+        for name, split in splits.items():
+            save_file(_arrays(split), draft / f"{name}.safetensors")
+        write_json(draft / _IDS, {name: list(split.ids) for name, split in splits.items()})
+        manifest = _Manifest(
+            format=FORMAT,
+            source=source,
+            digest=data.digest,
+            classes=data.classes,
+            simulated=data.simulated,
+            notes=list(data.notes),
+            modalities=data.widths,
+            samples={name: len(split) for name, split in splits.items()},
+            files={name: file_digest(draft / name) for name in _FILES},
+        )
+        content = asdict(manifest)
+        write_json(draft / _MANIFEST, {**content, "sha256": _seal(content)})
     except (OSError, SafetensorError) as error:
         what = f"Expected room in {draft.parent} for a copy of {source.name}, but got: {error}."
         raise UserError(what, "Free space, or give another folder with --store.") from error
 
 
 @contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of the given one if the block ends well."""
-    draft = folder.with_name(f".tmp-{secrets.token_hex(4)}-{folder.name}")
+def _new_store(folder: Path) -> Iterator[Path]:
+    """A draft that takes the place of the given folder if the block ends well."""
     try:
-        _remove_leftovers(folder)
-        _check_empty(folder)
-        draft.mkdir(parents=True)
+        sweep_drafts(folder.parent, folder.name, older_than=_LEFTOVER_AGE)
+        with new_folder(folder) as draft:
+            yield draft
     except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        yield draft
-        _publish(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _publish(draft: Path, folder: Path) -> None:
-    try:
-        flush_folder(draft)
-        _check_empty(folder)
-        os.rename(draft, folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        what = f"{folder}: expected a new or empty folder, but it holds other files."
-        raise UserError(what, "Give another one with --store.")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove drafts of conversions that were killed."""
-    for leftover in folder.parent.glob(f".tmp-*-{glob.escape(folder.name)}"):
-        if time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    what = f"{folder}: a converted copy cannot be kept there ({error.strerror})."
-    return UserError(what, "Give a folder that can be written with --store.")
+        if isinstance(error, FileExistsError) and folder.exists():  # not a parent that is a file
+            what = f"{folder}: expected a new or empty folder, but it holds other files."
+            raise UserError(what, "Give another one with --store.") from error
+        what = f"{folder}: a converted copy cannot be kept there ({error.strerror})."
+        raise UserError(what, "Give a folder that can be written with --store.") from error

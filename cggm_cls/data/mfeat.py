@@ -1,4 +1,4 @@
-"""UCI Multiple Features: handwritten digits seen through several descriptors of one image.
+"""UCI Multiple Features: handwritten digits through several descriptors of one image.
 
 A real data set for runs without a data license: 2000 digits, 200 of each class. Its views describe
 the same image, so this is multi-view and not multi-sensor data.
@@ -114,6 +114,7 @@ def _read(file: Path, view: str) -> Array:
 
 def _occurrences(features: Mapping[str, Array]) -> NDArray[np.int64]:
     """How often each digit occurs, judged by all views."""
+    # All views together: one of them alone has many equal rows of different digits.
     together = np.concatenate([*features.values()], axis=1)
     _, which, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
     occurrences: NDArray[np.int64] = counts[which.ravel()]
@@ -126,7 +127,7 @@ def _split(
     """Rows of each split, in file order."""
     rng = np.random.default_rng([seed, 0])
     ends = np.cumsum([size // CLASSES for size in SIZES.values()])
-    parts = []
+    parts = []  # for each class the rows of every split
     for label in range(CLASSES):
         rows = rng.permutation(np.flatnonzero(target == label))
         # Repeated digits first, and thus all in the training split.
@@ -139,7 +140,7 @@ def _split(
 
 
 def _standardized(features: Array, train: NDArray[np.int64]) -> Array:
-    deviation = features[train].std(0)
+    deviation = features[train].std(0)  # of the training split alone: the others are unseen
     return (features - features[train].mean(0)) / np.where(deviation == 0, 1, deviation)
 
 

@@ -1,4 +1,10 @@
-"""Sequences of any length per modality: how they are kept, and the batches a network takes."""
+"""Sequences of any length, per modality: how they are kept, and the batches that networks take.
+
+Read from top to bottom: a batch (:class:`Batch`) of padded sequences (:class:`MaskedSequence`) is
+cut from sequences without padding (:class:`RaggedSequences`), which a split
+(:class:`SequenceDataset`) has one of for each modality; three splits are the data of a task
+(:class:`TaskData`). A reader of a data set returns a ``TaskData``.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +32,12 @@ class MaskedSequence(NamedTuple):
 
 
 def move(inputs: Mapping[str, MaskedSequence], device: torch.device) -> dict[str, MaskedSequence]:
-    """The inputs of a batch on a device."""
+    """The inputs of a batch on a device.
+
+    Args:
+        inputs: Modality to sequences.
+        device: Where the network is.
+    """
     return {
         name: MaskedSequence(x.values.to(device), x.mask.to(device)) for name, x in inputs.items()
     }
@@ -83,7 +94,11 @@ class RaggedSequences:
 
     @classmethod
     def from_list(cls, sequences: Sequence[Tensor]) -> "RaggedSequences":
-        """Join sequences of shape ``(T_i, D)``."""
+        """Join sequences.
+
+        Args:
+            sequences: Each of shape ``(T_i, D)``; one without steps is allowed.
+        """
         ends = torch.tensor([0, *(len(sequence) for sequence in sequences)]).cumsum(0)
         return cls(torch.cat([*sequences]), ends)
 
@@ -106,6 +121,7 @@ class RaggedSequences:
         Args:
             positions: Which sequences; at least one step is given even if all are empty.
         """
+        # One gather for the whole batch: row b holds the indices of its steps, as far as it goes.
         chosen = torch.as_tensor(positions)
         starts, ends = self.offsets[chosen], self.offsets[chosen + 1]
         steps = starts[:, None] + torch.arange(max(1, int((ends - starts).max())))
@@ -124,7 +140,7 @@ class SequenceDataset(Dataset[Batch]):
             unchanged view first.
         target: Shape ``(N,)``, int64 classes or float32 values.
         ids: Identifier of each sample.
-        views: Modality to its number of views, 1 where not named.
+        views: Modality to its number of views, 1 where not given.
         seed: Base of the choice of views.
 
     Raises:
@@ -155,12 +171,12 @@ class SequenceDataset(Dataset[Batch]):
         """Some samples.
 
         Args:
-            positions: Which ones.
+            positions: Their places in the split, in the order of the batch.
             epoch: Chooses a view of each sample, together with seed and position; the unchanged
                 view where ``None``, as for evaluation.
         """
         inputs = {
-            name: sequences.pad(self._entries(name, positions, epoch))
+            name: sequences.pad(self._rows(name, positions, epoch))
             for name, sequences in self.inputs.items()
         }
         chosen = torch.as_tensor(positions)
@@ -172,13 +188,19 @@ class SequenceDataset(Dataset[Batch]):
         }
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """A training batch; the loader's ``collate_fn`` has nothing left to do."""
+        """A training batch; the loader's ``collate_fn`` has nothing left to do.
+
+        Args:
+            keys: Epoch, the same for all, and position of each sample.
+        """
         return self.batch([position for _, position in keys], epoch=keys[0][0])
 
-    def _entries(self, name: str, positions: Sequence[int], epoch: int | None) -> Sequence[int]:
+    def _rows(self, name: str, positions: Sequence[int], epoch: int | None) -> Sequence[int]:
+        """Which sequences of a modality stand for samples, a view of each one chosen."""
         views = self.views.get(name, 1)
         if views == 1 or epoch is None:
             return [position * views for position in positions]
+        # A generator per sample, so that the view depends on neither batch nor rank.
         draw = (np.random.default_rng([self.seed, epoch, p]).integers(views) for p in positions)
         return [p * views + int(view) for p, view in zip(positions, draw, strict=True)]
 
@@ -213,10 +235,13 @@ class TaskData:
         return self.train.widths
 
     def only(self, modalities: Sequence[str]) -> "TaskData":
-        """The same samples without the other modalities.
+        """The same samples without the other modalities, in the order of the data.
+
+        Args:
+            modalities: Those that stay.
 
         Raises:
-            UserError: If a modality is unknown, none is named, or one twice.
+            UserError: If a modality is unknown, none is given, or one twice.
         """
         known = list(self.widths)
         require_names("modalities", modalities, known)
@@ -251,5 +276,6 @@ def content_digest(splits: Mapping[str, SequenceDataset]) -> str:
 
 
 def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    # Types and shapes as well: the bytes alone would be equal for some different arrays.
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.contiguous().numpy().data)

@@ -1,8 +1,9 @@
-"""Simulated sequences whose information, learning speed and noise per modality are known."""
+"""Simulated sequences, with known information and learning speed of each modality.
+
+Folders of simulated content carry a file that says so; reports repeat it on every page.
+"""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import UserError
-from cggm.runs import write_atomically
+from cggm.runs import new_folder, write_json
 
 _MARKER = "simulated.json"
 
@@ -21,14 +22,18 @@ def mark_simulated(folder: Path, settings: Mapping[str, object]) -> None:
     """Declare that nothing in a folder was measured or trained.
 
     Args:
-        folder: An existing folder.
+        folder: An existing folder; gets the file ``simulated.json``.
         settings: What its content was generated from, JSON values.
     """
-    write_atomically(folder / _MARKER, (json.dumps(settings, indent=2) + "\n").encode())
+    write_json(folder / _MARKER, dict(settings))
 
 
 def is_simulated(folder: Path) -> bool:
-    """Whether a folder declares itself simulated."""
+    """Whether a folder declares itself simulated, see :func:`mark_simulated`.
+
+    Args:
+        folder: Any folder, or none.
+    """
     return (folder / _MARKER).is_file()
 
 
@@ -49,23 +54,19 @@ def simulated_folder(folder: Path, settings: Mapping[str, object]) -> Iterator[P
     if _has_settings(folder, settings):
         yield None
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"Expected {folder} to be empty or simulated from the same settings, "
-            "but found other files.",
-            "Choose another folder, or delete this one.",
-        )
-    scratch = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        mark_simulated(scratch, settings)
-        scratch.replace(folder)
+        with new_folder(folder) as draft:
+            yield draft
+            mark_simulated(draft, settings)
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.exists():  # not a parent that is a file
+            raise UserError(
+                f"Expected {folder} to be empty or simulated from the same settings, "
+                "but found other files.",
+                "Choose another folder, or delete this one.",
+            ) from error
         what = f"Expected to write simulated data to {folder}, but got: {error.strerror}."
         raise UserError(what, "Free space or choose another folder.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _has_settings(folder: Path, settings: Mapping[str, object]) -> bool:
@@ -114,7 +115,7 @@ def simulate_sequences(
     Args:
         modalities: Name to what is known about it.
         target: Shape ``(N,)``: integers are classes, floats are values.
-        seed: Of the directions, shared by all splits.
+        seed: Of the vectors that classes or values show as, shared by all splits.
         split: Of everything else; give each split its own.
         aligned: Whether all modalities of a sample are equally long, as the first one.
 
@@ -127,10 +128,11 @@ def simulate_sequences(
     for number, (name, modality) in enumerate(modalities.items()):
         if lengths is None or not aligned:
             lengths = rng.integers(*modality.steps, size=len(target), endpoint=True)
+        # Where the evidence is another sample's, the modality contradicts the target.
         own = rng.random(len(target)) < modality.information
         evidence = np.where(own, target, rng.permutation(target))
-        directions = np.random.default_rng([seed, 0, number])
-        signal = modality.strength * _signals(evidence, modality.width, directions)
+        vectors = np.random.default_rng([seed, 0, number])
+        signal = modality.strength * _signals(evidence, modality.width, vectors)
         sequences[name] = [
             (rng.standard_normal((steps, modality.width)) + shift).astype(np.float32)
             for steps, shift in zip(lengths, signal, strict=True)
@@ -143,9 +145,9 @@ def _signals(
 ) -> NDArray[np.float64]:
     """One vector per sample, of length 1 for a class or for a value of one."""
     if np.issubdtype(evidence.dtype, np.integer):
-        directions = rng.standard_normal((int(evidence.max()) + 1, width))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        chosen: NDArray[np.float64] = directions[evidence.astype(np.int64)]
+        vectors = rng.standard_normal((int(evidence.max()) + 1, width))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        chosen: NDArray[np.float64] = vectors[evidence.astype(np.int64)]
         return chosen
-    direction = rng.standard_normal(width)
-    return evidence.astype(np.float64)[:, None] * (direction / np.linalg.norm(direction))
+    vector = rng.standard_normal(width)
+    return evidence.astype(np.float64)[:, None] * (vector / np.linalg.norm(vector))

@@ -1,4 +1,4 @@
-"""Attention over padded sequences: layers that never look at padding, and how they are read."""
+"""Layers of attention over padded sequences, which padding never enters, and their readouts."""
 
 import math
 from typing import Literal
@@ -70,6 +70,7 @@ class AttentionLayer(nn.TransformerEncoderLayer):
         Returns:
             Shape ``(B, T, D)``, or ``(B, Q, D)``.
         """
+        # Pre-norm: what enters a branch is normalized, what it is added to is not.
         keys = self.norm1(values)
         steps, asking = (values, keys) if queries is None else (queries, self.norm1(queries))
         steps = steps + self.dropout1(self.attend(asking, keys, mask))
@@ -77,9 +78,18 @@ class AttentionLayer(nn.TransformerEncoderLayer):
         return steps + self.dropout2(self.linear2(hidden))
 
     def attend(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Multi-head attention of normalized queries to normalized, real keys; as ``forward``."""
+        """Multi-head attention of queries to real keys, both normalized.
+
+        Args:
+            queries: Shape ``(B, Q, D)``; the keys themselves where all steps ask.
+            keys: Shape ``(B, T, D)``.
+            mask: Bool, shape ``(B, T)``, true where a key is real.
+
+        Returns:
+            Shape ``(B, Q, D)``.
+        """
         weight, bias = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
-        if queries is keys:
+        if queries is keys:  # all steps ask: one product for query, key and value
             query, key, value = F.linear(keys, weight, bias).chunk(3, dim=-1)
         else:
             width = queries.shape[-1]
@@ -90,7 +100,11 @@ class AttentionLayer(nn.TransformerEncoderLayer):
         return self.self_attn.out_proj(attended.transpose(1, 2).flatten(2))
 
     def split_heads(self, values: Tensor) -> Tensor:
-        """Heads in front of steps, ``(B, T, D)`` to ``(B, H, T, D / H)``."""
+        """Heads in front of steps, ``(B, T, D)`` to ``(B, H, T, D / H)``.
+
+        Args:
+            values: Queries, keys or values of all heads side by side.
+        """
         return values.unflatten(-1, (self.self_attn.num_heads, -1)).transpose(1, 2)
 
 
@@ -112,7 +126,11 @@ class AttentionStack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, sequence: MaskedSequence) -> MaskedSequence:
-        """Every step, of the shape of the input and with its mask."""
+        """Every step, of the shape of the input and with its mask.
+
+        Args:
+            sequence: Values of shape ``(B, T, D)``, at least one real step each.
+        """
         values, mask = sequence
         for layer in self.layers:
             values = layer(values, mask)
@@ -131,8 +149,10 @@ class AttentionStack(nn.Module):
         for layer in body:
             values = layer(values, mask)
         if readout == "mean":
+            # Padded steps weigh nothing, but what they hold must be finite: 0 * inf is NaN.
             weights = mask.to(values.dtype) / mask.sum(dim=1, keepdim=True)
             return torch.einsum("bt,btd->bd", weights, self.norm(last(values, mask)))
+        # Of a token or a first step the last layer needs one query instead of T.
         first = mask.int().argmax(dim=1)[:, None, None]
         read = values[:, -1:] if readout == "token" else values.take_along_dim(first, dim=1)
         vector: Tensor = self.norm(last(values, mask, read))
@@ -140,7 +160,11 @@ class AttentionStack(nn.Module):
 
 
 def learned_step(width: int) -> nn.Parameter:
-    """A step to be learned, which starts random and of length one."""
+    """A step to be learned, which starts random and of length one.
+
+    Args:
+        width: Features of a step.
+    """
     return nn.Parameter(torch.randn(width) / math.sqrt(width))
 
 

@@ -1,4 +1,4 @@
-"""The network for sequences: one transformer per modality and a fusing transformer."""
+"""Network for sequences: a transformer per modality, and one that fuses them or a head for each."""
 
 from collections.abc import Mapping
 
@@ -58,6 +58,7 @@ class Fusion(nn.Module):
         Args:
             encoded: What the encoders return, by modality.
         """
+        # The embedding of a modality tells its steps from the others' once all are in one sequence.
         parts = [encoded[name].values + step for name, step in self.embeddings.items()]
         masks = [encoded[name].mask for name in self.embeddings]
         steps, mask = append_token(torch.cat(parts, dim=1), torch.cat(masks, dim=1), self.token)
@@ -97,7 +98,7 @@ class MultimodalTransformer(nn.Module):
             predictions are fused, a :class:`cggm.late_fusion.LateFusion`.
 
     Raises:
-        ValueError: If no modality is named, or ``readout`` is unknown.
+        ValueError: If there is no modality, or ``readout`` is unknown.
     """
 
     def __init__(

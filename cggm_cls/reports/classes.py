@@ -1,4 +1,4 @@
-"""A classifier in its report: confusions of classes, and how far to trust its confidence."""
+"""Sections of a classifier's report: confusions of classes, and calibration of its confidence."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,14 +32,14 @@ def class_intervals(confusion: NDArray[np.int64]) -> dict[str, Interval]:
         confusion: Samples by true and predicted class, shape ``(C, C)``.
     """
     rng, total = np.random.default_rng(0), int(confusion.sum())
-    cells = np.flatnonzero(confusion)
-    drawn = rng.multinomial(total, confusion.ravel()[cells] / total, size=RESAMPLES)
-    found = [_class_metrics(row, cells, len(confusion)) for row in drawn]
+    pairs = np.flatnonzero(confusion)  # of true and predicted class, those that occur
+    drawn = rng.multinomial(total, confusion.ravel()[pairs] / total, size=RESAMPLES)
+    found = [_class_metrics(row, pairs, len(confusion)) for row in drawn]
     return {name: interval(np.array([m[name] for m in found])) for name in found[0]}
 
 
 def confusion_section(confusion: NDArray[np.int64], names: Sequence[str] = ()) -> Section:
-    """Which classes are taken for which: a matrix of few classes, the largest confusions of many.
+    """Confusions of classes: a matrix of few classes, the most frequent confusions of many.
 
     Args:
         confusion: Samples by true and predicted class, shape ``(C, C)``.
@@ -58,7 +58,7 @@ def calibration_section(prediction: Values, target: NDArray[np.int64]) -> Sectio
         target: Classes, shape ``(N,)``.
     """
     logits = np.asarray(prediction, float)
-    odds = np.exp(logits - logits.max(1, keepdims=True))
+    odds = np.exp(logits - logits.max(1, keepdims=True))  # softmax that cannot overflow
     confidence = odds.max(1) / odds.sum(1)
     right = (logits.argmax(1) == target).astype(float)
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
@@ -89,8 +89,8 @@ def calibration_section(prediction: Values, target: NDArray[np.int64]) -> Sectio
     return Section("Calibration", Markup("<p>{}</p>{}{}").format(text, chart, table))
 
 
-def _class_metrics(counts: np.ndarray, cells: np.ndarray, size: int) -> Mapping[str, float]:
-    rows, columns = np.divmod(cells, size)
+def _class_metrics(counts: np.ndarray, pairs: np.ndarray, size: int) -> Mapping[str, float]:
+    rows, columns = np.divmod(pairs, size)
     true, predicted = (np.bincount(i, counts, size) for i in (rows, columns))
     same = rows == columns
     hits = np.bincount(rows[same], counts[same], size)

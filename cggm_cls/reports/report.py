@@ -1,4 +1,4 @@
-"""The report of a training on sequences."""
+"""Report of a training on sequences: results, samples, single modalities, balance, training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

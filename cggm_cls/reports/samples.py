@@ -1,4 +1,4 @@
-"""What a run predicted for each test sample, kept for its report."""
+"""Predictions of a run for each test sample, kept beside it for its report."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ RESAMPLES = 2000
 
 
 def write_predictions(run: RunFolder, prediction: "np.ndarray", target: "np.ndarray") -> None:
-    """Keep what a run predicted for the test split, for its report.
+    """Keep what a run predicted for the test split.
 
     Args:
         run: The run; gets ``predictions.npz``.
@@ -36,6 +36,10 @@ def read_predictions(run: RunFolder) -> tuple["np.ndarray", "np.ndarray"] | None
 
 
 def interval(resampled: Values) -> Interval:
-    """The 95 % percentile interval of a metric over resampled samples."""
+    """The 95 % percentile interval of a metric over resampled samples.
+
+    Args:
+        resampled: The metric on each resampled split.
+    """
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""A regression in its report: predicted against true values."""
+"""Sections of a regression's report: predicted against true values."""
 
 import numpy as np
 
@@ -14,12 +14,13 @@ def value_intervals(prediction: Values, target: Values) -> dict[str, Interval]:
         target: Shape ``(N,)``.
     """
     rng = np.random.default_rng(0)
+    # Each row is a sample of the test split with replacement, of the size of the split.
     chosen = rng.integers(len(target), size=(RESAMPLES, len(target)))
     p, t = np.asarray(prediction, float)[chosen], np.asarray(target, float)[chosen]
     found = {"mae": np.abs(p - t).mean(1)}
     p, t = p - p.mean(1, keepdims=True), t - t.mean(1, keepdims=True)
     spread = np.sqrt((p * p).sum(1) * (t * t).sum(1))
-    if (spread > 0).all():
+    if (spread > 0).all():  # else some resampled sides are constant and have no correlation
         found["corr"] = (p * t).sum(1) / spread
     return {name: interval(values) for name, values in found.items()}
 

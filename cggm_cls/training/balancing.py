@@ -1,4 +1,4 @@
-"""What a training on sequences provides to a balancing method."""
+"""Balancing of a training on sequences: the method, its heads, their scores and trial copies."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -43,7 +43,8 @@ def sequence_balancer(
     Args:
         config: The configuration.
         network: The network, on its device.
-        data: The splits; methods that train copies hold out the validation split.
+        data: The splits; methods that train copies of the network judge them on the validation
+            split.
 
     Raises:
         UserError: If the method, or a setting of it, is unknown or cannot serve.
@@ -69,7 +70,13 @@ def sequence_balancer(
 def adam_factory(
     config: AdamConfig, lr: float, weight_decay: float
 ) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
-    """Parameters to the optimizer of a configuration."""
+    """Maker of the optimizer of a configuration, for the network or for heads.
+
+    Args:
+        config: Says which optimizer.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+    """
     kind = Adam if config.name == "adam" else AdamW
     return partial(kind, lr=lr, weight_decay=weight_decay, fused=True)
 

@@ -1,4 +1,8 @@
-"""What a training on sequences is told; every field is an option of the training scripts."""
+"""Options of a training on sequences: network, optimizer, balancing method and course.
+
+Every field is an option of the training scripts, such as ``--network.width 40``. A data set with
+options of its own adds them to :class:`SequenceConfig` in its script.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal

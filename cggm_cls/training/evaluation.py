@@ -1,4 +1,4 @@
-"""Predictions and metrics of a network on one split."""
+"""Predictions and metrics of a network on one split, with all modalities or some of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def predict(
     starts = shard(starts) if sharded else starts
     with evaluating(network):
         for inputs in _batches(network, dataset, starts, batch_size):
-            if present is not None:
+            if present is not None:  # a sequence without real steps is how a modality is absent
                 inputs = {name: x if name in present else _absent(x) for name, x in inputs.items()}
             parts.append(network(inputs).cpu())
     return torch.cat(gather_shards(parts) if sharded else parts)
@@ -58,7 +58,7 @@ def evaluate_heads(
 
     Args:
         network: The network, on its device.
-        heads: Modality to module that takes what the encoder returns.
+        heads: Modality to head, which takes what the encoder returns.
         dataset: The split.
         batch_size: Samples at once.
     """

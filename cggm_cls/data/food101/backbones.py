@@ -1,4 +1,4 @@
-"""BERT and ViT from local folders, as frozen feature extractors.
+"""BERT and ViT from local folders, frozen, as extractors of features.
 
 Nothing is ever fetched, and no pickle is read: weights are safetensors.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cggm.errors import UserError
+from cggm.runs import file_digest
 from cggm_cls.data.food101.images import Pixels
 from cggm_cls.data.simulated import is_simulated
 
@@ -221,7 +222,5 @@ def _load(
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted({file for pattern in _FILES for file in folder.glob(pattern)}):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name} {content}\n".encode())
+        digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return digest.hexdigest()

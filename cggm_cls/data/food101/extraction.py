@@ -1,4 +1,8 @@
-"""One pass of the backbones over UPMC Food-101, so that no training needs them again."""
+"""Extraction of features: one pass of BERT and ViT over UPMC Food-101, before any training.
+
+Samples are read in shards. Threads decode the images of a shard, the backbones run over it, and the
+writer commits it, so that an extraction that was killed loses one shard at most.
+"""
 
 import hashlib
 import importlib.metadata
@@ -24,13 +28,12 @@ from cggm_cls.data.food101.store import (
     MANIFEST,
     SPLITS,
     FeatureKey,
-    Features,
     FeatureStore,
-    FeatureWriter,
     check_key,
     open_features,
 )
 from cggm_cls.data.food101.variants import FoodRecord
+from cggm_cls.data.food101.writer import Features, FeatureWriter
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
@@ -71,17 +74,17 @@ def extract_features(
     output: Path,
     options: ExtractionOptions | None = None,
 ) -> FeatureStore:
-    """Run the backbones once over all samples, or over those an earlier extraction left.
+    """Run the backbones once over all samples, or over those that an earlier extraction left.
 
     A finished store of the same samples, models and transform is opened as it is. With BERT-base
     and ViT-B/16 a sample of 50 tokens takes 153.6 kB, and 76.8 kB for each further view.
 
     Args:
-        data: The samples.
-        text: The text backbone.
-        image: The image backbone.
-        output: Folder of the store.
-        options: How to extract.
+        data: The samples, see :func:`~cggm_cls.data.food101.samples.read_food101`.
+        text: Gives one vector per token.
+        image: Gives one vector per patch.
+        output: Folder of the store, absent, empty or of an extraction of the same samples.
+        options: Views, sizes of batches and shards; the defaults where ``None``.
 
     Returns:
         The finished store.
@@ -102,6 +105,7 @@ def extract_features(
     jobs = extraction.jobs()
     records = hashlib.sha256()
     _add(records, data, jobs[: writer.done])
+    # What an earlier extraction finished must still be what the lists say; the rest may be mended.
     check_key(output, {"records": writer.records}, {"records": records.hexdigest()})
     bar = tqdm(
         desc="Extracting",
@@ -143,18 +147,23 @@ def _add(records: "hashlib._Hash", data: Food101, jobs: Sequence["_Job"]) -> Non
 
 @dataclass(frozen=True)
 class _Job:
+    """A sample to extract, with the number of its image's views."""
+
     record: FoodRecord
     views: int
 
 
 @dataclass(frozen=True)
 class _Extraction:
+    """The steps of an extraction, which know samples, backbones and options."""
+
     data: Food101
     text: TextBackbone
     image: ImageBackbone
     options: ExtractionOptions
 
     def key(self) -> FeatureKey:
+        # The seed draws variations of images alone, so without them any seed gives the same.
         seed = self.options.seed if self.options.views > 1 else None
         order = [[record.id for record in self.data.splits[split]] for split in SPLITS]
         return {
@@ -191,6 +200,7 @@ class _Extraction:
     def features(
         self, shard: Sequence[_Job], images: Sequence[Pixels | DataError]
     ) -> dict[str, list[Features]]:
+        """Sequences of each modality, those of bad images left out."""
         good = [
             (job.record, views)
             for job, views in zip(shard, images, strict=True)
@@ -241,6 +251,7 @@ class _Extraction:
 
 
 def _half(states: Tensor, record: FoodRecord) -> Features:
+    """Features as float16, whose range of 65504 those of BERT and ViT do not come near."""
     half = states.half()
     if not torch.isfinite(half).all():
         largest = states.abs().max().item()

@@ -1,4 +1,4 @@
-"""Reading images that nobody vouches for, and augmented views of them."""
+"""Images that nobody vouches for: decoding within bounds, and random variations of them."""
 
 import hashlib
 from pathlib import Path
@@ -77,6 +77,7 @@ def image_views(
     """
     filtering = Image.Resampling(resample)
     shown = [image.resize((size, size), filtering)]
+    # A generator per view: the result depends on no other sample and on no order of reading.
     key = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8])
     draws = (np.random.default_rng([seed, key, view]) for view in range(1, views))
     shown.extend(_variation(image, size, filtering, rng) for rng in draws)

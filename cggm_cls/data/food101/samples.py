@@ -1,4 +1,4 @@
-"""UPMC Food-101: its samples, their splits, and the data a training gets."""
+"""Samples of UPMC Food-101: their splits, their classes, and the data that a training gets."""
 
 import hashlib
 import json
@@ -45,7 +45,11 @@ class Food101:
     notes: tuple[str, ...]
 
     def image_file(self, record: FoodRecord) -> Path:
-        """Where the image of a sample lies."""
+        """Where the image of a sample lies.
+
+        Args:
+            record: The sample; its file may be missing.
+        """
         return self.root / record.image
 
     @property
@@ -54,7 +58,11 @@ class Food101:
         return tuple(record_id for record_id, size in self.sizes.items() if size is None)
 
     def fingerprint(self, record: FoodRecord) -> bytes:
-        """What the digest says of one sample."""
+        """Bytes that the digest takes of one sample.
+
+        Args:
+            record: The sample.
+        """
         return _fingerprint(record, self.sizes)
 
 
@@ -114,7 +122,7 @@ def load_food101(root: Path | None, store: Path, *, seed: int) -> TaskData:
 
 def _resolved(root: Path, listed: Mapping[str, Sequence[FoodRecord]]) -> dict[str, str]:
     """Real path of each image, by identifier."""
-    real_root = os.path.realpath(root)
+    real_root = os.path.realpath(root)  # links are followed: one may lead out of the folder
     files = {}
     for record in _all(listed):
         files[record.id] = os.path.realpath(os.path.join(root, record.image))
@@ -157,6 +165,7 @@ def _draw(
     from sklearn.model_selection import train_test_split
 
     labels = [record.label for record in records]
+    # A stratified draw needs a sample of each class.
     size = max(min(validation, len(records) // _LEAST_RATIO), len(set(labels)))
     try:
         parts = train_test_split(
@@ -201,10 +210,11 @@ def _notes(
     variant: str, listed: Mapping[str, Sequence[FoodRecord]], sizes: Mapping[str, int | None]
 ) -> tuple[str, ...]:
     train = listed["train"]
-    named = sum(record.label.replace("_", " ") in record.text.lower() for record in train)
+    # Titles often give the class away, which makes text dominant; readers should know how often.
+    telling = sum(record.label.replace("_", " ") in record.text.lower() for record in train)
     notes = [
         f"UPMC Food-101 as listed in its {variant} variant.",
-        f"The text names its class in {named / len(train):.0%} of the training samples.",
+        f"The text names its class in {telling / len(train):.0%} of the training samples.",
     ]
     missing = [record_id for record_id, size in sizes.items() if size is None]
     if missing:

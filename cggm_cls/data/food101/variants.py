@@ -1,4 +1,7 @@
-"""The three ways in which the samples of UPMC Food-101 are listed."""
+"""Lists of the samples of UPMC Food-101, in the three variants that are in circulation.
+
+``train.json`` is CGGM's, ``train.jsonl`` that of MMBT, ``texts/train_titles.csv`` the original one.
+"""
 
 import csv
 import io
@@ -103,12 +106,13 @@ def _read_csv(file: Path, split: str, text: str) -> Rows:
     order = _HEADER
     for number, row in enumerate(csv.reader(io.StringIO(text, newline=""))):
         names = [name.strip().lower() for name in row]
-        if number == 0 and sorted(names) == sorted(_HEADER):
+        if number == 0 and sorted(names) == sorted(_HEADER):  # a copy with a header
             order = names
             continue
         if len(row) != len(order):
             raise _malformed(file, number, "the columns image, text and label")
         image, title, label = (dict(zip(order, row, strict=True))[name] for name in _HEADER)
+        # The original lists name the image alone, which lies in the folder of its class.
         path = image if "/" in image else f"images/{split}/{label}/{image}"
         yield number, {"id": PurePosixPath(image).stem, "text": title, "img": path, "label": label}
 

@@ -1,6 +1,7 @@
-"""IEMOCAP from the folder of features that MMIN distributes: text, audio and vision, four classes.
+"""Reader of IEMOCAP, from the folder of features that MMIN distributes.
 
-Which emotion each class stands for is not documented there, so classes have no names here.
+It has text, audio and vision of utterances in four classes. Which emotion each class stands for is
+not documented there, so classes have no names here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class _Reader:
         width = WIDTHS[self._modality]
         values, length = arrays.read([utterance], width=width, steps=self._steps)
         if self._statistics is None:
-            values = values[values.any(1)]
+            values = values[values.any(1)]  # padding is zero in every feature
         else:
             mean, deviation = self._statistics
             with np.errstate(all="ignore"):

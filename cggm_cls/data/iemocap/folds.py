@@ -1,4 +1,4 @@
-"""Which utterances a fold of IEMOCAP trains on, selects with and tests on, and their classes."""
+"""Folds of IEMOCAP: which utterances each one trains on, selects with and tests on."""
 
 import re
 import tokenize
@@ -37,6 +37,9 @@ class Utterances(NamedTuple):
 
 def fold_numbers(folder: Path) -> list[int]:
     """The folds that a folder in MMIN's layout holds, in order.
+
+    Args:
+        folder: With ``target/<fold>``.
 
     Raises:
         DataError: If there is no such folder, it holds no fold, or it is MulT's IEMOCAP.

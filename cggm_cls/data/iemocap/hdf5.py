@@ -1,9 +1,9 @@
-"""Arrays of an HDF5 file that nobody vouches for.
+"""Arrays of an HDF5 file that nobody vouches for, read within bounds.
 
 What is declared is checked before anything is read: links that may leave the file, virtual and
 external storage, types other than floats, sizes that would exhaust the memory, and compression,
 which libhdf5 undoes without a limit (1 MB can become 1 GB), are refused. The structure of the file
-itself is parsed by libhdf5, whose faults are not guarded against.
+itself is parsed by libhdf5, against whose own errors nothing guards.
 """
 
 import math
@@ -38,7 +38,14 @@ class ArrayFile:
         self._root = root
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of the names that the file does not hold at its top."""
+        """Those of the names that the file does not hold at its top.
+
+        Args:
+            names: Of groups or arrays.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
         try:
             # Iterating reads names alone, whereas `name in root` follows links out of the file.
             held = set(self._root)
@@ -118,6 +125,12 @@ class ArrayFile:
 @contextmanager
 def open_arrays(file: Path) -> Iterator[ArrayFile]:
     """Open an HDF5 file for reading.
+
+    Args:
+        file: The file; it is closed when the block ends.
+
+    Yields:
+        Access to its arrays.
 
     Raises:
         DataError: If it is missing, no HDF5 file, or truncated.

@@ -1,4 +1,9 @@
-"""CMU-MOSI and CMU-MOSEI from the files that MulT, MMSA and MultiBench distribute."""
+"""Reader of CMU-MOSI and CMU-MOSEI, from the files that MulT, MMSA and MultiBench distribute.
+
+A pickle is told by its keys and shapes (:mod:`~cggm_cls.data.mosi.layouts`), its arrays are checked
+as they are taken out (:mod:`~cggm_cls.data.mosi.split`), and what is read is kept in a store that
+later runs open in its place.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,14 +72,14 @@ def _read_split(split: MosiSplit, aligned: bool, notes: list[str]) -> SequenceDa
     inputs: dict[str, RaggedSequences] = {}
     for modality in MODALITIES:
         inputs[modality], replaced = keep_steps(split.sequences(modality), masks[modality])
-        split.drop([modality])
+        split.drop([modality])  # the arrays of a MOSEI file are gigabytes
         notes += _counts(f"{split.name} {modality}", replaced, inputs[modality])
     return SequenceDataset(inputs, labels, ids)
 
 
 def _masks(split: MosiSplit, aligned: bool) -> dict[str, Mask]:
     masks: dict[str, Mask] = {}
-    for modality in MODALITIES:
+    for modality in MODALITIES:  # the file's own word on padding goes before a guess from zeros
         values = split.sequences(modality)
         if modality == "text":
             known = split.attention(values.shape[1])

@@ -20,7 +20,7 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class MosiFile:
-    """What a file turned out to be.
+    """Layout of a file and its splits, as :func:`recognize` finds them.
 
     Attributes:
         family: ``mult-aligned``, ``mult-unaligned``, ``mmsa-aligned``, ``mmsa-unaligned`` or
@@ -37,7 +37,10 @@ class MosiFile:
 
 
 def refuse_hdf5(file: Path) -> None:
-    """Name a MultiBench words file for what it is, before it is taken for a damaged pickle.
+    """Say that a MultiBench words file is one, before it is taken for a damaged pickle.
+
+    Args:
+        file: What was given as a pickle.
 
     Raises:
         DataError: If the file is HDF5.
@@ -60,6 +63,7 @@ def recognize(content: object, file: Path) -> MosiFile:
     """
     if not isinstance(content, dict) or not _has_splits(content):
         raise _without_splits(content, file)
+    # MMSA's "labels", where there are any, are not the sentiment scores.
     mmsa = any("regression_labels" in content[name] for name in SPLITS)
     key = "regression_labels" if mmsa else "labels"
     splits = {name: _split(name, content[name], file, key) for name in SPLITS}
@@ -81,6 +85,7 @@ def _family(train: MosiSplit, aligned: bool) -> str:
     side = "aligned" if aligned else "unaligned"
     if train.labels_key == "regression_labels":
         return f"mmsa-{side}"
+    # MulT has rows of video, start and end of a sentence; MultiBench has one text per sentence.
     rows = "id" not in train.content or train.array("id").shape[1:] == (3,)
     return f"mult-{side}" if rows else "multibench"
 

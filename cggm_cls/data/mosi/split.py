@@ -1,4 +1,4 @@
-"""One split of a CMU-MOSI file: every array is checked when it is taken out."""
+"""A split of a CMU-MOSI file, whose arrays are checked as they are taken out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,11 +82,20 @@ class MosiSplit:
     labels_key: str
 
     def error(self, key: str, what: str, fix: str = _INTACT) -> DataError:
-        """A message that names the split and the key."""
+        """A refusal that names the split and the key.
+
+        Args:
+            key: Of the array that is wrong.
+            what: What was expected and what was found, one sentence.
+            fix: What to do about it, one sentence.
+        """
         return DataError(f"{self.name} {key}", self.file, what, fix)
 
     def array(self, key: str) -> NDArray[Any]:
         """The array, or the list as an array, of a key.
+
+        Args:
+            key: Such as ``text`` or ``labels``.
 
         Raises:
             DataError: If there is none, or one that numpy cannot hold without objects.
@@ -104,6 +113,9 @@ class MosiSplit:
 
     def sequences(self, key: str) -> NDArray[np.number]:
         """Padded sequences, shape ``(N, T, D)``.
+
+        Args:
+            key: Of a modality.
 
         Raises:
             DataError: If they are absent, not numeric or of another shape.
@@ -125,7 +137,7 @@ class MosiSplit:
             what = f"Expected one label per sample, but found the shape {array.shape}."
             raise self.error(self.labels_key, what)
         values = array.reshape(-1).astype(np.float32)
-        bad = np.flatnonzero(~(np.abs(values) <= 3))
+        bad = np.flatnonzero(~(np.abs(values) <= 3))  # NaN counts as outside, too
         if len(bad):
             raise self.error(
                 self.labels_key,
@@ -192,7 +204,11 @@ class MosiSplit:
         return mask
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Forget arrays, so that their memory is free."""
+        """Forget arrays, so that their memory is free.
+
+        Args:
+            keys: Of the arrays; absent ones are ignored.
+        """
         for key in keys:
             self.content.pop(key, None)
 

@@ -1,4 +1,4 @@
-"""Pickles of arrays and containers, read without obeying them."""
+"""Pickles of arrays and containers, read without calling what they name."""
 
 import lazy_loader
 

@@ -1,11 +1,11 @@
-"""What was unpickled as plain containers, bounded in depth and in written-out size."""
+"""Plain containers from what was unpickled, bounded in depth and in written-out size."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from cggm_cls.data.pickles.numpy import PickledArray, RefusedError
+from cggm_cls.data.pickles.numpy_objects import PickledArray, RefusedError
 
 _Compound = PickledArray | list[object] | tuple[object, ...] | dict[object, object]
 _COMPOUND = (PickledArray, list, tuple, dict)
@@ -16,7 +16,7 @@ _SPARE = 4_000_000  # for small files, whose texts may differ much in length
 _WIDEST = 32  # characters that numpy gives a number among texts
 
 
-def plain(content: object, size: int) -> object:
+def plain_content(content: object, size: int) -> object:
     """Replace the stand-ins for arrays and refuse all but plain containers and their content.
 
     Few bytes of a pickle can name one object any number of times. Such content is small as it is
@@ -37,21 +37,22 @@ class _Extent(NamedTuple):
 
     Attributes:
         fixed: Bytes of arrays and number of objects.
-        cells: Elements, if numpy made one array of it.
+        elements: How many, if numpy made one array of it.
         longest: Characters of each of them, 0 where there is no text.
     """
 
     fixed: int = 1
-    cells: int = 0
+    elements: int = 0
     longest: int = 0
 
     @property
     def total(self) -> int:
-        return self.fixed + self.cells * self.longest
+        # numpy gives every element of a text array the width of the longest one.
+        return self.fixed + self.elements * self.longest
 
 
-_NUMBER = _Extent(cells=1)
-_SHORT_TEXT = _Extent(cells=1, longest=_WIDEST)
+_NUMBER = _Extent(elements=1)
+_SHORT_TEXT = _Extent(elements=1, longest=_WIDEST)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class _Tree:
             return value, _leaf(value)
         if depth > _DEEPEST:
             raise RefusedError(f"it is nested more than {_DEEPEST} deep.")
+        # By identity: what occurs many times is converted once and counted each time.
         if id(value) not in self.done:
             if len(self.done) >= _MOST_CONTAINERS:
                 what = f"it holds more than {_MOST_CONTAINERS} lists, tuples and dicts."
@@ -94,14 +96,14 @@ class _Tree:
     def _sequence(
         self, value: list[object] | tuple[object, ...], depth: int
     ) -> tuple[object, _Extent]:
-        items, fixed, cells, longest = [], 1, 0, 0
+        items, fixed, elements, longest = [], 1, 0, 0
         for item in value:
             converted, extent = self.plain(item, depth + 1)
             items.append(converted)
             fixed += extent.fixed
-            cells += extent.cells
+            elements += extent.elements
             longest = max(longest, extent.longest)
-        return type(value)(items), _Extent(fixed, cells, longest)
+        return type(value)(items), _Extent(fixed, elements, longest)
 
 
 def _leaf(value: object) -> _Extent:

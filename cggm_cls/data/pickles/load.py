@@ -1,4 +1,11 @@
-"""Pickles of arrays and containers, read without obeying them."""
+"""Reader of pickles of arrays and containers, which calls nothing that a file names.
+
+Python's ``pickle.load`` runs whatever a file asks for, and data sets are passed on as pickles. Here
+a file may build containers, numbers and text; numpy's functions, which every pickle of arrays
+names, are replaced by stand-ins (:mod:`~cggm_cls.data.pickles.numpy_objects`) that check their
+arguments; what came out is then made plain (:mod:`~cggm_cls.data.pickles.containers`). Whatever is
+not on a list is refused, and memory is bounded by the size of the file.
+"""
 
 import os
 import pickle
@@ -9,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cggm.errors import DataError, UserError
-from cggm_cls.data.pickles.containers import plain
-from cggm_cls.data.pickles.numpy import (
+from cggm_cls.data.pickles.containers import plain_content
+from cggm_cls.data.pickles.numpy_objects import (
     GLOBALS,
     Budget,
     Global,
@@ -58,7 +65,7 @@ def load_arrays(file: Path) -> object:
         with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             content = _ArrayUnpickler(stream, size).load()
-        return plain(content, size)
+        return plain_content(content, size)
     except RefusedError as error:
         what = f"Expected numbers and text alone, but {error.what}"
         raise DataError(file.name, file, what, error.fix) from error
@@ -96,7 +103,7 @@ class _Whole:
 
 
 class _Steps(dict[int, Callable[[Any], None]]):
-    """What each opcode does; the others are refused by name."""
+    """Table of what each opcode does; the others are refused by their name."""
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
         if chr(code) not in _NAMES:

@@ -296,7 +296,7 @@ from tests.cggm_cls.data.test_converted import read
 def die(path, data):
     os.kill(os.getpid(), signal.SIGKILL)
 
-stored.write_atomically = die  # after the splits, before identifiers and manifest
+stored.write_json = die  # after the splits, before identifiers and manifest
 open_converted(Path({str(file)!r}), None, read)
 """
     done = subprocess.run(

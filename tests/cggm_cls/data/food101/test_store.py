@@ -7,7 +7,8 @@ import torch
 from cggm.errors import DataError, UserError
 from cggm_cls.data.food101.samples import load_food101, read_food101
 from cggm_cls.data.food101.simulation import simulate_food101
-from cggm_cls.data.food101.store import FeatureStore, FeatureWriter, open_features
+from cggm_cls.data.food101.store import FeatureStore, open_features
+from cggm_cls.data.food101.writer import FeatureWriter
 from tests.disk import file_size_limit
 
 KEY = {

@@ -1,4 +1,9 @@
-"""What numpy puts into a pickle, rebuilt without letting the pickle call numpy."""
+"""Stand-ins for what numpy puts into a pickle, built without letting the pickle call numpy.
+
+numpy writes an array as a call of ``_reconstruct`` with an empty shape, followed by a state with
+shape, dtype and bytes; ``REDUCE`` makes the call and ``BUILD`` sets the state. Both end here, where
+shapes and dtypes are checked against a budget of bytes before anything is allocated.
+"""
 
 import math
 import re
