@@ -1,5 +1,6 @@
 """Every configuration file is read, and every method file builds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,38 @@ def test_every_method_builds_on_every_data_set(base, method):
     assert type(balancer).__name__ == config.balancer.name
 
 
-def test_train_is_the_papers_recipe():
-    config = read_config(BratsConfig, [CONFIGS / "brats" / "train.yaml"])
+def test_recommended_recipe_is_the_papers_but_for_what_small_lesions_need():
+    paper, train = (
+        read_config(BratsConfig, [CONFIGS / "brats" / f"{name}.yaml"])
+        for name in ("paper", "train")
+    )
+    assert (paper.loss.dice, paper.slices.focus) == ("foreground", "lesion")
+    changed = {
+        "loss": replace(paper.loss, dice="regions"),
+        "slices": replace(paper.slices, focus="regions"),
+    }
+    assert replace(paper, **changed) == train
+
+
+@pytest.mark.parametrize(
+    ("name", "dice", "focus"), [("demo", "regions", "regions"), ("quick", "foreground", "lesion")]
+)
+def test_recipes_name_their_dice_and_their_slices(name, dice, focus):
+    # Laid over train.yaml, as the command does it.
+    files = [CONFIGS / "brats" / "train.yaml", CONFIGS / "brats" / f"{name}.yaml"]
+    config = read_config(BratsConfig, files)
+    assert (config.loss.dice, config.slices.focus) == (dice, focus)
+
+
+def test_configuration_of_an_older_run_means_what_it_meant(tmp_path):
+    older = tmp_path / "config.yaml"
+    older.write_text("max_epochs: 2\nloss: {ce_weight: 1.0}\nslices: {size: 64}\n")
+    config = read_config(BratsConfig, [older])
+    assert (config.loss.dice, config.slices.focus) == ("foreground", "lesion")
+
+
+def test_paper_is_the_papers_recipe():
+    config = read_config(BratsConfig, [CONFIGS / "brats" / "paper.yaml"])
     assert (config.max_epochs, config.batch_size, config.slices.size) == (75, 64, 160)
     assert config.network.encoder_name == "resnet101"
     assert config.optimizer.lr_peak == 0.01

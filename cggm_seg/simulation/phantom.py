@@ -67,18 +67,17 @@ class LesionModel:
     cases: int
 
 
-# A third of a large lesion's voxels are core and rim, of a small one's an eighth: what a loss makes
-# of regions of unequal size shows in the small ones alone. Their rim is a third brighter than white
-# matter in T1ce, that of large ones half as bright again. All of them enhance, so that few cases
-# suffice to judge the enhancing tumor.
+# At 2 mm a core is a few voxels wide and its rim two or three, so that little of a slice teaches
+# them. The rim is a third brighter than white matter in T1ce, that of large lesions half as bright
+# again. All small lesions enhance, so that few cases suffice to judge the enhancing tumor.
 _FAINT_RIM = {**CONTRASTS["t1ce"], "et": CONTRASTS["t1ce"]["wm"] * 4 / 3}
 LESIONS: dict[LesionKind, LesionModel] = {
     "large": LesionModel(((20, 28), (14, 18)), 6.8, 5.2, CONTRASTS, 0.15, FULL_SHAPE, 16),
     "small": LesionModel(
-        ((21, 25), (19, 21)), 8.0, 4.6, {**CONTRASTS, "t1ce": _FAINT_RIM}, 0.0, (120, 120, 78), 8
+        ((22, 27), (20, 22)), 8.0, 5.8, {**CONTRASTS, "t1ce": _FAINT_RIM}, 0.0, (120, 120, 78), 8
     ),
 }
-"""Kinds of lesions. The cores of small ones measure 5 to 10 voxels of 2 mm across."""
+"""Kinds of lesions. The cores of small ones measure 5 to 10 voxels of 2 mm in radius."""
 
 
 @dataclass(frozen=True)
