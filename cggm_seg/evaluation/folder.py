@@ -1,6 +1,7 @@
 """Scores of a folder of predictions, by the rules of BraTS 2021 or 2023."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -18,6 +19,7 @@ from cggm_seg.evaluation.regions import REGIONS
 from cggm_seg.evaluation.scores import METRICS, Row, case_metrics
 
 _AFFINE_TOLERANCE = 1e-3  # mm
+_PREDICTION = re.compile(r"(?P<case>[^.].*)\.nii(\.gz)?", re.IGNORECASE)
 
 Rule = Literal["brats2021", "brats2023"]
 
@@ -66,7 +68,8 @@ class Evaluation:
     Attributes:
         rows: Case to metrics, the keys of :data:`cggm_seg.evaluation.scores.METRICS`; HD95 in mm.
         statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
-        missing: Cases of the reference without a prediction; they enter no statistic.
+        missing: Cases of the reference without a prediction that can be scored; they enter no
+            statistic.
         problems: One sentence for each case that is not scored, and for each surplus file.
         rule: How a case is scored, see :func:`cggm_seg.evaluation.folder.evaluate_case`.
     """
@@ -124,20 +127,26 @@ def evaluate_folder(
         UserError: If no prediction can be scored, or, with `strict`, at the first problem.
     """
     cases, errors = find_cases(reference, labelled=True, allow_missing=True)
-    files = _prediction_files(predictions)
+    files, doubtful = _prediction_files(predictions)
+    known = {case.id for case in cases} | {error.case for error in errors}
     missing = [case.id for case in cases if case.id not in files]
-    problems: list[UserError] = [*errors, *_unpaired(cases, files, predictions)]
+    problems: list[UserError] = [
+        *errors,
+        *(doubtful[name] for name in sorted(doubtful)),
+        *(_unpredicted(name, predictions) for name in missing if name not in doubtful),
+        *(_unknown(name, file) for name, file in files.items() if name not in known),
+    ]
     if strict and problems:
         raise problems[0]
-    paired = [case for case in cases if case.id in files]
+    paired = [(case, files[case.id]) for case in cases if case.id in files]
     mine = shard(paired) if sharded else paired
     hidden = None if progress and is_first_rank() else True  # None: shown on terminals alone
     bar = tqdm(mine, "Evaluating", unit="case", disable=hidden)
-    scored = [_attempt(case, files[case.id], rule, strict) for case in bar]
+    scored = [_attempt(case, file, rule, strict) for case, file in bar]
     scored = gather_shards(scored) if sharded else scored
     problems += [outcome for outcome in scored if isinstance(outcome, DataError)]
     outcomes = zip(paired, scored, strict=True)
-    rows = {case.id: row for case, row in outcomes if not isinstance(row, DataError)}
+    rows = {case.id: row for (case, _), row in outcomes if not isinstance(row, DataError)}
     if not rows:
         raise _nothing_scored(predictions, reference, problems)
     said = [str(problem) for problem in problems]
@@ -150,39 +159,37 @@ def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     return [subset for size in sizes for subset in combinations(modalities, size)]
 
 
-def _prediction_files(folder: Path) -> dict[str, Path]:
+def _prediction_files(folder: Path) -> tuple[dict[str, Path], dict[str, DataError]]:
+    """Case to label map, and why there is none for those that have two."""
     if not folder.is_dir():
         raise UserError(
             f"Expected a folder of predictions at {folder}, but there is none.",
             "Check the path.",
         )
-    files = [*sorted(folder.glob("[!.]*.nii")), *sorted(folder.glob("[!.]*.nii.gz"))]
-    return {file.name.removesuffix(".gz").removesuffix(".nii"): file for file in files}
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if match := _PREDICTION.fullmatch(file.name):
+            found.setdefault(match["case"], []).append(file)
+    doubtful = {name: _two(name, files) for name, files in found.items() if len(files) > 1}
+    return {name: files[0] for name, files in found.items() if name not in doubtful}, doubtful
 
 
-def _unpaired(cases: list[Case], files: dict[str, Path], folder: Path) -> list[DataError]:
-    known = {case.id for case in cases}
-    lacking = [
-        DataError(
-            case.id,
-            folder / f"{case.id}.nii.gz",
-            "Expected a prediction of this case, but there is no such file.",
-            "Predict the case, or take it out of the reference.",
-        )
-        for case in cases
-        if case.id not in files
-    ]
-    surplus = [
-        DataError(
-            name,
-            file,
-            "Expected a labelled case of this name in the reference, but there is none.",
-            "Rename the prediction to <case>.nii.gz, or remove it.",
-        )
-        for name, file in files.items()
-        if name not in known
-    ]
-    return lacking + surplus
+def _two(case_id: str, files: Sequence[Path]) -> DataError:
+    names = " and ".join(file.name for file in files)
+    what = f"Expected one prediction of this case, but found {names}."
+    return DataError(case_id, files[0], what, "Remove the one that is not to be scored.")
+
+
+def _unpredicted(case_id: str, folder: Path) -> DataError:
+    what = "Expected a prediction of this case, but there is no such file."
+    fix = "Predict the case, or take it out of the reference."
+    return DataError(case_id, folder / f"{case_id}.nii.gz", what, fix)
+
+
+def _unknown(name: str, file: Path) -> DataError:
+    what = "Expected a case of this name in the reference, but there is none."
+    fix = "Give the --reference that has this case, or take the prediction out of the folder."
+    return DataError(name, file, what, fix)
 
 
 def _attempt(case: Case, file: Path, rule: Rule, strict: bool) -> Row | DataError:
@@ -194,13 +201,14 @@ def _attempt(case: Case, file: Path, rule: Rule, strict: bool) -> Row | DataErro
         return error
 
 
-def _nothing_scored(predictions: Path, reference: Path, problems: list[UserError]) -> UserError:
-    first = f" The first problem: {problems[0]}" if problems else ""
-    return UserError(
+def _nothing_scored(predictions: Path, reference: Path, problems: Sequence[UserError]) -> UserError:
+    what = (
         f"Expected predictions in {predictions} for the cases in {reference}, "
-        f"but none can be scored.{first}",
-        "Name the predictions <case>.nii.gz after the cases of the reference.",
+        "but none can be scored."
     )
+    if not problems:
+        return UserError(what, "Give the folder that brats_infer.py wrote.")
+    return UserError(f"{what} The first problem: {problems[0]}", "Mend it, and then the others.")
 
 
 def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:

@@ -115,6 +115,37 @@ def test_surplus_prediction_and_bad_reference_are_listed(cohort):
     ]
 
 
+def test_two_predictions_of_a_case_are_named_and_neither_is_scored(cohort):
+    predictions, reference = cohort
+    write_volume(predictions / "case_1.nii", np.zeros((48, 40, 24), np.uint8))
+    evaluation = evaluate_folder(predictions, reference, progress=False)
+    assert list(evaluation.rows) == ["case_0", "case_2"]
+    [problem] = evaluation.problems
+    assert "found case_1.nii and case_1.nii.gz" in problem
+    assert evaluation.missing == ["case_1"]
+    with pytest.raises(DataError, match="one prediction of this case"):
+        evaluate_folder(predictions, reference, strict=True, progress=False)
+
+
+def test_a_case_without_labels_is_one_problem_and_its_prediction_none(cohort):
+    predictions, reference = cohort
+    for case in ("case_0", "case_1"):
+        (reference / case / f"{case}_seg.nii.gz").unlink()
+    evaluation = evaluate_folder(predictions, reference, progress=False)
+    assert list(evaluation.rows) == ["case_2"]
+    assert [problem.split(",")[0] for problem in evaluation.problems] == ["case_0", "case_1"]
+    assert all("Expected the label map" in problem for problem in evaluation.problems)
+
+
+def test_advice_is_that_of_the_problem_where_nothing_can_be_scored(cohort):
+    predictions, reference = cohort
+    for file in predictions.iterdir():
+        spoil_stream(file)
+    with pytest.raises(UserError, match="truncated") as raised:
+        evaluate_folder(predictions, reference, progress=False)
+    assert "ame the prediction" not in str(raised.value)  # they are named as they should be
+
+
 def test_folders_without_a_pair_are_refused(cohort, tmp_path):
     _, reference = cohort
     with pytest.raises(UserError, match="Expected a folder of predictions"):
