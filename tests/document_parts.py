@@ -107,7 +107,7 @@ SETUPS = {
         "CONTRACTS": dict(CONTRACTS),
         "Contract": Contract,
     },
-    "docs/howto/other_data.md": slices,
+    "docs/howto/other_data.md": lambda: {**slices(), "__file__": "pipelines/ecg_train.py"},
     "docs/inference.md": cases,
     "docs/method.md": dict,
 }
