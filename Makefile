@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench faults compare-quick docs clean
+.PHONY: demo test test-all lint bench faults compare-quick docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -8,6 +8,10 @@ demo: $(READY)
 
 # One thread a process: two of them on two cores wait for each other otherwise.
 test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+# What is slow and rarely tells more: damage of every family, signals of every kind, ranks once more.
+test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(READY)

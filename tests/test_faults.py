@@ -21,6 +21,7 @@ def suite(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_every_bar_holds_and_the_faults_are_real(tmp_path):
     file = tmp_path / "faults.json"
     file.write_text('{"earlier": {}}')

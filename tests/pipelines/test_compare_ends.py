@@ -17,7 +17,7 @@ from pipelines import compare
 from tests.pipelines.comparing import call, group_lives, start, tiny_config, wait_for
 
 
-@pytest.mark.parametrize("whom", ["group", "command"])
+@pytest.mark.parametrize("whom", [pytest.param("group", marks=pytest.mark.slow), "command"])
 def test_interrupt_ends_in_one_line_and_leaves_no_process(whom, tmp_path):
     output = tmp_path / "comparison"
     options = ("--config", tiny_config(tmp_path), "--output", output, "--methods", "plain")

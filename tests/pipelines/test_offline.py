@@ -61,6 +61,7 @@ def test_the_guard_lets_processes_of_this_machine_talk(attempts):
     assert (tried, found.returncode) == ([], 0), found.stderr
 
 
+@pytest.mark.slow
 def test_no_pipeline_tries_to_reach_another_machine(attempts, tmp_path):
     tried, found = attempts("-m", "tests.pipelines.offline_run", tmp_path)
     assert found.returncode == 0, found.stderr

@@ -51,7 +51,14 @@ def assert_same(run, whole):
     assert left_over(run) == []
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
+SIGNALS = [
+    ("SIGTERM", 143),
+    pytest.param("SIGUSR1", 138, marks=pytest.mark.slow),
+    pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "code"), SIGNALS)
 def test_signal_ends_a_training_with_all_that_it_made(name, code, tmp_path):
     (tmp_path / "tiny.yaml").write_text(SEQUENCES)
     common = ("mfeat", "--config", tmp_path / "tiny.yaml")

@@ -122,6 +122,7 @@ def test_another_number_of_processes_is_refused_on_resume(trained, folder, capsy
     assert "different number of processes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_cases_are_shared_to_the_same_results(tmp_path, capsys):
     cohort, run = tmp_path / "cohort", tmp_path / "run"
     for k in range(5):

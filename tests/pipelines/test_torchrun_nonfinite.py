@@ -22,6 +22,8 @@ network: {width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1}
 BAD = 40
 LARGE = np.float32(3e38)  # finite, as data must be, but no longer once it is weighed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
