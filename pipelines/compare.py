@@ -26,18 +26,20 @@ class CompareOptions:
     """Compare balancing methods.
 
     Args:
-        task: brats, mosi, iemocap, food101 or mfeat; several separated by commas.
+        task: A task of the table: brats, mosi, iemocap, food101 or mfeat; several separated by
+            commas.
         output: Folder of the comparison.
         methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
             unimodal for every modality alone.
         seeds: Trainings of each method, with consecutive seeds from 0 on.
-        quick: Whether tasks have the small size of configs/<task>/quick.yaml.
+        quick: Whether tasks have the small size that the table gives.
         sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
         jobs: Trainings side by side.
         data: Folder of the data; the demo data where not given.
         config: Configuration laid over the defaults of every training.
         max_epochs: Passes over the training data; those of the configuration where not given.
         device: Where to compute; CUDA if there is one, where not given.
+        tasks: Table of tasks, in which a task of your own may stand; see configs/tasks.yaml.
     """
 
     task: str = field(metadata={"metavar": "NAME"})
@@ -51,6 +53,7 @@ class CompareOptions:
     config: Path | None = field(default=None, metadata={"metavar": "YAML"})
     max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
     device: str | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 
     def __post_init__(self) -> None:
         for name in ("seeds", "jobs"):
@@ -70,19 +73,28 @@ def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(CompareOptions, __doc__, argv)
 
-    from cggm.comparison import Plan, Progress, Queue, Store, locked, summarize
+    from cggm.comparison import (
+        ComparisonProgress,
+        Plan,
+        Queue,
+        RecordStore,
+        locked,
+        write_results,
+    )
+    from cggm.reports import find_task, load_tasks
 
-    tasks, methods = options.task.split(","), options.methods.split(",")
-    seeds = range(options.seeds)
+    table = load_tasks(options.tasks)
+    tasks = [find_task(name, table) for name in options.task.split(",")]
+    methods, seeds = options.methods.split(","), range(options.seeds)
     plan = Plan((*tasks,), (*methods,), (*seeds,), options.arguments, options.quick, options.sweep)
     runs = plan.runs(ROOT / "configs")
     plan.keep(options.output)
-    store = Store(options.output)
+    store = RecordStore(options.output)
     with locked(options.output) as lock:
-        progress = Progress(runs, len(store.pending(runs)))
-        queue = Queue(store, ROOT / "pipelines", lock=lock, jobs=options.jobs, report=progress.show)
+        progress = ComparisonProgress(runs, len(store.pending(runs)))
+        queue = Queue(store, lock=lock, jobs=options.jobs, report=progress.show)
         failed = queue.run(runs)
-        page = summarize(options.output, plan, store.records(runs), store.refused())
+        page = write_results(options.output, plan, store.records(runs), store.refused(), table)
     print(f"\ntables, figures and {page}")
     progress.close(failed)
     return 1 if failed else 0

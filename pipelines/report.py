@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cggm.runs import parse_options, run
 
+ROOT = Path(__file__).parent.parent
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -18,55 +20,48 @@ class ReportOptions:
 
     Args:
         run: Run folder, folder of a comparison, or JSON file of brats_evaluate.py; may stand alone.
+        tasks: Table of tasks, in which a task of your own may stand; see configs/tasks.yaml.
     """
 
     run: Path = field(metadata={"metavar": "RUN"})
+    tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
     options = parse_options(ReportOptions, __doc__, named)
-    for path in write_reports(options.run):
+    for path in write_reports(options.run, options.tasks):
         print(f"report   {path}")
 
 
-def write_reports(path: Path) -> list[Path]:
+def write_reports(path: Path, tasks: Path) -> list[Path]:
     """Reports of whatever lies at a path: one, or one for each run of a group.
 
     Args:
         path: A run, a group of runs, a comparison or an evaluation.
+        tasks: Table of tasks.
 
     Raises:
-        UserError: If it is none of them.
+        UserError: If it is none of them, or of an unknown task.
     """
+    from cggm.comparison import report_folder
+    from cggm.reports import find_task, load_tasks, report_training
     from cggm.runs import RunFolder
 
     if path.is_file():
         from cggm_seg.reports import report_evaluation
 
         return [report_evaluation(path)]
+    table = load_tasks(tasks)
     if (path / "comparison.json").exists():
-        return [_compared(path)]
+        return [report_folder(path, table)]
     RunFolder.open(path)
-    parts = sorted(file.parent for file in path.glob("*/config.yaml"))
-    return [_trained(part) for part in parts or [path]]
-
-
-def _trained(path: Path) -> Path:
-    if (path / "split.json").exists():
-        from cggm_seg.reports import write_segmentation_report as write_report
-    else:
-        from cggm_cls.reports import write_sequence_report as write_report
-    return write_report(path)
-
-
-def _compared(path: Path) -> Path:
-    from cggm.comparison import SWEEP, Store, write_report
-
-    store = Store(path)
-    records = [record for record in store.records() if record.method not in SWEEP]
-    return write_report(path, records, store.refused())
+    parts = sorted(file.parent for file in path.glob("*/config.yaml")) or [path]
+    return [
+        (find_task(RunFolder(part).task(), table).load_report() or report_training)(part)
+        for part in parts
+    ]
 
 
 if __name__ == "__main__":

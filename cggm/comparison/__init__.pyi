@@ -1,9 +1,8 @@
 from .plan import SWEEP as SWEEP
 from .plan import Plan as Plan
-from .report import write_report as write_report
-from .statistics import bootstrap_interval as bootstrap_interval
-from .store import Store as Store
-from .summary import summarize as summarize
-from .trainings import Progress as Progress
+from .records import RecordStore as RecordStore
+from .report import report_folder as report_folder
+from .results import write_results as write_results
+from .trainings import ComparisonProgress as ComparisonProgress
 from .trainings import Queue as Queue
 from .trainings import locked as locked

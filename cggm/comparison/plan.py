@@ -4,61 +4,11 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-import yaml
-
 from cggm.errors import UserError
-from cggm.runs import require, require_names, write_atomically
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training script and what it reports.
-
-    Args:
-        script: File name in ``pipelines``.
-        modalities: What it trains on.
-        metrics: Those that tables show, the most important one first.
-        modules: What the script imports.
-    """
-
-    script: str
-    modalities: tuple[str, ...]
-    metrics: tuple[str, ...]
-    modules: tuple[str, ...] = ("cggm_cls.training.experiments",)
-
-
-TASKS = {
-    "brats": Task(
-        "brats_train.py",
-        ("flair", "t1ce", "t1", "t2"),
-        ("dice_mean", "dice_WT", "dice_TC", "dice_ET"),
-        (
-            "cggm_seg.training.assembly",
-            "cggm_seg.training.balancing",
-            "cggm_seg.data.cache",
-            "cggm_seg.training.summary",
-        ),
-    ),
-    "mosi": Task(
-        "mosi_train.py",
-        ("text", "audio", "vision"),
-        ("mae", "corr", "acc2_non0", "f1w_non0", "acc7"),
-    ),
-    "iemocap": Task("iemocap_train.py", ("text", "audio", "vision"), ("acc", "f1_macro", "uar")),
-    "food101": Task("food101_train.py", ("text", "image"), ("acc", "f1_macro")),
-    "mfeat": Task("mfeat_train.py", ("pix", "fou", "mor"), ("acc", "f1_macro")),
-}
-
-
-def shown_metrics(task: str) -> tuple[str, ...]:
-    """Names of the metrics that tables of a task show, registered; the most important one first."""
-    for module in TASKS[task].modules:
-        import_module(module)  # registers what it computes
-    return TASKS[task].metrics
-
+from cggm.reports import Task
+from cggm.runs import read_json, read_yaml, require, write_json
 
 UNIMODAL = "unimodal"
 SWEPT_RHO = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -73,18 +23,18 @@ _ALWAYS = ("--curves", "false")
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training of a comparison.
 
     Args:
-        task: A name in ``TASKS``.
+        task: What is trained.
         method: Its name in tables: that of its configuration, ``cggm:rho=0.5`` for one with other
             settings, ``unimodal_text`` for one modality alone.
         seed: Of everything random.
         arguments: What the script is told besides the seed and the output.
     """
 
-    task: str
+    task: Task
     method: str
     seed: int
     arguments: tuple[str, ...] = ()
@@ -92,11 +42,13 @@ class Run:
     @property
     def key(self) -> tuple[str, str, int]:
         """What tells it from the others."""
-        return (self.task, self.method, self.seed)
+        return (self.task.name, self.method, self.seed)
 
     def folder(self, output: Path) -> Path:
         """Where it writes to."""
-        return output / "runs" / self.task / self.method.replace(":", "-") / f"seed-{self.seed}"
+        return (
+            output / "runs" / self.task.name / self.method.replace(":", "-") / f"seed-{self.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,47 +56,46 @@ class Plan:
     """What is compared, and how.
 
     Args:
-        tasks: Names in ``TASKS``.
+        tasks: What is trained, each once.
         methods: Names of ``configs/methods``, with settings where others than those of the file are
             meant (``cggm:rho=0.5:lam=0.2``), or ``unimodal``, which is every modality alone.
         seeds: Of the runs.
         arguments: What every training script is told besides, such as ``--max_epochs 5``.
-        quick: Whether tasks have their small size, ``configs/<task>/quick.yaml``.
+        quick: Whether tasks have their small size.
         sweep: Whether CGGM is trained with other values of rho and lambda, too (figure 5), and with
             it what these are compared with.
     """
 
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     arguments: tuple[str, ...] = ()
     quick: bool = False
     sweep: bool = False
 
-    def runs(self, configs: Path) -> list[Run]:
+    def runs(self, configs: Path) -> list[PlannedRun]:
         """All runs, seed by seed, so that an interrupted comparison is balanced.
 
         Args:
             configs: Folder of the configurations.
 
         Raises:
-            UserError: If a task, a method or a setting is unknown, or named twice.
+            UserError: If a method or a setting is unknown, a method or a task is named twice, or
+                a task has no small size.
         """
-        require_names("task", self.tasks, tuple(TASKS))
+        tasks = [task.name for task in self.tasks]
+        require(len({*tasks}) == len(tasks), "task", "to name each once", ", ".join(tasks))
         once = len(set(self.methods)) == len(self.methods)
         require(once, "methods", "to name each once", ", ".join(self.methods))
         names = (*self.methods, *(("joint", "cggm", *SWEEP) if self.sweep else ()))
         told = {name: _arguments(name, configs / "methods") for name in names}
-        sizes = {
-            task: ("--config", str(configs / task / "quick.yaml")) if self.quick else ()
-            for task in self.tasks
-        }
+        sizes = {task.name: _small(task) if self.quick else () for task in self.tasks}
         return [
-            Run(task, method, seed, (*_ALWAYS, *sizes[task], *self.arguments, *arguments))
+            PlannedRun(task, method, seed, (*_ALWAYS, *sizes[task.name], *self.arguments, *own))
             for seed in self.seeds
             for task in self.tasks
             for name in told
-            for method, arguments in _on_task(task, name, told[name])
+            for method, own in _on_task(task, name, told[name])
         ]
 
     def keep(self, output: Path) -> None:
@@ -167,14 +118,14 @@ class Plan:
                 "other files.",
                 "Give another --output.",
             )
-        write_atomically(file, (json.dumps({"arguments": self._noted}) + "\n").encode())
+        write_json(file, {"arguments": self._noted})
 
     @property
     def _noted(self) -> list[str]:
         return [*(["--quick"] if self.quick else []), *self.arguments]
 
 
-def command_line(run: Run, output: Path, *, resume: bool) -> list[str]:
+def command_line(run: PlannedRun, output: Path, *, resume: bool) -> list[str]:
     """What the script of a run is told.
 
     Args:
@@ -197,7 +148,7 @@ def _arguments(method: str, folder: Path) -> tuple[str, ...]:
     if name not in files:
         available = ", ".join([UNIMODAL, *files])
         raise UserError(f"Unknown method {name!r}.", f"Available: {available}.")
-    known = yaml.safe_load(files[name].read_text("utf-8"))["balancer"]["settings"]
+    known = read_yaml(files[name])["balancer"]["settings"]
     gradients = () if settings or name not in _WITH_GRADIENTS else ("--gradients", str(_BATCHES))
     return ("--method", name, *(_setting(text, name, known) for text in settings), *gradients)
 
@@ -214,22 +165,28 @@ def _setting(text: str, method: str, known: Collection[str]) -> str:
     return f"--balancer.settings.{text}"
 
 
+def _small(task: Task) -> tuple[str, ...]:
+    if task.quick is None:
+        raise UserError(f"Task {task.name} has no small size.", "Leave out --quick.")
+    return ("--config", str(task.quick))
+
+
 def _on_task(
-    task: str, method: str, arguments: tuple[str, ...]
+    task: Task, method: str, arguments: tuple[str, ...]
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Names in tables, and arguments, of what a method means on a task."""
     if method != UNIMODAL:
         return [(method, arguments)]
     return [
         (f"{UNIMODAL}_{modality}", (*arguments, "--modalities", json.dumps([modality])))
-        for modality in TASKS[task].modalities
+        for modality in task.modalities
     ]
 
 
 def _told(file: Path) -> list[str]:
     try:
-        told: list[str] = json.loads(file.read_text("utf-8"))["arguments"]
-    except (ValueError, KeyError, TypeError) as error:
+        told: list[str] = read_json(file)["arguments"]
+    except KeyError as error:
         raise UserError(
             f"{file}: expected the note of a comparison.", "Give another --output."
         ) from error

@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from cggm.runs import ERROR_FILE
+
 _CONTEXT = get_context("forkserver")
 _ONE_AT_A_TIME = Lock()  # starting a process looks at all others, too
 
@@ -38,11 +40,21 @@ class Script:
         arguments: Its command line.
         log: File that its output is appended to.
         inherited: Descriptor that it keeps open.
+        error_file: File in which it leaves the error that it ends with, see
+            :func:`cggm.runs.read_reported_error`.
     """
 
-    def __init__(self, file: Path, arguments: Sequence[str], log: Path, *, inherited: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        inherited: int,
+        error_file: Path,
+    ) -> None:
         self._process = _CONTEXT.Process(
-            target=_run, args=(file, arguments, log, _Descriptor(inherited))
+            target=_run, args=(file, arguments, log, error_file, _Descriptor(inherited))
         )
         self._asked_to_end = False
         with _ONE_AT_A_TIME:
@@ -81,11 +93,15 @@ def _received(duplicate: Any) -> int:  # noqa: ANN401
     return descriptor
 
 
-def _run(file: Path, arguments: Sequence[str], log: Path, _inherited: int) -> None:
+def _run(
+    file: Path, arguments: Sequence[str], log: Path, error_file: Path, _inherited: int
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     sys.argv = [str(file), *arguments]
+    sys.path.insert(0, str(file.parent))  # as for a script started by hand
+    os.environ[ERROR_FILE] = str(error_file)
     set_start_method(None, force=True)  # loader workers are those of a script started by hand
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     runpy.run_path(str(file), run_name="__main__")

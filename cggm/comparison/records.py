@@ -1,17 +1,19 @@
-"""Records of finished runs: which method, which seed, what it came to."""
+"""Records of finished trainings: which method, which seed, what it came to; and their store."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from cggm.errors import UserError
-from cggm.runs import read_jsonl
+from cggm.comparison.plan import PlannedRun
+from cggm.errors import MethodRefusal, UserError
+from cggm.runs import JsonLines, RunFolder, learn_metrics, read_json, read_jsonl
 
 Metrics = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Record:
+class FinishedRun:
     """One finished run.
 
     Args:
@@ -39,7 +41,7 @@ class Record:
     path: str
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[FinishedRun]:
     """Read a file with one JSON object per run.
 
     Args:
@@ -48,47 +50,49 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: If another line is no JSON object, or its keys are not those of a record.
     """
-    return [_record(line, path, number) for number, line in enumerate(read_jsonl(path), 1)]
+    return [_from_line(line, path, number) for number, line in enumerate(read_jsonl(path), 1)]
 
 
-def _record(line: Mapping[str, object], path: Path, number: int) -> Record:
-    expected = set(Record.__dataclass_fields__)
+def _from_line(line: Mapping[str, object], path: Path, number: int) -> FinishedRun:
+    expected = set(FinishedRun.__dataclass_fields__)
     if set(line) != expected:
         wrong = ", ".join(sorted(expected ^ set(line)))
         raise UserError(
             f"{path}, line {number}: expected the keys of a record, but these differ: {wrong}.",
             "Delete that line; its run is then repeated.",
         )
-    return Record(**line)  # type: ignore[arg-type]
+    return FinishedRun(**line)  # type: ignore[arg-type]
 
 
-def of_task(records: Iterable[Record], task: str) -> list[Record]:
+def of_task(records: Iterable[FinishedRun], task: str) -> list[FinishedRun]:
     """The records of one task."""
     return [record for record in records if record.task == task]
 
 
-def of_method(records: Iterable[Record], method: str) -> list[Record]:
+def of_method(records: Iterable[FinishedRun], method: str) -> list[FinishedRun]:
     """The records of one method."""
     return [record for record in records if record.method == method]
 
 
-def tasks(records: Iterable[Record]) -> list[str]:
+def tasks(records: Iterable[FinishedRun]) -> list[str]:
     """Names of the tasks, in order of appearance."""
     return list(dict.fromkeys(record.task for record in records))
 
 
-def methods(records: Iterable[Record]) -> list[str]:
+def methods(records: Iterable[FinishedRun]) -> list[str]:
     """Names of the methods, in order of appearance."""
     return list(dict.fromkeys(record.method for record in records))
 
 
-def modalities(records: Iterable[Record]) -> list[str]:
+def modality_names(records: Iterable[FinishedRun]) -> list[str]:
     """Names of the modalities, in order of appearance in the heads and the subsets."""
     groups = [[*r.heads, *(name for key in r.subsets for name in key.split("+"))] for r in records]
     return list(dict.fromkeys(name for group in groups for name in group))
 
 
-def by_seed(records: Iterable[Record], value: Callable[[Record], float | None]) -> dict[int, float]:
+def by_seed(
+    records: Iterable[FinishedRun], value: Callable[[FinishedRun], float | None]
+) -> dict[int, float]:
     """A number of each seed, without the seeds that have none; a later record of a seed wins.
 
     Args:
@@ -99,6 +103,150 @@ def by_seed(records: Iterable[Record], value: Callable[[Record], float | None]) 
     return {seed: number for seed, number in found.items() if number is not None}
 
 
-def seeds(records: Sequence[Record]) -> int:
+def seeds(records: Sequence[FinishedRun]) -> int:
     """How many seeds were run, whatever the method."""
     return len({record.seed for record in records})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Args:
+        run: The training.
+        code: Exit code.
+        seconds: Duration.
+        peak_mb: Peak memory, ``None`` where the system does not tell.
+        error: What it told of its end, ``None`` where it told nothing.
+        resumed: Whether an earlier part of it was interrupted.
+        log: All that it printed.
+    """
+
+    run: PlannedRun
+    code: int
+    seconds: float
+    peak_mb: float | None
+    error: UserError | None
+    resumed: bool
+    log: Path
+
+    @property
+    def refused(self) -> bool:
+        """Whether the method cannot serve the task, under whatever seed."""
+        return isinstance(self.error, MethodRefusal)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without a result, and not because the method refused the task."""
+        return self.code != 0 and not self.refused
+
+    @property
+    def message(self) -> str:
+        """Why it failed or was refused, for a person: its error, else the last line of its log."""
+        if self.error is not None:
+            return str(self.error)
+        lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+class RecordStore:
+    """Finished trainings are lines of ``runs.jsonl``, refusals lines of ``refused.jsonl``.
+
+    Args:
+        output: Folder of the comparison.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    @property
+    def _finished(self) -> Path:
+        return self.output / "runs.jsonl"
+
+    @property
+    def _refused(self) -> Path:
+        return self.output / "refused.jsonl"
+
+    def records(self, order: Sequence[PlannedRun] = ()) -> list[FinishedRun]:
+        """Trainings that are finished: those of ``order`` first, in its order.
+
+        Metrics that they registered are known afterwards.
+        """
+        records = self._read()
+        for record in records:
+            learn_metrics(RunFolder(self.output / record.path).metric_records)
+        position = {run.key: number for number, run in enumerate(order)}
+        return sorted(records, key=lambda r: position.get(_key(r), len(position)))
+
+    def _read(self) -> list[FinishedRun]:
+        return read_records(self._finished) if self._finished.exists() else []
+
+    def refused(self) -> dict[tuple[str, str], str]:
+        """Reasons by task and method."""
+        lines = read_jsonl(self._refused) if self._refused.exists() else []
+        try:
+            return {(row["task"], row["method"]): row["reason"] for row in lines}
+        except KeyError as error:
+            raise UserError(
+                f"{self._refused}: a line without {error}.", "Delete the file; nothing is lost."
+            ) from error
+
+    def pending(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Those that are neither finished nor refused, be it under another seed."""
+        done = {*map(_key, self._read())}
+        refused = self.refused()
+        return [r for r in runs if r.key not in done and (r.task.name, r.method) not in refused]
+
+    def keep(self, outcome: Outcome) -> None:
+        """Append a line, unless the training failed.
+
+        Raises:
+            UserError: If it left no metrics.
+        """
+        if outcome.failed:
+            return
+        if outcome.refused:
+            run = outcome.run
+            row = {"task": run.task.name, "method": run.method, "reason": outcome.message}
+            file = self._refused
+        else:
+            row, file = asdict(_record(outcome, self.output)), self._finished
+        with JsonLines(file) as lines:
+            lines.write(row)
+
+
+def _key(record: FinishedRun) -> tuple[str, str, int]:
+    return (record.task, record.method, record.seed)
+
+
+def _record(outcome: Outcome, output: Path) -> FinishedRun:
+    run = outcome.run
+    folder = RunFolder(run.folder(output))
+    results = _results(folder)
+    return FinishedRun(
+        task=run.task.name,
+        method=run.method,
+        seed=run.seed,
+        seconds=None if outcome.resumed else round(outcome.seconds, 2),
+        peak_mb=outcome.peak_mb,
+        simulated=results.get("simulated", False),
+        test=_numbers(results.get("test") or results["validation"]),
+        subsets={name: _numbers(row) for name, row in results.get("subsets", {}).items()},
+        heads={name: _numbers(row) for name, row in results.get("heads", {}).items()},
+        path=str(folder.path.relative_to(output)),
+    )
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    results: dict[str, Any] = read_json(folder.results, missing_ok=True)
+    if not {"test", "validation"} & results.keys():
+        raise UserError(
+            f"{folder.path}: the training left no metrics of its own.",
+            "Its configuration must ask for one seed, one fold and a validation.",
+        )
+    return results
+
+
+def _numbers(metrics: Mapping[str, object]) -> dict[str, float | None]:
+    kinds = (int, float, type(None))
+    return {name: value for name, value in metrics.items() if isinstance(value, kinds)}

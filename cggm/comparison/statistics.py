@@ -4,20 +4,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
 
 import numpy as np
 
-from cggm.comparison.records import Record, by_seed, methods, modalities, of_method, of_task
+from cggm.comparison.records import (
+    FinishedRun,
+    by_seed,
+    methods,
+    modality_names,
+    of_method,
+    of_task,
+)
+from cggm.display import Verdict, bootstrap_interval
 from cggm.runs import find_metric
 
-Verdict = Literal["better", "worse", "no difference"]
-RESAMPLES = 10_000
 FEWEST_SEEDS = 5
 
 
 @dataclass(frozen=True)
-class Summary:
+class Spread:
     """Mean and standard deviation of a sample; NaN where too few values define them."""
 
     n: int
@@ -25,7 +30,7 @@ class Summary:
     sd: float
 
 
-def summarize(values: Iterable[float]) -> Summary:
+def spread(values: Iterable[float]) -> Spread:
     r"""Mean and standard deviation over seeds.
 
     .. math:: \bar x = \frac1n \sum_i x_i, \qquad s = \sqrt{\frac1{n-1} \sum_i (x_i - \bar x)^2}
@@ -38,7 +43,7 @@ def summarize(values: Iterable[float]) -> Summary:
     """
     known = sorted(values)
     mean = fmean(known) if known else math.nan
-    return Summary(len(known), mean, stdev(known) if len(known) > 1 else math.nan)
+    return Spread(len(known), mean, stdev(known) if len(known) > 1 else math.nan)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class Difference:
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], *, lower_better: bool
 ) -> Difference:
-    """Difference of two methods, paired by seed, with :func:`bootstrap_interval`.
+    """Difference of two methods, paired by seed.
 
+    The interval is that of :func:`cggm.display.bootstrap_interval`.
     It is "better" or "worse" where the interval lies on one side of zero and at least five seeds
     are common, else "no difference": nothing was shown, which is not proof of equality. Each
     comparison errs in 5 % of the cases by itself; of twenty methods that change nothing, one is
@@ -81,11 +87,11 @@ def paired_difference(
     verdict: Verdict = "no difference"
     if len(common) >= FEWEST_SEEDS and not low <= 0.0 <= high:
         verdict = "better" if (high < 0.0) == lower_better else "worse"
-    return Difference(len(common), summarize(differences).mean, low, high, verdict)
+    return Difference(len(common), spread(differences).mean, low, high, verdict)
 
 
 def compare(
-    records: Sequence[Record], metric: str, *, reference: str = "joint"
+    records: Sequence[FinishedRun], metric: str, *, reference: str = "joint"
 ) -> dict[str, Difference]:
     """Difference of every other method to the reference, see :func:`paired_difference`.
 
@@ -106,50 +112,8 @@ def compare(
     return {n: paired_difference(v, base, lower_better=lower_better) for n, v in values.items()}
 
 
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    r"""95 % confidence interval of a mean by the expanded percentile bootstrap (Hesterberg, 2015).
-
-    Quantiles :math:`\alpha` and :math:`1 - \alpha` of the means of 10,000 resamples under a fixed
-    seed, with
-
-    .. math:: \alpha = \Phi\left(-\sqrt{n / (n - 1)}\; t_{0.975, n - 1}\right)
-
-    so that few values are not taken for many: the plain percentile interval is too narrow. The
-    interval never leaves the range of the values. Measured coverage, from 4,000 samples each:
-
-    ===================  ==========  ========
-    differences          percentile  expanded
-    ===================  ==========  ========
-    normal, n = 3        0.745       0.745
-    normal, n = 5        0.844       0.924
-    normal, n = 10       0.891       0.937
-    exponential, n = 5   0.795       0.878
-    exponential, n = 10  0.858       0.905
-    ===================  ==========  ========
-
-    The bootstrap-t covers no worse, but is of no use for few values: near ties in a sample of five
-    make an end far or infinite, and differences of ten standard deviations read as none.
-
-    Args:
-        values: Independent values; their order does not matter.
-
-    Returns:
-        Lower and upper end: NaN for fewer than two values, a point where all are equal.
-    """
-    from scipy.stats import norm, t
-
-    x = np.sort(np.asarray(values, float))
-    n = len(x)
-    if n < 2:
-        return math.nan, math.nan
-    means = x[np.random.default_rng(0).integers(n, size=(RESAMPLES, n))].mean(1)
-    tail = float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True)
-class Rank:
+class MethodRank:
     """How a method ranks.
 
     Args:
@@ -165,7 +129,7 @@ class Rank:
     complete: bool
 
 
-def rank(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:
+def ranks_of(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:
     r"""Ranks from 1, the best; equal scores share the mean of their ranks.
 
     .. math:: r_i = 1 + |\{j : x_j \succ x_i\}| + \tfrac12 |\{j \ne i : x_j = x_i\}|
@@ -181,8 +145,8 @@ def rank(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]
 
 
 def average_ranks(
-    records: Sequence[Record], metrics_by_task: Mapping[str, Sequence[str]]
-) -> dict[str, Rank]:
+    records: Sequence[FinishedRun], metrics_by_task: Mapping[str, Sequence[str]]
+) -> dict[str, MethodRank]:
     r"""Ranks of the methods by their means over seeds, averaged over tasks.
 
     .. math:: R_m = \frac1T \sum_t \frac1{K_t} \sum_k r_{m,t,k}
@@ -199,7 +163,7 @@ def average_ranks(
     Returns:
         By method: complete ones first, the best average first.
     """
-    alone = {f"unimodal_{name}" for name in modalities(records)}
+    alone = {f"unimodal_{name}" for name in modality_names(records)}
     names = [name for name in methods(records) if name not in alone]
     columns = {
         (task, metric): _rank_column(of_task(records, task), names, metric)
@@ -210,18 +174,20 @@ def average_ranks(
     return dict(sorted(found.items(), key=lambda item: (-item[1].tasks, item[1].average)))
 
 
-def _rank_column(records: Sequence[Record], names: Sequence[str], metric: str) -> dict[str, float]:
+def _rank_column(
+    records: Sequence[FinishedRun], names: Sequence[str], metric: str
+) -> dict[str, float]:
     values = {n: by_seed(of_method(records, n), lambda r: r.test.get(metric)) for n in names}
-    means = {name: summarize(found.values()).mean for name, found in values.items() if found}
-    return rank(means, lower_better=find_metric(metric).lower_is_better)
+    means = {name: spread(found.values()).mean for name, found in values.items() if found}
+    return ranks_of(means, lower_better=find_metric(metric).lower_is_better)
 
 
-def _combine(columns: Mapping[tuple[str, str], Mapping[str, float]], name: str) -> Rank:
+def _combine(columns: Mapping[tuple[str, str], Mapping[str, float]], name: str) -> MethodRank:
     own = {key: ranks[name] for key, ranks in columns.items() if name in ranks}
     tasks = list(dict.fromkeys(task for task, _ in columns))
     kept = [[own[key] for key in columns if key[0] == t] for t in tasks if _has(own, columns, t)]
     average = fmean(fmean(ranks) for ranks in kept) if kept else math.nan
-    return Rank(own, average, len(kept), len(kept) == len(tasks))
+    return MethodRank(own, average, len(kept), len(kept) == len(tasks))
 
 
 def _has(own: Iterable[tuple[str, str]], columns: Iterable[tuple[str, str]], task: str) -> bool:

@@ -1,45 +1,74 @@
 """Tables of a comparison, built from the records of its runs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
-from typing import Literal
 
-from cggm.comparison import records as select
-from cggm.comparison.plan import shown_metrics
-from cggm.comparison.records import Record, by_seed, methods, modalities, of_method, of_task, seeds
-from cggm.comparison.rendering import DASH, Cell, Table
+from cggm.comparison.records import (
+    FinishedRun,
+    by_seed,
+    methods,
+    modality_names,
+    of_method,
+    of_task,
+    seeds,
+)
 from cggm.comparison.statistics import (
     FEWEST_SEEDS,
     Difference,
-    Rank,
+    MethodRank,
     average_ranks,
     compare,
-    summarize,
+    spread,
 )
-from cggm.runs import find_metric
+from cggm.display import DASH, Cell, Mark, Table
+from cggm.reports import Task, find_task
+from cggm.runs import Metric, find_metric
 
-Mark = Literal["", "best", "second"]
+
+def known_tasks(records: Iterable[FinishedRun], table: Mapping[str, Task]) -> list[Task]:
+    """Tasks of trainings in order of appearance, all of whose shown metrics are registered.
+
+    Args:
+        records: Of any tasks.
+        table: Tasks by name.
+
+    Raises:
+        UserError: If a task or a metric is unknown.
+    """
+    found = [find_task(name, table) for name in dict.fromkeys(r.task for r in records)]
+    for task in found:
+        task.shown_metrics()
+    return found
 
 
 def assemble(
     title: str,
-    records: Iterable[Record],
+    records: Iterable[FinishedRun],
     columns: Mapping[str, Sequence[Cell]],
     notes: tuple[str, ...] = (),
+    metrics: Sequence[Metric] = (),
 ) -> Table:
     """A table from its columns; its title says so where a record is simulated.
 
     Args:
         title: What the table shows.
         records: What it was made of.
-        columns: By heading, of equal length.
+        columns: By key, of equal length.
         notes: Sentences below it.
+        metrics: Those whose labels stand in its heads in place of their names in the keys.
     """
     rows = tuple(zip(*columns.values(), strict=True))
-    return Table(title + simulated_suffix(records), tuple(columns), rows, notes)
+    heads = tuple(_labelled(key, metrics) for key in columns)
+    return Table(title + simulated_suffix(records), tuple(columns), rows, notes, heads)
 
 
-def simulated_suffix(records: Iterable[Record]) -> str:
+def _labelled(key: str, metrics: Sequence[Metric]) -> str:
+    labels = {metric.name: metric.heading for metric in metrics}
+    return " ".join(labels.get(word, word) for word in key.split(" "))
+
+
+def simulated_suffix(records: Iterable[FinishedRun]) -> str:
     """What a title ends with: `` (SIMULATED)`` where any record is."""
     return " (SIMULATED)" if any(record.simulated for record in records) else ""
 
@@ -52,7 +81,7 @@ def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int)
         metric: Tells the direction and the digits.
         runs: Seeds that were asked for; a cell with fewer says how many.
     """
-    summaries = [summarize(own.values()) for own in values]
+    summaries = [spread(own.values()) for own in values]
     record = find_metric(metric)
     digits = record.digits
     means = [round(s.mean, digits) if s.n else None for s in summaries]
@@ -65,14 +94,18 @@ def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int)
     return [*map(Cell, texts, marks(means, lower_better=record.lower_is_better))]
 
 
-def difference_cell(difference: Difference | None) -> Cell:
-    """Mean difference and its interval; a dash without a common seed."""
+def difference_cell(difference: Difference | None, digits: int) -> Cell:
+    """Mean difference and its interval; a dash without a common seed.
+
+    Args:
+        difference: The difference.
+        digits: Behind the decimal point, one more than those of the metric itself.
+    """
     if difference is None or difference.n == 0:
         return Cell()
-    mean = signed(difference.mean)
-    if difference.n == 1:
-        return Cell(mean)
-    return Cell(f"{mean} [{signed(difference.low)}, {signed(difference.high)}]")
+    ends = (difference.mean, difference.low, difference.high)
+    mean, low, high = (signed(value, digits) for value in ends)
+    return Cell(mean) if difference.n == 1 else Cell(f"{mean} [{low}, {high}]")
 
 
 def verdict_cell(difference: Difference | None) -> Cell:
@@ -80,9 +113,9 @@ def verdict_cell(difference: Difference | None) -> Cell:
     return Cell(difference.verdict if difference and difference.n else DASH)
 
 
-def signed(value: float) -> str:
-    """Four digits behind the point and a sign, as in ``+0.0120`` and ``-∞``."""
-    return f"{value:+.4f}".replace("inf", "∞")
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, as in ``+0.0120`` and ``-∞``."""
+    return f"{value:+.{digits}f}".replace("inf", "∞")
 
 
 def marks(values: Sequence[float | None], *, lower_better: bool) -> list[Mark]:
@@ -99,7 +132,7 @@ def marks(values: Sequence[float | None], *, lower_better: bool) -> list[Mark]:
 
 
 ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
-Read = Callable[[Record], float | None]
+Read = Callable[[FinishedRun], float | None]
 _SPREAD = "Mean ± standard deviation over seeds; n where a seed has no value."
 _VERDICT = (
     "Differences to {} are paired by seed, with a 95 % bootstrap interval; one that contains "
@@ -108,7 +141,7 @@ _VERDICT = (
 
 
 def performance_table(
-    records: Sequence[Record],
+    records: Sequence[FinishedRun],
     task: str,
     metrics: Sequence[str],
     *,
@@ -130,10 +163,11 @@ def performance_table(
     for metric in metrics:
         columns |= _metric_columns(runs, shown, metric, reference)
     notes = (_SPREAD, _VERDICT.format(reference))
-    return assemble(f"Performance on {task}", runs, columns, notes)
+    shown_metrics = [*map(find_metric, metrics)]
+    return assemble(f"Performance on {task}", runs, columns, notes, shown_metrics)
 
 
-def ablation_table(records: Sequence[Record], task: str, metrics: Sequence[str]) -> Table:
+def ablation_table(records: Sequence[FinishedRun], task: str, metrics: Sequence[str]) -> Table:
     """Magnitude and direction alone and together, against joint training: the paper's table 6.
 
     Args:
@@ -143,11 +177,11 @@ def ablation_table(records: Sequence[Record], task: str, metrics: Sequence[str])
     """
     table = performance_table(records, task, metrics, names=ABLATION)
     title = table.title.replace("Performance", "Ablation of CGGM", 1)
-    return Table(title, table.columns, table.rows, table.notes)
+    return replace(table, title=title)
 
 
 def heads_table(
-    records: Sequence[Record],
+    records: Sequence[FinishedRun],
     task: str,
     metric: str,
     names: Sequence[str] = ("unimodal", "joint", "cggm"),
@@ -173,12 +207,13 @@ def heads_table(
 
     columns = {"training": [*map(Cell, names)]} | {
         modality: spread_column([values(name, modality) for name in names], metric, seeds(runs))
-        for modality in modalities(runs)
+        for modality in modality_names(runs)
     }
-    return assemble(f"Each modality's head on {task}: {metric}", runs, columns, (_SPREAD,))
+    title = f"Each modality's head on {task}: {find_metric(metric).heading}"
+    return assemble(title, runs, columns, (_SPREAD,))
 
 
-def missing_table(records: Sequence[Record], task: str, metric: str) -> Table:
+def missing_table(records: Sequence[FinishedRun], task: str, metric: str) -> Table:
     """Each method with only some modalities present at test, the fewest first.
 
     Args:
@@ -199,10 +234,11 @@ def missing_table(records: Sequence[Record], task: str, metric: str) -> Table:
         subset: spread_column([values(name, subset) for name in shown], metric, seeds(runs))
         for subset in subsets
     }
-    return assemble(f"Missing modalities on {task}: {metric}", runs, columns, (_SPREAD,))
+    title = f"Missing modalities on {task}: {find_metric(metric).heading}"
+    return assemble(title, runs, columns, (_SPREAD,))
 
 
-def cost_table(records: Sequence[Record], task: str, *, reference: str = "plain") -> Table:
+def cost_table(records: Sequence[FinishedRun], task: str, *, reference: str = "plain") -> Table:
     """Time and memory of each method relative to training without heads: the paper's table 8.
 
     Ratios are taken seed by seed and their median is shown, which one disturbed run does not move.
@@ -221,7 +257,9 @@ def cost_table(records: Sequence[Record], task: str, *, reference: str = "plain"
     return assemble(f"Cost of training on {task}", runs, columns, notes)
 
 
-def rank_table(records: Sequence[Record], metrics_by_task: Mapping[str, Sequence[str]]) -> Table:
+def rank_table(
+    records: Sequence[FinishedRun], metrics_by_task: Mapping[str, Sequence[str]]
+) -> Table:
     """Rank of each method per task and metric, and on average.
 
     See :func:`cggm.comparison.statistics.average_ranks`.
@@ -245,28 +283,30 @@ def rank_table(records: Sequence[Record], metrics_by_task: Mapping[str, Sequence
         "1 is best, equal means share a rank, and every task weighs the same.",
         "An average over fewer tasks than all is not comparable with the others.",
     )
-    return assemble("Ranks of the methods", runs, columns, notes)
+    named = [find_metric(name) for chosen in metrics_by_task.values() for name in chosen]
+    return assemble("Ranks of the methods", runs, columns, notes, named)
 
 
-def _test(records: Sequence[Record], metric: str) -> dict[int, float]:
+def _test(records: Sequence[FinishedRun], metric: str) -> dict[int, float]:
     return by_seed(records, lambda r: r.test.get(metric))
 
 
 def _metric_columns(
-    runs: Sequence[Record], names: Sequence[str], metric: str, reference: str
+    runs: Sequence[FinishedRun], names: Sequence[str], metric: str, reference: str
 ) -> dict[str, list[Cell]]:
     values = [_test(of_method(runs, name), metric) for name in names]
     found = compare(runs, metric, reference=reference)
     differences = [found.get(name) for name in names]
+    digits = find_metric(metric).digits + 1
     return {
         metric: spread_column(values, metric, seeds(runs)),
-        f"{metric} - {reference}": [*map(difference_cell, differences)],
+        f"{metric} - {reference}": [difference_cell(d, digits) for d in differences],
         f"verdict on {metric}": [*map(verdict_cell, differences)],
     }
 
 
 def _cost_columns(
-    runs: Sequence[Record], heading: str, read: Read, reference: str
+    runs: Sequence[FinishedRun], heading: str, read: Read, reference: str
 ) -> dict[str, list[Cell]]:
     base = by_seed(of_method(runs, reference), read)
     own = [by_seed(of_method(runs, name), read) for name in methods(runs)]
@@ -277,29 +317,29 @@ def _cost_columns(
     }
 
 
-def _average(rank: Rank, tasks: int) -> str:
+def _average(rank: MethodRank, tasks: int) -> str:
     if not rank.tasks:
         return DASH
     return f"{rank.average:.2f}" + ("" if rank.complete else f" ({rank.tasks} of {tasks} tasks)")
 
 
-def task_tables(records: Sequence[Record], task: str) -> dict[str, Table]:
+def task_tables(records: Sequence[FinishedRun], task: Task) -> dict[str, Table]:
     """Tables by name, those alone that the trainings fill.
 
     Args:
         records: Of any tasks and methods.
         task: Which one.
     """
-    metrics = shown_metrics(task)
-    runs = select.of_task(records, task)
-    found = set(select.methods(runs))
-    tables = {"performance": performance_table(records, task, metrics)}
+    name, metrics = task.name, task.metrics
+    runs = of_task(records, name)
+    found = set(methods(runs))
+    tables = {"performance": performance_table(records, name, metrics)}
     if any(run.heads for run in runs):
-        tables["heads"] = heads_table(records, task, metrics[0])
+        tables["heads"] = heads_table(records, name, metrics[0])
     if found >= {*ABLATION}:
-        tables["ablation"] = ablation_table(records, task, metrics)
+        tables["ablation"] = ablation_table(records, name, metrics)
     if any(run.subsets for run in runs):
-        tables["missing"] = missing_table(records, task, metrics[0])
+        tables["missing"] = missing_table(records, name, metrics[0])
     if "plain" in found:
-        tables["cost"] = cost_table(records, task)
+        tables["cost"] = cost_table(records, name)
     return tables

@@ -11,11 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event
 
-from cggm.comparison.plan import TASKS, Run, command_line
+from cggm.comparison.plan import PlannedRun, command_line
 from cggm.comparison.processes import Script, share_imports
-from cggm.comparison.store import Outcome, Store
+from cggm.comparison.records import Outcome, RecordStore
 from cggm.errors import UserError
-from cggm.runs import RunFolder
+from cggm.runs import RunFolder, read_reported_error
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from error
 
 
-class Progress:
+class ComparisonProgress:
     """Prints a line per finished training, with the time left.
 
     Args:
@@ -60,13 +60,13 @@ class Progress:
         pending: How many of them are to be run.
     """
 
-    def __init__(self, runs: Sequence[Run], pending: int) -> None:
+    def __init__(self, runs: Sequence[PlannedRun], pending: int) -> None:
         self._width = max(len(run.method) for run in runs)
         self._start = time.monotonic()
         self._ended = 0
         methods = _count("method", {run.method for run in runs})
         seeds = _count("seed", {run.seed for run in runs})
-        tasks = ", ".join(dict.fromkeys(run.task for run in runs))
+        tasks = ", ".join(dict.fromkeys(run.task.name for run in runs))
         trainings = f"{_count('training', runs)}: {methods}, {seeds}, on {tasks}"
         print(f"{trainings}; {pending} to run", flush=True)
 
@@ -82,7 +82,7 @@ class Progress:
         run = outcome.run
         elapsed = time.monotonic() - self._start
         left = timedelta(seconds=round(elapsed / self._ended * (total - over)))
-        what = f"{run.task} {run.method:<{self._width}} seed {run.seed}"
+        what = f"{run.task.name} {run.method:<{self._width}} seed {run.seed}"
         count = f"[{over:>{len(str(total))}}/{total}]"
         state = f"{outcome.seconds:6.0f} s, {left} left{_ending(outcome)}"
         print(f"{count} {what} {state}", flush=True)
@@ -91,7 +91,7 @@ class Progress:
         """List the trainings that failed, with their logs."""
         for outcome in failed:
             run = outcome.run
-            print(f"failed: {run.task} {run.method} seed {run.seed}: {outcome.message}")
+            print(f"failed: {run.task.name} {run.method} seed {run.seed}: {outcome.message}")
             print(f"        {outcome.log}")
         if failed:
             print("The same command tries them again.")
@@ -120,7 +120,6 @@ class Queue:
 
     Args:
         store: What trainings came to.
-        pipelines: Folder of the training scripts.
         lock: Descriptor that trainings inherit, see :func:`cggm.comparison.trainings.locked`.
         jobs: Trainings side by side; they share the processor's cores.
         report: Called with each outcome, how many trainings are over and how many there are.
@@ -128,21 +127,19 @@ class Queue:
 
     def __init__(
         self,
-        store: Store,
-        pipelines: Path,
+        store: RecordStore,
         *,
         lock: int,
         jobs: int,
         report: Callable[[Outcome, int, int], None],
     ) -> None:
         self.store = store
-        self.pipelines = pipelines
         self.lock = lock
         self.jobs = jobs
         self.report = report
         self._stop = Event()
 
-    def run(self, runs: Sequence[Run]) -> list[Outcome]:
+    def run(self, runs: Sequence[PlannedRun]) -> list[Outcome]:
         """Run what is not finished.
 
         Args:
@@ -154,9 +151,9 @@ class Queue:
         pending = self.store.pending(runs)
         if not pending:
             return []
-        modules = {module for run in pending for module in TASKS[run.task].modules}
+        modules = {module for run in pending for module in run.task.imports}
         share_imports(sorted(modules), threads=max(1, (os.cpu_count() or 1) // self.jobs))
-        first = [*{run.task: run for run in reversed(pending)}.values()]
+        first = [*{run.task.name: run for run in reversed(pending)}.values()]
         rest = [run for run in pending if run not in first]
         failed: list[Outcome] = []
         for batch, jobs in ((first, 1), (rest, self.jobs)):
@@ -167,7 +164,7 @@ class Queue:
                 self.report(outcome, over, len(runs))
         return failed
 
-    def _outcomes(self, runs: Sequence[Run], jobs: int) -> Iterator[Outcome]:
+    def _outcomes(self, runs: Sequence[PlannedRun], jobs: int) -> Iterator[Outcome]:
         waiting = list(runs)
         running: set[Future[Outcome]] = set()
         with ThreadPoolExecutor(jobs) as pool:
@@ -184,7 +181,7 @@ class Queue:
                 self._stop.set()
                 raise
 
-    def _train(self, run: Run) -> Outcome:
+    def _train(self, run: PlannedRun) -> Outcome:
         folder = RunFolder(run.folder(self.store.output))
         resume = any(folder.checkpoints.glob("epoch-*"))
         if not resume and folder.path.is_dir():  # killed before its first checkpoint
@@ -193,9 +190,12 @@ class Queue:
         log = folder.path.with_name(f"{folder.path.name}.log")
         start = time.monotonic()
         told = command_line(run, self.store.output, resume=resume)
-        script = self.pipelines / TASKS[run.task].script
-        code, peak = self._watch(Script(script, told, log, inherited=self.lock))
-        return Outcome(run, code, time.monotonic() - start, peak, _last_line(log), resume, log)
+        error_file = log.with_suffix(".error.json")
+        error_file.unlink(missing_ok=True)
+        script = Script(run.task.script, told, log, inherited=self.lock, error_file=error_file)
+        code, peak = self._watch(script)
+        error = read_reported_error(error_file) if code else None
+        return Outcome(run, code, time.monotonic() - start, peak, error, resume, log)
 
     def _watch(self, script: Script) -> tuple[int, float | None]:
         """Wait for a script, or end it when the comparison is to end; its code and peak memory."""
@@ -216,8 +216,3 @@ def _peak_mb(pid: int) -> float | None:
         return None
     lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
     return round(int(lines[0].split()[1]) / 1024, 1) if lines else None
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else ""

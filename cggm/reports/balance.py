@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from cggm.reports.charts import Line, legend, line_chart
+from cggm.display import Values, number
+from cggm.reports.charts import figures, legend
 from cggm.reports.page import Section
-from cggm.reports.run import Records, Values, by_modality, column, modalities
-from cggm.reports.tables import number
-from cggm.runs import running_mean
+from cggm.runs import Log, balance_charts, by_modality, column, running_mean
 
 FEWEST = 20
 """Recorded steps below which nothing is said."""
@@ -25,24 +24,24 @@ _COSINE = 0.1
 _NORMS = 2.0
 
 
-def read_balance(records: Records) -> list[str]:
+def read_balance(log: Log) -> list[str]:
     """Sentences on pace, chance, factors, directions and gradients, in this order.
 
     Args:
-        records: Lines of ``balance.jsonl``.
+        log: Lines of ``balance.jsonl``.
     """
-    if len(records) < FEWEST:
-        return [f"Only {len(records)} steps were recorded, too few to read anything from."]
-    steps = column(records, "iteration")
-    scores, gates = (_smooth(by_modality(records, key)) for key in ("score", "gate"))
-    terms = by_modality(records, "term")
+    if len(log) < FEWEST:
+        return [f"Only {len(log)} steps were recorded, too few to read anything from."]
+    steps = column(log, "iteration")
+    scores, gates = (_smooth(by_modality(log, key)) for key in ("score", "gate"))
+    terms = by_modality(log, "term")
     return [
         *_pace(steps, scores, terms),
         *_chance(steps, scores, gates),
         *_factors(terms),
-        *_raw(by_modality(records, "raw_term"), terms),
-        *_directions(by_modality(records, "cosine")),
-        *_norms(by_modality(records, "gradient_norm")),
+        *_raw(by_modality(log, "raw_term"), terms),
+        *_directions(by_modality(log, "cosine")),
+        *_norms(by_modality(log, "gradient_norm")),
     ]
 
 
@@ -194,48 +193,21 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-_CHARTS = {
-    "score": ("Score of each head", "score", None),
-    "term": ("Factor B on each encoder's gradient", "raw_term", 1.0),
-    "gate": ("Gate: a head's signal above chance", "gate", None),
-    "cosine": ("Cosine of head's and network's gradient", "cosine", 0.0),
-    "gradient_norm": ("Norm of each encoder's gradient", "gradient_norm", None),
-}
-_NOTES = {
-    "term": "lines: in use; dots: raw ratio of equation (7)",
-    "gate": "as a share of the best head's signal",
-}
-_MEAN = "lines: running means over 4 % of the run; dots: single steps"
+_MEAN = "Lines: running means over 4 % of the run; dots: single steps."
 
 
-def balance_section(records: Records) -> Section:
+def balance_section(log: Log) -> Section:
     """Charts of all readings, and what they say in plain language.
 
     Args:
-        records: Lines of ``balance.jsonl``.
+        log: Lines of ``balance.jsonl``.
     """
-    charts = [_chart(records, key) for key in _CHARTS]
-    shown = [chart for chart in charts if chart]
-    if not shown:
+    charts = [*balance_charts(log).values()]
+    if not charts:
         return Section("Modality balance", Markup())
-    sentences = Markup().join(Markup("<li>{}</li>").format(s) for s in read_balance(records))
-    body = Markup(
-        '<ul class="reading">{}</ul>{}<p class="note">{}</p><div class="charts">{}</div>'
-    ).format(sentences, legend(_colors(records)), _MEAN.capitalize() + ".", Markup().join(shown))
+    sentences = Markup().join(Markup("<li>{}</li>").format(s) for s in read_balance(log))
+    lines = [line for chart in charts for line in chart.known]
+    body = Markup('<ul class="reading">{}</ul>{}<p class="note">{}</p>{}').format(
+        sentences, legend(lines), _MEAN, figures(charts)
+    )
     return Section("Modality balance", body)
-
-
-def _colors(records: Records) -> Mapping[str, int]:
-    return {name: i % 7 for i, name in enumerate(modalities(records))}
-
-
-def _chart(records: Records, key: str) -> Markup:
-    title, raw, level = _CHARTS[key]
-    x, window = column(records, "iteration"), len(records) // 25
-    values, single = by_modality(records, key), by_modality(records, raw)
-    colors = _colors(records)
-    lines = [
-        Line(name, x, running_mean(own, window), colors[name], single.get(name))
-        for name, own in values.items()
-    ]
-    return line_chart(title, lines, x_label="step", note=_NOTES.get(key, ""), level=level)

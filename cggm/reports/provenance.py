@@ -7,32 +7,8 @@ from shlex import join
 import yaml
 from markupsafe import Markup
 
-from cggm.reports.charts import Line, line_chart
 from cggm.reports.page import Section
-from cggm.reports.run import RunRecord, column
-from cggm.reports.tables import Column, sortable_table
-
-
-def training_section(record: RunRecord) -> Section:
-    """Loss and validation metrics over the epochs, as charts and as a table.
-
-    Args:
-        record: The run.
-    """
-    kinds: dict[str, list[str]] = {}
-    for key in dict.fromkeys(k for row in record.validated for k in row if k.startswith("val_")):
-        kinds.setdefault(key.split("_")[1], []).append(key)
-    groups = {"Training loss": ["train_loss"], "Learning rate": ["lr"]}
-    groups = {**{f"Validation {kind}": keys for kind, keys in kinds.items()}, **groups}
-    charts = [_chart(record, title, keys) for title, keys in groups.items()]
-    columns = [
-        Column("epoch", [row["epoch"] for row in record.validated], digits=0),
-        *(Column(k, [r.get(k) for r in record.validated]) for own in kinds.values() for k in own),
-    ]
-    table = sortable_table("Validation by epoch", columns, sorted_by=0)
-    body = Markup('<div class="charts">{}</div><h3>Numbers</h3>{}')
-    shown = body.format(Markup().join(charts), table) if record.metrics else Markup()
-    return Section("Training", shown)
+from cggm.reports.run import RunRecord
 
 
 def provenance_section(record: RunRecord, warnings: Sequence[str] = ()) -> Section:
@@ -60,20 +36,6 @@ def provenance_section(record: RunRecord, warnings: Sequence[str] = ()) -> Secti
         yaml.safe_dump(dict(record.config), sort_keys=False),
     )
     return Section("The run", body)
-
-
-def _chart(record: RunRecord, title: str, keys: Sequence[str]) -> Markup:
-    x = column(record.metrics, "epoch")
-    prefix = f"val_{keys[0].split('_')[1]}" if keys[0].startswith("val_") else ""
-    lines = [
-        Line(_name(key, prefix), x, column(record.metrics, key), i % 7)
-        for i, key in enumerate(keys)
-    ]
-    return line_chart(title, lines, x_label="epoch", named=len(lines) > 1)
-
-
-def _name(key: str, prefix: str) -> str:
-    return key.removeprefix(prefix).strip("_").replace("_", " ") or prefix.removeprefix("val_")
 
 
 def _facts(record: RunRecord) -> Mapping[str, str]:

@@ -5,42 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cggm.runs import RunFolder, read_json, read_jsonl, read_yaml
-
-Values = NDArray[np.float64]
-Records = Sequence[Mapping[str, Any]]
-
-
-def column(records: Records, key: str) -> Values:
-    """One number per record, NaN where it is absent or null.
-
-    Args:
-        records: Lines of ``metrics.jsonl`` or ``balance.jsonl``.
-        key: A number in them.
-    """
-    return np.array([np.nan if (v := r.get(key)) is None else v for r in records], float)
-
-
-def by_modality(records: Records, key: str) -> dict[str, Values]:
-    """A column for each modality that has any number.
-
-    Args:
-        records: Lines of ``balance.jsonl``.
-        key: A mapping by modality in them, such as ``"score"``.
-    """
-    groups = [r.get(key) or {} for r in records]
-    columns = {name: column(groups, name) for name in modalities(records)}
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
-
-
-def modalities(records: Records) -> list[str]:
-    """Names in the lines of ``balance.jsonl``, in their order."""
-    keys = ("score", "term", "cosine", "gradient_norm")
-    return list(dict.fromkeys(n for r in records for key in keys for n in r.get(key) or ()))
-
+from cggm.runs import RunFolder, learn_metrics, read_json, read_jsonl, read_yaml
 
 Json = Mapping[str, Any]
 
@@ -71,7 +36,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> "RunRecord":
-        """Read a run folder.
+        """Read a run folder; metrics that its training registered are known afterwards.
 
         Args:
             path: The folder.
@@ -80,6 +45,7 @@ class RunRecord:
             UserError: If that is no run folder, or a log is damaged.
         """
         run = RunFolder.open(path)
+        learn_metrics(run.metric_records)
         files = (run.metrics, run.balance, run.timing)
         metrics, balance, timing = (read_jsonl(p) if p.exists() else [] for p in files)
         return cls(
@@ -109,6 +75,12 @@ class RunRecord:
     def validated(self) -> list[Json]:
         """The epochs that end in a validation."""
         return [row for row in self.metrics if any(key.startswith("val_") for key in row)]
+
+    @property
+    def validation_metrics(self) -> list[str]:
+        """Names of what is validated, without ``val_``, in their order."""
+        keys = dict.fromkeys(key for row in self.metrics for key in row if key.startswith("val_"))
+        return [key.removeprefix("val_") for key in keys]
 
 
 def _progress(run: RunFolder) -> Json:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cggm.display import Table, number
 from cggm.runs import Metric
 
 
@@ -68,7 +69,6 @@ def _interval(card: Card) -> str:
     return f"95 %: {low} to {high}"
 
 
-DASH = "\N{EN DASH}"
 _LONG = 25  # rows that are shown without scrolling
 
 
@@ -89,15 +89,6 @@ class Column:
     digits: int = 3
     heat: bool = False
     scale: tuple[float, float] | None = None
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in a text: a dash for none, a true minus sign, no sign before zero."""
-    if value is None or math.isnan(value):
-        return DASH
-    text = f"{value:.{digits}f}".replace("inf", "∞")
-    text = text.removeprefix("-") if float(f"{value:.{digits}f}") == 0 else text
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def plain_table(caption: str, columns: Sequence[Column]) -> Markup:
@@ -131,25 +122,22 @@ def sortable_table(caption: str, columns: Sequence[Column], *, sorted_by: int) -
     return _table(caption, heads, columns, "sortable")
 
 
-def marked_table(
-    caption: str, heads: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]
-) -> Markup:
-    """A table of texts, each with a class of its own: ``best``, ``second`` or none.
+def marked_table(table: Table) -> Markup:
+    """A table of texts in which the best ones are marked, with its notes below it.
 
     Args:
-        caption: What it shows.
-        heads: Names of the columns.
-        rows: As many pairs of text and class each.
+        table: What it shows.
     """
-    named = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in heads)
+    heads = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in table.heads)
     cells = [
         [
-            Markup('<th scope="row">{}</th>').format(row[0][0]),
-            *(Markup('<td class="{1}">{0}</td>').format(*cell) for cell in row[1:]),
+            Markup('<th scope="row">{}</th>').format(row[0].text),
+            *(Markup('<td class="{}">{}</td>').format(cell.mark, cell.text) for cell in row[1:]),
         ]
-        for row in rows
+        for row in table.rows
     ]
-    return _framed(caption, named, cells, "")
+    note = Markup('<p class="note">{}</p>').format(" ".join(table.notes))
+    return _framed(table.title, heads, cells, "") + (note if table.notes else Markup())
 
 
 def _table(caption: str, heads: Markup, columns: Sequence[Column], kind: str) -> Markup:

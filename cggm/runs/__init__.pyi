@@ -38,6 +38,9 @@ from .loop.schedule import WarmupCosine as WarmupCosine
 from .loop.seeds import seed_everything as seed_everything
 from .metrics import Metric as Metric
 from .metrics import find_metric as find_metric
+from .metrics import is_registered as is_registered
+from .metrics import keep_metrics as keep_metrics
+from .metrics import learn_metrics as learn_metrics
 from .metrics import register_metrics as register_metrics
 from .metrics import selection_score as selection_score
 from .options import BalancerConfig as BalancerConfig
@@ -52,10 +55,14 @@ from .repeats import Repeat as Repeat
 from .repeats import describe_training as describe_training
 from .repeats import run_repeats as run_repeats
 from .session import Epochs as Epochs
-from .watch.curves import STYLE as STYLE
+from .watch.curves import Log as Log
+from .watch.curves import balance_charts as balance_charts
+from .watch.curves import by_modality as by_modality
+from .watch.curves import column as column
 from .watch.curves import modality_colors as modality_colors
 from .watch.curves import plot_curves as plot_curves
 from .watch.curves import running_mean as running_mean
+from .watch.curves import validation_charts as validation_charts
 from .watch.journal import Journal as Journal
 from .watch.logs import JsonLines as JsonLines
 from .watch.logs import Picture as Picture

@@ -133,6 +133,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def metric_records(self) -> Path:
+        """How metrics are called and which of their values are better, JSON."""
+        return self.path / "metric_records.json"
+
+    @property
     def balance(self) -> Path:
         """What the balancer saw and did, one JSON object per recorded iteration."""
         return self.path / "balance.jsonl"

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cggm.errors import UserError
+from cggm.runs.files import write_json
+from cggm.runs.reading import read_json
 
 Direction = Literal["higher", "lower"]
 
@@ -84,6 +87,11 @@ def register_metrics(*metrics: Metric) -> None:
             )
 
 
+def is_registered(name: str) -> bool:
+    """Whether :func:`find_metric` finds a metric."""
+    return name in _known
+
+
 def find_metric(name: str) -> Metric:
     """The record of a metric.
 
@@ -114,6 +122,41 @@ def selection_score(metrics: Mapping[str, Any], name: str) -> float:
         KeyError: If the validation did not give it.
     """
     return find_metric(name).score(float(metrics[name]))
+
+
+def keep_metrics(file: Path) -> None:
+    """Write all registered records to a file of a run, for programs that register others.
+
+    Args:
+        file: The file, see :attr:`cggm.runs.RunFolder.metric_records`.
+    """
+    write_json(file, [asdict(metric) for metric in _known.values()])
+
+
+def learn_metrics(file: Path) -> None:
+    """Register what :func:`keep_metrics` wrote, apart from metrics that are known already.
+
+    Args:
+        file: The file; nothing is learnt where there is none, as in runs of early versions.
+
+    Raises:
+        UserError: If it is damaged, or takes the other direction of a known metric for better.
+    """
+    for values in read_json(file, list, missing_ok=True):
+        try:
+            metric = Metric(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{file}: expected records of metrics, but one is of another form: {error}.",
+                "Delete the file; metrics that the project knows need none.",
+            ) from error
+        known = _known.setdefault(metric.name, metric)
+        if known.direction != metric.direction:
+            raise UserError(
+                f"{file}: {metric.direction} values of the metric {metric.name} are better there, "
+                f"{known.direction} ones here.",
+                "Give one of the two another name.",
+            )
 
 
 register_metrics(Metric("loss", "loss", "lower"))

@@ -1,41 +1,45 @@
 """Sections of a classifier's report: confusions of classes, and calibration of its confidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cggm.reports import (
-    GRAY,
-    Column,
-    Line,
-    Section,
-    line_chart,
-    number,
-    plain_table,
-    sortable_table,
-)
-from cggm_cls.reports.samples import RESAMPLES, Interval, Values, interval
+from cggm.display import GRAY, Line, LineChart, Values, bootstrap_intervals, number
+from cggm.reports import Column, Section, figure, plain_table, sortable_table
 
+Interval = tuple[float, float]
 _BINS = 10
 _MOST_CLASSES = 20
 _PAIRS = 20
 
 
 def class_intervals(confusion: NDArray[np.int64]) -> dict[str, Interval]:
-    """95 % percentile bootstrap intervals over samples of accuracy, mean recall and macro F1.
+    """95 % bootstrap intervals over samples of accuracy, mean recall and macro F1.
 
-    Resampled samples give a multinomial confusion matrix, hence no predictions are needed.
+    Samples of one true and one predicted class are alike, hence no predictions are needed.
 
     Args:
         confusion: Samples by true and predicted class, shape ``(C, C)``.
     """
-    rng, total = np.random.default_rng(0), int(confusion.sum())
-    pairs = np.flatnonzero(confusion)  # of true and predicted class, those that occur
-    drawn = rng.multinomial(total, confusion.ravel()[pairs] / total, size=RESAMPLES)
-    found = [_class_metrics(row, pairs, len(confusion)) for row in drawn]
-    return {name: interval(np.array([m[name] for m in found])) for name in found[0]}
+    cells = np.flatnonzero(confusion)
+    rows, columns = np.divmod(cells, len(confusion))
+    one_hot = np.eye(len(confusion))
+    in_row, in_column = one_hot[rows], one_hot[columns]  # (K, C)
+    hits_of = in_row * (rows == columns)[:, None]
+
+    def metrics(counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        hits, true, predicted = (counts @ part for part in (hits_of, in_row, in_column))  # (R, C)
+        # As in :mod:`cggm_cls.metrics`: a class without a sample has no recall, one that occurs
+        # neither as true nor as predicted has no F1.
+        return {
+            "acc": hits.sum(1) / counts.sum(1),
+            "uar": _mean_ratio(hits, true),
+            "f1_macro": _mean_ratio(2 * hits, true + predicted),
+        }
+
+    return bootstrap_intervals(metrics, confusion.ravel()[cells])
 
 
 def confusion_section(confusion: NDArray[np.int64], names: Sequence[str] = ()) -> Section:
@@ -66,13 +70,10 @@ def calibration_section(prediction: Values, target: NDArray[np.int64]) -> Sectio
     means = np.array([[v[bins == b].mean() for b in used] for v in (confidence, right)])
     counts = np.array([(bins == b).sum() for b in used])
     error = float((counts * np.abs(means[1] - means[0])).sum() / len(target))
-    diagonal = Line("as it should be", np.array([0.0, 1]), np.array([0.0, 1]), GRAY)
-    chart = line_chart(
-        "Share of right predictions by confidence",
-        [Line("this network", means[0], means[1], 0), diagonal],
-        x_label="confidence",
-        named=True,
-    )
+    ends = np.array([0.0, 1.0])
+    lines = [Line("this network", means[0], means[1], 0), Line("as it should be", ends, ends, GRAY)]
+    title = "Share of right predictions by confidence"
+    chart = LineChart(title, lines, "confidence", named=True)
     too = "too sure" if (confidence.mean() > right.mean()) else "not sure enough"
     text = (
         f"Expected calibration error {number(error)}: confidence is {number(confidence.mean())} on "
@@ -86,20 +87,16 @@ def calibration_section(prediction: Values, target: NDArray[np.int64]) -> Sectio
             Column("right", means[1].tolist()),
         ],
     )
-    return Section("Calibration", Markup("<p>{}</p>{}{}").format(text, chart, table))
+    return Section("Calibration", Markup("<p>{}</p>{}{}").format(text, figure(chart), table))
 
 
-def _class_metrics(counts: np.ndarray, pairs: np.ndarray, size: int) -> Mapping[str, float]:
-    rows, columns = np.divmod(pairs, size)
-    true, predicted = (np.bincount(i, counts, size) for i in (rows, columns))
-    same = rows == columns
-    hits = np.bincount(rows[same], counts[same], size)
-    seen, found = true > 0, true + predicted > 0
-    return {
-        "acc": float(hits.sum() / counts.sum()),
-        "uar": float((hits[seen] / true[seen]).mean()),
-        "f1_macro": float((2 * hits[found] / (true + predicted)[found]).mean()),
-    }
+def _mean_ratio(
+    numerators: NDArray[np.float64], denominators: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean over the classes, shape ``(R,)``, of those whose denominator is not 0."""
+    ratios = numerators / np.maximum(denominators, 1)
+    mean: NDArray[np.float64] = ratios.sum(1) / (denominators > 0).sum(1)
+    return mean
 
 
 def _matrix(confusion: np.ndarray, classes: list[str]) -> Markup:

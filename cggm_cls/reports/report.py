@@ -22,8 +22,13 @@ from cggm.reports import (
 )
 from cggm.runs import find_metric
 from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
-from cggm_cls.reports.classes import calibration_section, class_intervals, confusion_section
-from cggm_cls.reports.samples import Interval, read_predictions
+from cggm_cls.reports.classes import (
+    Interval,
+    calibration_section,
+    class_intervals,
+    confusion_section,
+)
+from cggm_cls.reports.samples import read_predictions
 from cggm_cls.reports.values import scatter_section, value_intervals
 
 _ORDER = [metric.name for metric in (*CLASSIFICATION, *SENTIMENT)]

@@ -1,13 +1,8 @@
 """Predictions of a run for each test sample, kept beside it for its report."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cggm.runs import RunFolder, replacing
-
-Values = NDArray[np.float64]
-Interval = tuple[float, float]
-RESAMPLES = 2000
 
 
 def write_predictions(run: RunFolder, prediction: "np.ndarray", target: "np.ndarray") -> None:
@@ -33,13 +28,3 @@ def read_predictions(run: RunFolder) -> tuple["np.ndarray", "np.ndarray"] | None
         return None
     with np.load(path, allow_pickle=False) as archive:
         return archive["prediction"], archive["target"]
-
-
-def interval(resampled: Values) -> Interval:
-    """The 95 % percentile interval of a metric over resampled samples.
-
-    Args:
-        resampled: The metric on each resampled split.
-    """
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(low), float(high)

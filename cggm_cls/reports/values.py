@@ -1,28 +1,35 @@
 """Sections of a regression's report: predicted against true values."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cggm.reports import Column, Section, number, plain_table, scatter_chart
-from cggm_cls.reports.samples import RESAMPLES, Interval, Values, interval
+from cggm.display import Cloud, ScatterChart, Values, bootstrap_intervals, number
+from cggm.reports import Column, Section, figure, plain_table
 
 
-def value_intervals(prediction: Values, target: Values) -> dict[str, Interval]:
-    """95 % percentile bootstrap intervals over samples of mean absolute error and correlation.
+def value_intervals(prediction: Values, target: Values) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals over samples of mean absolute error and correlation.
 
     Args:
         prediction: Shape ``(N,)``.
         target: Shape ``(N,)``.
     """
-    rng = np.random.default_rng(0)
-    # Each row is a sample of the test split with replacement, of the size of the split.
-    chosen = rng.integers(len(target), size=(RESAMPLES, len(target)))
-    p, t = np.asarray(prediction, float)[chosen], np.asarray(target, float)[chosen]
-    found = {"mae": np.abs(p - t).mean(1)}
-    p, t = p - p.mean(1, keepdims=True), t - t.mean(1, keepdims=True)
-    spread = np.sqrt((p * p).sum(1) * (t * t).sum(1))
-    if (spread > 0).all():  # else some resampled sides are constant and have no correlation
-        found["corr"] = (p * t).sum(1) / spread
-    return {name: interval(values) for name, values in found.items()}
+    p, t = np.asarray(prediction, float), np.asarray(target, float)
+    p, t = p - p.mean(), t - t.mean()  # moments of values near to zero keep their digits
+    error = np.abs(np.asarray(prediction, float) - np.asarray(target, float))
+
+    def metrics(counts: NDArray[np.int64]) -> dict[str, Values]:
+        def mean(values: Values) -> Values:
+            found: Values = counts @ values / len(values)
+            return found
+
+        covariance = mean(p * t) - mean(p) * mean(t)
+        spread = (mean(p * p) - mean(p) ** 2) * (mean(t * t) - mean(t) ** 2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {"mae": mean(error), "corr": covariance / np.sqrt(spread)}
+
+    found = bootstrap_intervals(metrics, np.ones(len(t), int))
+    return {name: ends for name, ends in found.items() if np.isfinite(ends).all()}
 
 
 def scatter_section(prediction: Values, target: Values) -> Section:
@@ -33,10 +40,14 @@ def scatter_section(prediction: Values, target: Values) -> Section:
         target: Shape ``(N,)``.
     """
     p, t = np.asarray(prediction, float), np.asarray(target, float)
-    chart = scatter_chart(
-        "Predicted and true values", t, p, x_label="true", y_label="predicted",
+    chart = ScatterChart(
+        "Predicted and true values",
+        [Cloud("samples", t, p)],
+        x_label="true",
+        y_label="predicted",
         note="dashed: where both are equal",
-    )  # fmt: skip
+        diagonal=True,
+    )
     edges = np.unique(np.quantile(t, np.linspace(0, 1, 6)))
     bins = np.clip(np.searchsorted(edges, t, "right") - 1, 0, max(len(edges) - 2, 0))
     groups = [bins == b for b in np.unique(bins)]
@@ -52,4 +63,4 @@ def scatter_section(prediction: Values, target: Values) -> Section:
             Column("mean absolute error", [float(np.abs(p - t)[g].mean()) for g in groups]),
         ],
     )
-    return Section("Predictions", chart + table)
+    return Section("Predictions", figure(chart) + table)

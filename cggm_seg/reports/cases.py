@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cggm.comparison import bootstrap_interval
+from cggm.display import Line, LineChart, bootstrap_interval
 from cggm.errors import UserError
 from cggm.reports import (
     Card,
     Column,
-    Line,
     Section,
     cards,
-    line_chart,
+    figure,
     metric_card,
     plain_table,
     sortable_table,
@@ -210,6 +209,5 @@ def _spread(scores: CaseSet) -> Markup:
         Line(region, share, np.sort([row[f"dice_{region}"] for row in scores.rows.values()]), i)
         for i, region in enumerate(REGION_NAMES)
     ]
-    return Markup("<h3>Spread</h3>") + line_chart(
-        "Dice of the cases, from worst to best", lines, x_label="% of the cases", named=True
-    )
+    title = "Dice of the cases, from worst to best"
+    return Markup("<h3>Spread</h3>") + figure(LineChart(title, lines, "% of the cases", named=True))

@@ -10,7 +10,7 @@ from cggm_seg.data.volumes import read_case, write_labels
 from cggm_seg.evaluation.folder import evaluate_folder
 from tests.cggm_seg.nifti import write_case
 
-CONFIG = "data: {data}\nseed: 3\nbalancer: {{name: CGGM, settings: {{rho: unit}}}}\n"
+CONFIG = "task: brats\ndata: {data}\nseed: 3\nbalancer: {{name: CGGM, settings: {{rho: unit}}}}\n"
 DICE = {"dice_WT": 0.75, "dice_TC": 0.5, "dice_ET": 0.25, "dice_mean": 0.5}
 
 

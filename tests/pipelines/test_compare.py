@@ -9,8 +9,8 @@ import time
 import pytest
 
 from cggm.comparison.records import read_records
-from cggm.comparison.rendering import RENDERERS
 from cggm.comparison.trainings import locked
+from cggm.display.tables import RENDERERS
 from cggm.errors import UserError
 from cggm.runs.watch.logs import read_jsonl
 from tests.pipelines.comparing import call, start, tiny_config, wait_for

@@ -88,7 +88,7 @@ def test_failure_is_listed_and_tried_again(mosi, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--task", "mosy"), "Expected task to name some of brats, mosi, "),
+        (("--task", "mosy"), "Unknown task 'mosy'. Available: brats, mosi, "),
         (("--methods", "cgm"), "Unknown method 'cgm'. Available: unimodal, agm, "),
         (("--methods", "cggm:rhoo=1"), "Unknown setting 'rhoo' of cggm. Available: rho, "),
         (("--seeds", "0"), "Expected seeds of at least 1, but got 0"),

@@ -1,14 +1,18 @@
 """What the page of a comparison shows of trainings that never were."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from cggm.comparison.directions import describe_agreement, labels_of, read_directions
+from cggm.comparison.gradients import describe_agreement, gradient_chart, read_gradients
 from cggm.comparison.plan import Plan
-from cggm.comparison.summary import summarize
+from cggm.comparison.results import write_results
+from cggm.reports.tasks import load_tasks
 from cggm.runs.directions import write_vectors
 from tests.cggm.comparison.runs import run, runs
 
+TASKS = load_tasks(Path(__file__).parents[2] / "configs" / "tasks.yaml")
 METHODS = {"joint": 0.0, "cggm": 0.1, "cggm:rho=0.5": -0.1, "ogm:alpha=0.5": 0.2}
 
 
@@ -26,8 +30,8 @@ def rows(output, table):
 
 
 def test_sweep_is_a_figure_and_other_settings_are_rows(records, tmp_path):
-    plan = Plan(("mfeat",), ("joint", "ogm:alpha=0.5"), (0,), sweep=True)
-    page = summarize(tmp_path, plan, records, {}).read_text()
+    plan = Plan((TASKS["mfeat"],), ("joint", "ogm:alpha=0.5"), (0,), sweep=True)
+    page = write_results(tmp_path, plan, records, {}, TASKS).read_text()
     assert rows(tmp_path, "mfeat-performance") == ["joint", "cggm", "ogm:alpha=0.5"]
     assert rows(tmp_path, "ranks") == ["ogm:alpha=0.5", "cggm", "joint"]
     assert "(figures/mfeat-sweep.png)" in page
@@ -36,13 +40,13 @@ def test_sweep_is_a_figure_and_other_settings_are_rows(records, tmp_path):
 
 
 def test_setting_of_the_sweep_is_a_row_where_it_was_asked_for(records, tmp_path):
-    summarize(tmp_path, Plan(("mfeat",), ("cggm:rho=0.5",), (0,)), records, {})
+    write_results(tmp_path, Plan((TASKS["mfeat"],), ("cggm:rho=0.5",), (0,)), records, {}, TASKS)
     assert "cggm:rho=0.5" in rows(tmp_path, "mfeat-performance")
 
 
 def test_page_without_any_result_has_the_refusals(tmp_path):
-    plan = Plan(("mosi",), ("pmr",), (0,))
-    page = summarize(tmp_path, plan, [], {("mosi", "pmr"): "no classes"}).read_text()
+    plan = Plan((TASKS["mosi"],), ("pmr",), (0,))
+    page = write_results(tmp_path, plan, [], {("mosi", "pmr"): "no classes"}, TASKS).read_text()
     assert page.startswith("# Comparison of balancing methods\n")
     assert page.endswith("- mosi, pmr: no classes\n")
     assert list((tmp_path / "figures").iterdir()) == []
@@ -58,9 +62,16 @@ def test_agreement_of_directions_by_hand(tmp_path):
     (tmp_path / "runs" / "x").mkdir(parents=True)
     write_vectors(tmp_path / "runs" / "x" / "gradients.npz", vectors)
     record = run("joint", 0, {"acc": 1.0})  # of the folder runs/x
-    found = read_directions([record], tmp_path)
-    assert read_directions([record], tmp_path / "elsewhere") == {}
-    assert labels_of(found["joint"])[1:3] == [("a", "head"), ("a", "unimodal")]
+    found = read_gradients([record], tmp_path)
+    assert read_gradients([record], tmp_path / "elsewhere") == {}
+    clouds = gradient_chart("joint", found["joint"]).clouds
+    assert [(c.name, c.crossed, len(c.x)) for c in clouds] == [
+        ("a, head", False, 2),
+        ("a, network with it alone", True, 2),
+        ("b, head", False, 2),
+        ("b, network with it alone", True, 2),
+    ]
+    assert [c.color for c in clouds] == [0, 0, 1, 1]
     text = describe_agreement(found, "mosi")
     assert "- joint, a: +0.50, with the others' -0.50" in text
     assert "- joint, b: -0.35, with the others' +0.35" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cggm.comparison.records import Record
+from cggm.comparison.records import FinishedRun
 from cggm.runs.cli import run as run_command
 from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
@@ -21,6 +21,8 @@ def write_sequences(folder, classes):
     """A finished run on sequences, with predictions."""
     write_run(folder)
     (folder / "split.json").unlink()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("task: brats", "task: mosi"))
     rng = np.random.default_rng(0)
     if classes is None:
         target = rng.normal(0, 1, 80).clip(-3, 3)
@@ -44,7 +46,7 @@ def write_comparison(folder):
             path = f"runs/mfeat/{method}/seed-{seed}"
             write_run(folder / path)
             test = {"acc": 0.5 + gain * (1 + seed / 10), "f1_macro": 0.5}
-            lines.append(Record("mfeat", method, seed, 1.0, None, False, test, {}, {}, path))
+            lines.append(FinishedRun("mfeat", method, seed, 1.0, None, False, test, {}, {}, path))
     (folder / "comparison.json").write_text('{"arguments": []}')
     rows = "".join(json.dumps(vars(line)) + "\n" for line in lines)
     (folder / "runs.jsonl").write_text(rows)

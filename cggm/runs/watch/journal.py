@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 
 from cggm.distributed import is_first_rank
 from cggm.runs.folder import RunFolder
+from cggm.runs.metrics import find_metric, keep_metrics
 from cggm.runs.options import RunConfig
 from cggm.runs.watch.curves import CurveRefresh
 from cggm.runs.watch.logs import JsonLines, Picture, TensorBoardLog
@@ -126,6 +127,7 @@ class Journal:
             yield
             return
         run, config = self.folder, self._config
+        keep_metrics(run.metric_records)
         with ExitStack() as stack:
             if config.mlflow is not None:
                 self._mlflow = stack.enter_context(MLflowLog(config.mlflow, run, config))
@@ -145,9 +147,15 @@ class Journal:
             record: Its numbers by name, among them ``epoch`` and ``iteration``; where there are
                 metrics of a validation, ``val_...``, a picture is drawn.
             readings: Of the balancer, by name and modality; ``metrics.jsonl`` goes without them.
+
+        Raises:
+            UserError: If a metric of the validation is not registered.
         """
         if self._metrics is None:
             return
+        for name in record:
+            if name.startswith("val_"):  # one that nobody can read is better refused now
+                find_metric(name.removeprefix("val_"))
         iteration = record["iteration"]
         self._metrics.write(record)
         self._events.write({**record, **readings}, iteration=iteration)

@@ -1,6 +1,6 @@
 """Records of runs that never were, with numbers chosen by the test."""
 
-from cggm.comparison.records import Record
+from cggm.comparison.records import FinishedRun
 from cggm.runs import Metric, register_metrics
 
 register_metrics(
@@ -13,7 +13,7 @@ register_metrics(
 
 def run(method, seed, test, *, task="mosi", simulated=False, seconds=1.0, mb=None, **parts):
     subsets, heads = parts.get("subsets", {}), parts.get("heads", {})
-    return Record(task, method, seed, seconds, mb, simulated, test, subsets, heads, "runs/x")
+    return FinishedRun(task, method, seed, seconds, mb, simulated, test, subsets, heads, "runs/x")
 
 
 def runs(method, values, metric="acc", **kwargs):

@@ -1,30 +1,32 @@
-import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from cggm.comparison.figures import (
-    SweepPoint,
-    frame_of,
-    plot_differences,
-    plot_gradients,
-    plot_ranks,
-    plot_sweep,
-)
-from cggm.comparison.statistics import Difference, average_ranks
-from cggm.runs.watch.curves import modality_colors
+from cggm.comparison.figures import difference_chart, rank_chart, sweep_charts
+from cggm.comparison.gradients import gradient_chart
+from cggm.comparison.statistics import average_ranks
+from cggm.display import PALETTE, png
+from cggm.reports.tasks import Task
 from tests.cggm.comparison.runs import runs
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"
 JOINT = [0.70, 0.74, 0.69, 0.73, 0.71]
 GAINS = [0.010, 0.013, 0.008, 0.011, 0.009]
 UP = [v + g for v, g in zip(JOINT, GAINS, strict=True)]
+DOWN = [2 * v - u for v, u in zip(JOINT, UP, strict=True)]
 
 
-def pixels(png, color):
-    image = imread(png)[..., :3]
+def task(metric="acc", name="mosi"):
+    return Task(name, Path("train.py"), ("text", "audio"), (metric,))
+
+
+def pixels(folder, charts, color):
+    file = folder / "chart.png"
+    file.write_bytes(png(charts))
+    image = imread(file)[..., :3]
     return np.argwhere(np.abs(image - to_rgb(color)).max(-1) < 0.01)
 
 
@@ -33,78 +35,79 @@ def pixels(png, color):
 )
 def test_color_tells_the_verdict(tmp_path, metric, shown, absent):
     records = [*runs("joint", JOINT, metric), *runs("up", UP, metric), *runs("one", [0.7], metric)]
-    plot_differences(records, "mosi", metric, tmp_path / "d.png")
-    assert len(pixels(tmp_path / "d.png", shown))
-    assert len(pixels(tmp_path / "d.png", GRAY))
-    assert not len(pixels(tmp_path / "d.png", absent))
+    chart = difference_chart(records, task(metric))
+    assert len(pixels(tmp_path, [chart], shown))
+    assert len(pixels(tmp_path, [chart], GRAY))
+    assert not len(pixels(tmp_path, [chart], absent))
 
 
 @pytest.mark.parametrize("metric", ["acc", "mae"])
 def test_the_best_method_is_on_top(tmp_path, metric):
-    down = [2 * v - u for v, u in zip(JOINT, UP, strict=True)]
-    records = [*runs("joint", JOINT, metric), *runs("up", UP, metric), *runs("down", down, metric)]
-    plot_differences(records, "mosi", metric, tmp_path / "d.png")
-    height = len(imread(tmp_path / "d.png"))
-    better, worse = (pixels(tmp_path / "d.png", color)[:, 0] for color in (BLUE, ORANGE))
-    assert better.min() < worse.min() < 0.8 * height
+    records = [*runs("joint", JOINT, metric), *runs("up", UP, metric), *runs("down", DOWN, metric)]
+    chart = difference_chart(records, task(metric))
+    assert [i.name for i in chart.intervals] == (["up", "down"], ["down", "up"])[metric == "mae"]
+    assert [i.kind for i in chart.intervals] == ["better", "worse"]
+    better, worse = (pixels(tmp_path, [chart], color)[:, 0] for color in (BLUE, ORANGE))
+    assert better.min() < worse.min() < 0.8 * len(imread(tmp_path / "chart.png"))
 
 
-def test_nothing_to_compare_is_still_a_figure(tmp_path):
-    plot_differences(runs("joint", JOINT), "mosi", "acc", tmp_path / "d.png")
-    plot_ranks({}, tmp_path / "r.png")
-    plot_sweep([], tmp_path / "s.png", metric="acc")
-    assert [*tmp_path.glob("*")] == [*tmp_path.glob("?.png")]
+def test_difference_is_named_by_the_label_and_its_better_side():
+    chart = difference_chart([*runs("joint", JOINT, "hd95"), *runs("a", UP, "hd95")], task("hd95"))
+    assert chart.title == "mosi: HD95 minus joint"
+    assert chart.label == "difference of HD95 (mm) to joint"
+    assert chart.note.startswith("lower is better")
 
 
-def test_frame_holds_zero_and_is_not_stretched_by_one_interval():
-    narrow = [Difference(6, m, m - 0.01, m + 0.01, "better") for m in (0.02, 0.03, 0.04)]
-    low, high = frame_of(narrow)
-    assert low < 0.0
-    assert high > 0.05
-    wide = Difference(4, 0.03, -5.0, math.inf, "no difference")
-    alone = Difference(1, 0.03, math.nan, math.nan, "no difference")
-    low, high = frame_of([*narrow, wide, alone])
-    assert -0.1 < low < 0.0
-    assert 0.05 < high < 0.15
+def test_single_modalities_do_not_stretch_the_differences():
+    records = [*runs("joint", JOINT), *runs("up", UP), *runs("unimodal_text", [0.1] * 5)]
+    assert [i.name for i in difference_chart(records, task()).intervals] == ["up"]
 
 
 def test_sweep_shows_every_verdict_in_both_panels(tmp_path):
-    differences = [
-        Difference(6, 0.1, 0.05, 0.12, "better"),
-        Difference(6, -0.1, -0.12, -0.05, "worse"),
-        Difference(6, 0.0, -0.1, math.inf, "no difference"),
+    same = [v + g for v, g in zip(JOINT, [0.01, -0.01, 0.01, -0.01, 0.0], strict=True)]
+    records = [
+        *runs("joint", JOINT, simulated=True),
+        *(r for rho in ("rho=0.5", "lam=0.05") for r in runs(f"cggm:{rho}", UP)),
+        *(r for rho in ("rho=2.0", "lam=0.4") for r in runs(f"cggm:{rho}", DOWN)),
+        *(r for rho in ("rho=1.0", "lam=0.2") for r in runs(f"cggm:{rho}", same)),
     ]
-    points = [
-        SweepPoint(setting, value, d)
-        for setting in ("rho", "lambda")
-        for value, d in enumerate(differences)
-    ]
-    plot_sweep(points, tmp_path / "s.png", metric="acc", simulated=True)
-    height, width, _ = imread(tmp_path / "s.png").shape
+    charts = sweep_charts(records, task())
+    rho, lam = ([i.position for i in chart.intervals] for chart in charts)
+    assert (rho, lam) == ([0.5, 1.0, 2.0], [0.05, 0.2, 0.4])
+    assert charts[0].limits == charts[1].limits
+    assert all("(SIMULATED)" in chart.title for chart in charts)
     for color in (BLUE, ORANGE, GRAY):
-        rows, columns = pixels(tmp_path / "s.png", color).T
+        rows, columns = pixels(tmp_path, charts, color).T
+        height, width, _ = imread(tmp_path / "chart.png").shape
         columns = columns[rows < 0.75 * height]
         assert columns.min() < 0.5 * width
         assert columns.max() > 0.5 * width + 60
 
 
+def test_without_a_setting_there_is_no_sweep():
+    assert sweep_charts([*runs("joint", JOINT), *runs("cggm", UP)], task()) == []
+
+
 def test_incomplete_ranks_are_hollow(tmp_path):
     records = [*runs("a", [0.9]), *runs("a", [0.4], task="brats"), *runs("b", [0.8])]
     chosen = {"mosi": ["acc"], "brats": ["acc"]}
-    plot_ranks(average_ranks(records[:2], chosen), tmp_path / "full.png")
-    plot_ranks(average_ranks(records[2:], chosen), tmp_path / "hollow.png")
-    full, hollow = (len(pixels(tmp_path / f"{n}.png", BLUE)) for n in ("full", "hollow"))
+    charts = [rank_chart(average_ranks(own, chosen)) for own in (records[:2], records[2:])]
+    assert [chart.intervals[0].name for chart in charts] == ["a", "b *"]
+    full, hollow = (len(pixels(tmp_path, [chart], BLUE)) for chart in charts)
     assert 0 < hollow < 0.7 * full
+
+
+def test_nothing_to_compare_is_still_a_figure(tmp_path):
+    for chart in (difference_chart(runs("joint", JOINT), task()), rank_chart({})):
+        assert png([chart]).startswith(b"\x89PNG")
 
 
 def test_gradients_have_the_colors_of_their_modalities_and_repeat(tmp_path):
     rng = np.random.default_rng(0)
-    labels = [(m, kind) for m in ("text", "audio") for kind in ("head", "unimodal")] * 3
-    vectors = {name: rng.normal(size=(12, 5)).astype(np.float32) for name in ("joint",)}
-    files = [tmp_path / f"{i}.png" for i in range(2)]
-    for file in files:
-        plot_gradients(vectors, dict.fromkeys(vectors, labels), file, 0)
-    above_legend = 0.8 * len(imread(files[0]))
-    for color in modality_colors(["text", "audio"]).values():
-        assert pixels(files[0], color)[:, 0].min() < above_legend
-    assert files[0].read_bytes() == files[1].read_bytes()
+    keys = [f"{kind} {m}" for m in ("text", "audio") for kind in ("head", "unimodal")]
+    gradients = {key: rng.normal(size=(3, 5)).astype(np.float32) for key in keys}
+    chart = gradient_chart("joint", gradients)
+    for color in PALETTE[:2]:
+        rows = pixels(tmp_path, [chart], color)[:, 0]
+        assert rows.min() < 0.8 * len(imread(tmp_path / "chart.png"))  # above the legend
+    assert png([gradient_chart("joint", gradients)]) == png([chart])

@@ -7,6 +7,8 @@ from multiprocessing import forkserver
 import pytest
 
 from cggm.comparison.processes import Script, share_imports
+from cggm.errors import MethodRefusal
+from cggm.runs.cli import read_reported_error
 
 SCRIPT = """
 import sys
@@ -26,6 +28,10 @@ def script(tmp_path):
     return file
 
 
+def started(script, log, *, inherited):
+    return Script(script, [], log, inherited=inherited, error_file=log.with_suffix(".json"))
+
+
 def ended(process):
     while (code := process.poll()) is None:
         time.sleep(0.01)
@@ -36,7 +42,7 @@ def test_output_goes_to_the_log_and_the_code_comes_back(script, tmp_path):
     log = tmp_path / "log"
     log.write_text("before\n")
     with log.open() as kept:
-        assert ended(Script(script, [], log, inherited=kept.fileno())) == 3
+        assert ended(started(script, log, inherited=kept.fileno())) == 3
     assert log.read_text().splitlines()[0] == "before"
     assert {"loaded fork __main__", "[]"} <= set(log.read_text().splitlines())
 
@@ -53,11 +59,33 @@ raise SystemExit(len(got))
 """
 
 
+REFUSES = """
+from cggm.errors import MethodRefusal
+from cggm.runs.cli import run
+
+def main(argv):
+    raise MethodRefusal("OGM cannot be used here: no.", "Take another.")
+
+raise SystemExit(run(main))
+"""
+
+
+def test_error_travels_as_data(script, tmp_path):
+    script.write_text(REFUSES)
+    with script.open() as kept:
+        assert ended(started(script, tmp_path / "log", inherited=kept.fileno())) == 2
+    error = read_reported_error(tmp_path / "log.json")
+    assert isinstance(error, MethodRefusal)
+    assert (error.what, error.fix) == ("OGM cannot be used here: no.", "Take another.")
+
+
 def test_is_asked_to_end_once(script, tmp_path):
     script.write_text(COUNTS)
     log = tmp_path / "log"
     with script.open() as kept:
-        process = Script(script, [], log, inherited=kept.fileno())
+        process = Script(
+            script, [], log, inherited=kept.fileno(), error_file=tmp_path / "error.json"
+        )
     while not log.exists() or "ready" not in log.read_text():
         time.sleep(0.01)
     for _ in range(3):
@@ -69,7 +97,9 @@ def test_is_asked_to_end_once(script, tmp_path):
 def test_descriptor_is_open_in_the_script(script, tmp_path):
     script.write_text("import time\ntime.sleep(60)\n")
     read, write = os.pipe()
-    process = Script(script, [], tmp_path / "log", inherited=write)
+    process = Script(
+        script, [], tmp_path / "log", inherited=write, error_file=tmp_path / "error.json"
+    )
     os.close(write)
     os.set_blocking(read, False)
     with pytest.raises(BlockingIOError):

@@ -1,13 +1,13 @@
 import math
 
-from cggm.comparison.statistics import average_ranks, rank
+from cggm.comparison.statistics import average_ranks, ranks_of
 from tests.cggm.comparison.runs import run, runs
 
 
 def test_ties_share_their_ranks():
     scores = {"a": 0.8, "b": 0.9, "c": 0.8, "d": 0.1}
-    assert rank(scores, lower_better=False) == {"a": 2.5, "b": 1.0, "c": 2.5, "d": 4.0}
-    assert rank(scores, lower_better=True) == {"a": 2.5, "b": 4.0, "c": 2.5, "d": 1.0}
+    assert ranks_of(scores, lower_better=False) == {"a": 2.5, "b": 1.0, "c": 2.5, "d": 4.0}
+    assert ranks_of(scores, lower_better=True) == {"a": 2.5, "b": 4.0, "c": 2.5, "d": 1.0}
 
 
 def test_every_task_weighs_the_same():

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from cggm.comparison.records import (
-    Record,
+    FinishedRun,
     by_seed,
     methods,
-    modalities,
+    modality_names,
     of_method,
     of_task,
     read_records,
@@ -33,7 +33,7 @@ LINE = {
 def test_a_cut_last_line_is_ignored(tmp_path):
     file = tmp_path / "runs.jsonl"
     file.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"seed": 1})[:-9])
-    assert read_records(file) == [Record(**LINE)]
+    assert read_records(file) == [FinishedRun(**LINE)]
 
 
 def test_wrong_keys_are_refused_with_their_line(tmp_path):
@@ -55,7 +55,7 @@ def test_groups_keep_the_order_of_appearance():
 
 def test_modalities_come_from_heads_and_subsets():
     records = [run("a", 0, {}, heads={"text": {}}), run("b", 0, {}, subsets={"audio+text": {}})]
-    assert modalities(records) == ["text", "audio"]
+    assert modality_names(records) == ["text", "audio"]
 
 
 def test_undefined_values_are_left_out_and_a_later_record_wins():

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from cggm.comparison.records import Record
-from cggm.comparison.rendering import DASH, Cell, Table, to_csv, to_latex, to_markdown
+from cggm.comparison.records import FinishedRun
 from cggm.comparison.tables import (
     ablation_table,
     cost_table,
@@ -14,6 +13,7 @@ from cggm.comparison.tables import (
     performance_table,
     rank_table,
 )
+from cggm.display.tables import DASH, Cell, Table, to_csv, to_latex, to_markdown
 from tests.cggm.comparison.runs import run, runs
 
 SMALL = [
@@ -35,10 +35,10 @@ def test_markdown_of_a_small_case():
     records = [record for record in SMALL if record.method != "plain"]
     expected = """**Performance on mosi (SIMULATED)**
 
-| method | acc                      | acc - joint                | verdict on acc |
-| ------ | ------------------------ | -------------------------- | -------------- |
-| joint  | <ins>0.720 ± 0.020</ins> | ~                          | ~              |
-| a_b    | **0.750 ± 0.014 (n=2)**  | +0.0400 [+0.0400, +0.0400] | no difference  |
+| method | accuracy                 | accuracy - joint           | verdict on accuracy |
+| ------ | ------------------------ | -------------------------- | ------------------- |
+| joint  | <ins>0.720 ± 0.020</ins> | ~                          | ~                   |
+| a_b    | **0.750 ± 0.014 (n=2)**  | +0.0400 [+0.0400, +0.0400] | no difference       |
 
 Mean ± standard deviation over seeds; n where a seed has no value. Differences to joint are paired \
 by seed, with a 95 % bootstrap interval; one that contains zero, or has fewer than 5 common \
@@ -133,7 +133,7 @@ BUILDERS = [
 ]
 HEADS = {"text": {"acc": 0.5}}
 FULL = [
-    Record("mosi", name, s, 2.0, 5.0, True, {"acc": 0.5 + s}, HEADS, HEADS, "")
+    FinishedRun("mosi", name, s, 2.0, 5.0, True, {"acc": 0.5 + s}, HEADS, HEADS, "")
     for name in ("joint", "a_b", "cggm")
     for s in range(3)
 ]

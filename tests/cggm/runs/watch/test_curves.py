@@ -14,18 +14,24 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from cggm.display import PALETTE
 from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop.seeds import seed_everything
+from cggm.runs.metrics import Metric, register_metrics
 from cggm.runs.watch.curves import (
     CurveRefresh,
-    _limits,
-    modality_colors,
     plot_curves,
-    read_panels,
+    read_charts,
     running_mean,
 )
 
+register_metrics(
+    Metric("dice_mean", "mean Dice", "higher"),
+    Metric("dice_WT", "Dice WT", "higher"),
+    Metric("dice_ET", "Dice ET", "higher"),
+    Metric("hd95_WT", "HD95 WT", "lower", digits=2, unit="mm"),
+)
 ALL = ["score", "term", "cosine", "gradient_norm", "loss", "validation", "curves"]
 
 
@@ -62,11 +68,10 @@ def shows(png, color):
 def test_every_modality_has_its_color_in_every_file(tmp_path, modalities, lines):
     files = plot_curves(write_logs(tmp_path, modalities, lines))
     assert files == [tmp_path / "curves" / f"{name}.png" for name in ALL]
-    colors = modality_colors(modalities)
-    assert len(set(colors.values())) == len(modalities)
+    colors = PALETTE[: len(modalities)]
     for file in (files[0], files[1], files[2], files[3], files[-1]):
-        assert all(shows(file, color) for color in colors.values()), file
-    assert not any(shows(files[4], color) for color in colors.values())
+        assert all(shows(file, color) for color in colors), file
+    assert not any(shows(files[4], color) for color in colors)
     assert sorted(tmp_path.joinpath("curves").iterdir()) == sorted(files)
 
 
@@ -78,16 +83,23 @@ def test_what_was_not_recorded_is_left_out(tmp_path):
 def test_loss_falls_back_on_the_epochs(tmp_path):
     write_logs(tmp_path, ["flair"], 5)
     (tmp_path / "balance.jsonl").unlink()
-    panels = {panel.name: panel for panel in read_panels(RunFolder(tmp_path))}
-    assert panels["loss"].x.tolist() == [9, 18]
-    assert panels["loss"].lines["loss"].tolist() == [1.0, 0.5]
+    (line,) = read_charts(RunFolder(tmp_path))["loss"].lines
+    assert line.x.tolist() == [9, 18]
+    assert line.y.tolist() == [1.0, 0.5]
 
 
-def test_validation_shows_one_kind_of_metric(tmp_path):
+def test_validation_shows_one_kind_of_metric_by_its_labels(tmp_path):
     write_logs(tmp_path, ["flair"], 5)
-    (panel,) = [p for p in read_panels(RunFolder(tmp_path)) if p.name == "validation"]
-    assert panel.title == "Validation dice"
-    assert {k: v.tolist() for k, v in panel.lines.items()} == {"WT": [0.4, 0.8], "ET": [0.3, 0.6]}
+    chart = read_charts(RunFolder(tmp_path))["validation"]
+    assert chart.title == "Validation: Dice"
+    found = {line.name: line.y.tolist() for line in chart.lines}
+    assert found == {"Dice WT": [0.4, 0.8], "Dice ET": [0.3, 0.6]}
+
+
+def test_a_metric_that_nobody_knows_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "iteration": 1, "val_odd": 1.0}\n')
+    with pytest.raises(UserError, match="Unknown metric 'odd'"):
+        plot_curves(tmp_path)
 
 
 def test_a_run_without_logs_is_refused(tmp_path):
@@ -116,17 +128,6 @@ def test_running_mean_stays_within_the_values(values, window):
     assert mean.shape == (len(values),)
     assert mean.min() >= min(values) - 1e-6
     assert mean.max() <= max(values) + 1e-6
-
-
-def test_limits_hold_all_means_and_ignore_what_is_singular():
-    means = [np.linspace(0.2, 1.8, 100)]
-    raw = [np.where(np.arange(100) % 2, 1e7, -1e7)]
-    low, high = _limits(means, raw)
-    assert -1.7 < low < 0.2
-    assert 1.8 < high < 3.7
-    assert _limits(means, []) == pytest.approx((0.12, 1.88))
-    low, high = _limits([np.zeros(3)], [])
-    assert low < 0 < high
 
 
 def test_sparse_values_are_joined(tmp_path):
@@ -159,7 +160,7 @@ def test_curves_are_refreshed_at_a_small_share_of_the_time(tmp_path, monkeypatch
     # not before 20 seconds; then not before 80 seconds after the end of a drawing of 4 seconds
     assert drawings == [1025, 1110]
     assert [path.name for path in file.parent.iterdir()] == ["curves.png"]
-    assert shows(file, modality_colors(["flair"])["flair"])
+    assert shows(file, PALETTE[0])
 
 
 def test_drawing_draws_no_random_number(tmp_path):

@@ -1,13 +1,15 @@
-"""Tables as Markdown, CSV and LaTeX."""
+"""Tables of text: aligned for a terminal, as Markdown, as CSV and as LaTeX; numbers in a text."""
 
 import csv
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-DASH = "\u2013"
+DASH = "\N{EN DASH}"
+Mark = Literal["", "best", "second"]
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -19,6 +21,9 @@ _LATEX = {
     "∞": r"$\infty$",
     DASH: "--",
 }
+_FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH COMMERCIAL AT}")
+# A number, and its interval or deviation where it has one.
+_NUMBER = re.compile(r"-?(\d[\d.]*(e[+-]\d+)?|∞|inf|nan)([ ±,()\[\]\d.+∞-]|n=)*$")
 # The minus of a number, not the hyphen of a word.
 _MINUS = re.compile(r"(?<![\w-])-(?=\d|\$\\infty)")
 
@@ -33,7 +38,7 @@ class Cell:
     """
 
     text: str = DASH
-    mark: Literal["", "best", "second"] = ""
+    mark: Mark = ""
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,64 @@ class Table:
 
     Args:
         title: One sentence without its period.
-        columns: Headings.
+        columns: Keys of its columns, the heads of a CSV file, which programs read.
         rows: As many cells each as there are columns.
         notes: Sentences below it.
+        headings: What readers see in place of the keys; these where empty.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    headings: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What readers see above the columns."""
+        return self.headings or self.columns
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in a text: a dash for none, a true minus sign, no sign before zero.
+
+    Args:
+        value: A number; there is none where it is NaN or ``None``.
+        digits: Behind the decimal point.
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    text = f"{value:.{digits}f}".replace("inf", "∞")
+    text = text.removeprefix("-") if float(f"{value:.{digits}f}") == 0 else text
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def aligned(rows: Iterable[Sequence[str]], *, texts: int = 1, gap: int = 2) -> list[str]:
+    """Lines of a table for a terminal, without blanks at their ends.
+
+    Args:
+        rows: Cells of each line, the heads first; of equal number.
+        texts: How many columns from the left hold texts; the others hold numbers and end alike.
+        gap: Blanks between two columns.
+    """
+    table = [[*row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        (" " * gap)
+        .join(
+            cell.ljust(width) if i < texts else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        .rstrip()
+        for row in table
+    ]
 
 
 def to_markdown(table: Table) -> str:
     """Pipe table with its title above and its notes below; second best in ``<ins>``."""
     marks = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
     rows = [[marks[c.mark].format(_piped(c.text)) for c in row] for row in table.rows]
-    grid = [[_piped(name) for name in table.columns], *rows]
+    grid = [[_piped(name) for name in table.heads], *rows]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [_piped_row(row, widths) for row in grid]
     lines.insert(1, _piped_row(["-" * width for width in widths], widths))
@@ -67,12 +114,34 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """The title as a line that begins with ``#``, headings and rows; without marks and notes."""
+    # The sign of a difference is for readers; a spreadsheet takes a plus for a formula.
+    rows = [[_without_plus(cell.text) for cell in row] for row in table.rows]
+    rows = [[*table.columns], *rows]
+    return f"# {table.title}\n{csv_text(rows)}"
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Lines of a CSV file in which no cell is a formula to a spreadsheet.
+
+    A text that begins with ``=``, ``+``, ``-`` or ``@``, as the name of a case or of a folder may,
+    gets an apostrophe before it; negative numbers stay.
+
+    Args:
+        rows: Cells of each line.
+    """
     text = io.StringIO()
-    text.write(f"# {table.title}\n")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows([cell.text for cell in row] for row in table.rows)
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _without_plus(text: str) -> str:
+    return text.removeprefix("+") if _NUMBER.match(text.removeprefix("+")) else text
+
+
+def _inert(text: str) -> str:
+    is_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.match(text)
+    return f"'{text}" if is_formula else text
 
 
 def to_latex(table: Table) -> str:
@@ -86,7 +155,7 @@ def to_latex(table: Table) -> str:
         rf"\caption{{{_escaped(table.title)}}}",
         rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}",
         r"\toprule",
-        _latex_row([_escaped(name) for name in table.columns]),
+        _latex_row([_escaped(name) for name in table.heads]),
         *(r"\midrule", *body, r"\bottomrule"),
         r"\end{tabular}",
         *(rf"\par\smallskip\footnotesize {_escaped(note)}" for note in table.notes),
