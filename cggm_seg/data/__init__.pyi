@@ -23,6 +23,7 @@ from .nifti import read_volume as read_volume
 from .orientation import Grid as Grid
 from .preprocessing import brain_box as brain_box
 from .preprocessing import intensity_statistics as intensity_statistics
+from .preprocessing import prepare_image as prepare_image
 from .preprocessing import zscore as zscore
 from .slices import SliceDataset as SliceDataset
 from .slices import SliceItem as SliceItem

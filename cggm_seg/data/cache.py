@@ -17,15 +17,17 @@ from cggm.errors import DataError, UserError
 from cggm.runs import file_digest, map_processes, replacing, sweep_drafts
 from cggm_seg.data import labels, preprocessing, volumes
 from cggm_seg.data.cases import Case
+from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.manifest import check_recorded
 from cggm_seg.data.preprocessing import zscore
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised by hand whenever the same files would give another cached case; a test holds the two
 together. Cases of an earlier format are made again."""
 
+_LARGEST_ERROR = 0.0101  # deviations; to_int16 keeps to a hundredth
 _DRAFT_AGE = 3600.0  # seconds; writing a case takes less than one
 _Key = dict[str, Any]
 
@@ -92,12 +94,12 @@ def pack(case: Case) -> dict[str, np.ndarray]:
 
     Returns:
         ``images`` int16 ``(Z, M, h, w)`` cropped to the brain, ``label`` uint8 ``(Z, h, w)``,
-        ``statistics`` of the stored values ``(M, 2)``, ``scales`` ``(M,)`` that turn these back
-        into intensities, ``class_counts`` voxels per slice and class ``(Z, 4)``,
+        ``statistics`` of the stored values ``(M, 2)``, ``scales`` and ``offsets`` ``(M,)`` that
+        turn these back into intensities, ``class_counts`` voxels per slice and class ``(Z, 4)``,
         ``box`` start and stop per axis ``(3, 2)``.
 
     Raises:
-        DataError: If the case cannot be read.
+        DataError: If the case cannot be read or stored.
         ValueError: If the case has no label map.
     """
     data = volumes.read_case(case)
@@ -107,18 +109,32 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     # (M, H, W, Z) -> (M, Z, h, w), the order of the statistics' sums, and (Z, M, h, w) on disk.
     brain = np.ascontiguousarray(data.images[:, *box].transpose(3, 0, 1, 2)).swapaxes(0, 1)
     statistics = preprocessing.intensity_statistics(brain)
-    values, scales = preprocessing.to_int16(brain, statistics)
+    values, scales, offsets = preprocessing.to_int16(brain, statistics)
+    errors = preprocessing.rounding_errors(brain, statistics, values, scales, offsets)
+    _check_errors(case, errors)
     label = np.ascontiguousarray(data.label[box].transpose(2, 0, 1))
     classes = len(labels.FILE_LABELS[case.naming])
     counts = [np.bincount(plane.ravel(), minlength=classes) for plane in label]
     return {
         "images": np.ascontiguousarray(values.swapaxes(0, 1)),
         "label": label,
-        "statistics": statistics / scales[:, None],
+        "statistics": (statistics - np.stack([offsets, 0 * offsets], axis=1)) / scales[:, None],
         "scales": scales,
+        "offsets": offsets,
         "class_counts": np.stack(counts),
         "box": np.array([(span.start, span.stop) for span in box]),
     }
+
+
+def _check_errors(case: Case, errors: np.ndarray) -> None:
+    for file, error in zip(case.images.values(), errors, strict=True):
+        if error > _LARGEST_ERROR:
+            what = (
+                f"Expected intensities that 16 bits hold to {_LARGEST_ERROR:g} of their standard "
+                f"deviation, but some change by {error:.2g} of it."
+            )
+            fix = "Clip the image to the range of the brain, or leave the case out."
+            raise Finding(Code.RANGE, case.id, file, what, fix)
 
 
 def _header(file: Path) -> tuple[_Key, list[list[int]]]:

@@ -7,12 +7,23 @@ import numpy as np
 
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.nifti import Volume
+from cggm_seg.data.preprocessing import background_value, intensity_limits, without_background
+
+LARGEST_BRAIN = 2500
+"""Milliliters; adult brains have up to 1700 with their fluid, heads in MR from 3500."""
 
 _AFFINE_TOLERANCE = 9e-4  # below 0.001, so that this is found in float32 as well
 
 
-def intensity_findings(case_id: str, file: Path, array: np.ndarray) -> Iterator[Finding]:
-    """What is wrong with the intensities of an image: NaN, Inf, or a single one besides zero."""
+def intensity_findings(case_id: str, file: Path, volume: Volume) -> Iterator[Finding]:
+    """What is wrong with the intensities of an image: the first error, or warnings.
+
+    Args:
+        case_id: Named in the findings.
+        file: Named in the findings.
+        volume: What the file holds.
+    """
+    array = volume.array
     low, high = array.min(), array.max()
     fix = "Export the image again, or leave the case out."
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -23,8 +34,53 @@ def intensity_findings(case_id: str, file: Path, array: np.ndarray) -> Iterator[
         what = "Expected an image, but all voxels are zero."
         yield Finding(Code.EMPTY, case_id, file, what, fix)
     elif _is_mask(array[::4, ::4, ::4], low, high) and _is_mask(array, low, high):
-        what = f"Expected an image, but all voxels are 0 or {high or low:g}."
+        values = f"{high:g}" if low == high else f"{low:g} or {high:g}"
+        what = f"Expected an image, but all voxels are {values}."
         yield Finding(Code.CONSTANT, case_id, file, what, fix)
+    else:
+        yield from _background_findings(case_id, file, volume)
+
+
+def _background_findings(case_id: str, file: Path, volume: Volume) -> Iterator[Finding]:
+    value = background_value(volume.array)
+    if value is None:
+        what = (
+            "Expected a background of one value around the brain, but the border of the volume "
+            "has many."
+        )
+        fix = (
+            "Strip the skull and set what is outside the brain to 0, before any scaling, as the "
+            "images of BraTS are."
+        )
+        yield Finding(Code.BACKGROUND, case_id, file, what, fix)
+        return
+    milliliters = np.count_nonzero(volume.array != value) * np.prod(volume.grid.spacing) / 1000
+    if milliliters > LARGEST_BRAIN:
+        what = (
+            f"Expected a brain of at most {LARGEST_BRAIN} ml, but {milliliters:.0f} ml are not "
+            f"background ({value:g})."
+        )
+        fix = "Strip the skull, and check the size of the voxels in the header."
+        yield Finding(Code.NOT_STRIPPED, case_id, file, what, fix)
+        return
+    yield from _extreme_findings(case_id, file, volume.array, value)
+
+
+def _extreme_findings(
+    case_id: str, file: Path, array: np.ndarray, background: float
+) -> Iterator[Finding]:
+    limits = intensity_limits(without_background(array, background))
+    if limits is None:
+        return
+    low, high = limits[0] + background, limits[1] + background
+    outside = array[(array != background) & ((array < low) | (array > high))]
+    farthest = max(outside.min(), outside.max(), key=lambda x: abs(x - low))
+    what = (
+        f"Expected no single voxels far from all others, but found {outside.size} up to "
+        f"{farthest:g} beside a brain from {low:g} to {high:g}."
+    )
+    fix = "They are clipped to that range; look at the image, and mend it if it means them."
+    yield Finding(Code.EXTREME, case_id, file, what, fix)
 
 
 def geometry_findings(case_id: str, file: Path, volume: Volume, other: Volume) -> Iterator[Finding]:
@@ -47,4 +103,4 @@ def geometry_findings(case_id: str, file: Path, volume: Volume, other: Volume) -
 
 
 def _is_mask(array: np.ndarray, low: float, high: float) -> bool:
-    return bool(0 in (low, high) or low == high) and bool(((array == low) | (array == high)).all())
+    return bool(((array == low) | (array == high)).all())

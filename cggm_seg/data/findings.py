@@ -23,6 +23,10 @@ class Code(StrEnum):
     NOT_FINITE = "not-finite"
     EMPTY = "empty-image"
     CONSTANT = "constant-image"
+    BACKGROUND = "no-constant-background"
+    NOT_STRIPPED = "not-skull-stripped"
+    EXTREME = "extreme-intensities"
+    RANGE = "range-too-wide"
     SHAPE = "shape-mismatch"
     AFFINE = "affine-mismatch"
     UNKNOWN_LABEL = "unknown-label"
@@ -49,7 +53,11 @@ MEANINGS: dict[Code, str] = {
     Code.BAD_TYPE: "voxels that are no real numbers of at most 64 bits",
     Code.NOT_FINITE: "NaN or Inf",
     Code.EMPTY: "nothing but zeros",
-    Code.CONSTANT: "a single intensity besides zero",
+    Code.CONSTANT: "a single intensity besides the background",
+    Code.BACKGROUND: "no single value around the brain: noise, or a head that is not cut off",
+    Code.NOT_STRIPPED: "more than 2500 ml that are not background: a head, or wrong voxel sizes",
+    Code.EXTREME: "a few voxels so far from all others that they are clipped",
+    Code.RANGE: "intensities that 16 bits do not hold to a hundredth of their deviation",
     Code.SHAPE: "another shape than the other files of the case",
     Code.AFFINE: "another affine than the other files of the case, by 0.001 or more",
     Code.UNKNOWN_LABEL: "a label that the scheme does not know",
@@ -63,7 +71,7 @@ MEANINGS: dict[Code, str] = {
 }
 """One line for each code."""
 
-WARNINGS = frozenset({Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY})
+WARNINGS = frozenset({Code.EXTREME, Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY})
 """Codes that call for a look; all others are errors."""
 
 

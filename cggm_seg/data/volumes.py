@@ -1,6 +1,7 @@
 """Reads whole cases with every check that training and inference rely on; writes label maps."""
 
 import gzip
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from cggm_seg.data.findings import Finding
 from cggm_seg.data.labels import FILE_LABELS, to_classes
 from cggm_seg.data.nifti import read_volume
 from cggm_seg.data.orientation import Grid
+from cggm_seg.data.preprocessing import prepare_image
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,10 @@ class Volumes:
     """One case in memory.
 
     Attributes:
-        images: Raw intensities in the project's frame, see :mod:`cggm_seg.data.orientation`, shape
-            ``(M, H, W, Z)``, in the type of the files; the memory is laid out slice by slice.
+        images: Intensities with a background of exactly 0, see
+            :func:`cggm_seg.data.preprocessing.prepare_image`, in the project's frame, see
+            :mod:`cggm_seg.data.orientation`, shape ``(M, H, W, Z)``, in the type of the files or,
+            where a background was subtracted, one that holds it; laid out slice by slice.
         label: Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, shape ``(H, W, Z)``, or ``None``.
         grid: How the file of the first modality stores its voxels, for what is written of the case.
     """
@@ -39,20 +45,22 @@ def read_case(case: Case) -> Volumes:
 
     Raises:
         DataError: If a file is missing, damaged or not a 3-D NIfTI image, an image holds NaN,
-            Inf or a single intensity, shapes or affines disagree, or a label is unknown.
+            Inf or a single intensity or has no constant background, shapes or affines disagree,
+            or a label is unknown.
     """
     if not case.images:
         what = "Expected at least one image, but the case has none."
         raise DataError(case.id, case.label, what, "Add the images, or leave the case out.")
     for k, file in enumerate(case.images.values()):
         volume = read_volume(file, case.id)
-        _raise_first(intensity_findings(case.id, file, volume.array))
+        _raise_first(intensity_findings(case.id, file, volume))
+        image = prepare_image(volume.array)
         if k == 0:
             first = volume
-            images = _allocate(len(case.images), volume.array)
+            images = _allocate(len(case.images), image)
         _raise_first(geometry_findings(case.id, file, volume, first))
-        images = images.astype(np.result_type(images, volume.array), copy=False)
-        images[k] = volume.array
+        images = images.astype(np.result_type(images, image), copy=False)
+        images[k] = image
     label = None
     if case.label is not None:
         volume = read_volume(case.label, case.id)
@@ -114,5 +122,8 @@ def _allocate(count: int, array: np.ndarray) -> np.ndarray:
 
 
 def _raise_first(findings: Iterator[Finding]) -> None:
+    """Raises the first error; warnings are told and go on."""
     for finding in findings:
-        raise finding
+        if finding.is_error:
+            raise finding
+        logger.warning("%s", finding)

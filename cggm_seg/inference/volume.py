@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm.errors import UserError
+from cggm_seg.data import prepare_image
 from cggm_seg.inference.slices import BatchSize, InferenceSettings, device_of, slice_logits
 
 DEFAULT = InferenceSettings()
@@ -27,7 +28,8 @@ def predict_volume(
 
     Args:
         network: Maps ``(B, M, H, W)`` to logits and names its channels in ``modalities``.
-        images: Raw intensities with background exactly 0, shape ``(M, H, W, Z)``.
+        images: Intensities in the axes L, P, S, shape ``(M, H, W, Z)``; the background of each
+            has a single value.
         settings: How the volume is cut, batched and computed.
         absent: Modalities to be replaced by zeros.
 
@@ -127,6 +129,10 @@ def _present(
             f"({', '.join(names)}), but got shape {raw.shape}."
         )
     check_absent(network, absent)
+    given = list(raw)
+    prepared = [prepare_image(image) for image in given]
+    if any(image is not original for image, original in zip(prepared, given, strict=True)):
+        raw = np.stack(prepared)
     if absent:
         raw = raw.copy(order="K")
         raw[[names.index(name) for name in absent]] = 0

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from cggm_seg.data import (
     check_recorded,
     geometry_findings,
     intensity_findings,
+    prepare_image,
     read_volume,
     to_classes,
 )
@@ -133,7 +134,9 @@ def _read(
         if part == "seg":
             classes = to_classes(case.id, path, volume.array, case.naming, volume.rounding)
         else:
-            findings += intensity_findings(case.id, path, volume.array)
+            findings += intensity_findings(case.id, path, volume)
+            if not any(finding.is_error for finding in findings):
+                volume = replace(volume, array=prepare_image(volume.array))
         check_recorded(case.id, path, volume.digest, recorded)
     except Finding as finding:
         findings.append(finding)
