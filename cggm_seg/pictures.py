@@ -1,4 +1,8 @@
-"""Pictures of a case: an axial slice, with the tumor that was found and the one that is there."""
+"""Pictures of a case: an axial slice, with the tumor that was found and the one that is there.
+
+Arrays are in the project's frame, LPS, whatever the orientation of their files: ``[..., z]`` is an
+axial slice, and a case saved in another orientation has the same picture.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +29,9 @@ _BACKGROUND, _TEXT, _FAINT = "#101216", "#f2f2f2", "#9aa0a6"
 _SHOWN = ("flair", "t1ce")
 _CLASSES = {"ED": 2, "ET": 3, "NCR": 1}
 _OPACITY = 0.35  # of the color that fills a class
+
+Spacing = tuple[float, float, float]
+_ISOTROPIC = (1.0, 1.0, 1.0)
 
 _MARGIN = 6  # voxels around the brain
 _SIDE = 400  # pixels of a panel
@@ -55,6 +62,7 @@ def save_preview(
     modalities: Sequence[str],
     volumes: Mapping[str, float],
     absent: Sequence[str] = (),
+    spacing: Spacing = _ISOTROPIC,
 ) -> None:
     """Writes a PNG of about 170 kB: outlines of the regions on an axial slice, and a caption.
 
@@ -71,13 +79,17 @@ def save_preview(
         modalities: Names of the M images.
         volumes: Milliliters of each region, for the caption.
         absent: Modalities that the network did not see, for the caption.
+        spacing: Size of a voxel in mm, of which the shape of the picture follows.
 
     Raises:
         OSError: If the file cannot be written; nothing is left of it then.
     """
     shown = _chosen_slice(images, labels, modalities)
-    own = shown.cut(labels)
-    panels = [_outlined(image, own, TITLES.get(m, m)) for m, image in shown.images.items()]
+    panels = []
+    for name, image in shown.images.items():
+        panel = _Panel(image, spacing)
+        panel.outline_regions(shown.cut(labels))
+        panels.append(panel.labelled(TITLES.get(name, name)))
     canvas = _sheet([panels], below=(3 if absent else 2) * _LINE + 2 * _PADDING)
     names = [TITLES.get(name, name) for name in absent]
     _caption(canvas, case_id, f"axial slice {shown.depth}", volumes, names)
@@ -94,6 +106,7 @@ def save_overlay(
     case_id: str,
     modalities: Sequence[str],
     note: str = "",
+    spacing: Spacing = _ISOTROPIC,
 ) -> None:
     """Writes one PNG: image, reference and prediction of an axial slice on FLAIR and T1ce.
 
@@ -109,6 +122,7 @@ def save_overlay(
         case_id: For the title.
         modalities: Names of the M images.
         note: Added to the title, such as ``"simulated data"``.
+        spacing: Size of a voxel in mm, of which the shape of the picture follows.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -119,11 +133,14 @@ def save_overlay(
     columns = {"image": None, "reference": reference, "prediction": prediction}
     if reference is None:
         del columns["reference"]
-    labels = {name: None if c is None else shown.cut(c) for name, c in columns.items()}
-    rows = [
-        [_filled(image, own, f"{TITLES.get(m, m)}  {name}") for name, own in labels.items()]
-        for m, image in shown.images.items()
-    ]
+    rows: list[list[Image.Image]] = []
+    for name, image in shown.images.items():
+        rows.append([])
+        for column, labels in columns.items():
+            panel = _Panel(image, spacing)
+            if labels is not None:
+                panel.fill_classes(shown.cut(labels))
+            rows[-1].append(panel.labelled(f"{TITLES.get(name, name)}  {column}"))
     canvas = _sheet(rows, above=2 * _LINE + 2 * _PADDING, below=_LINE + 2 * _PADDING)
     title = f"{case_id}   axial slice {shown.depth}" + (f"   ({note})" if note else "")
     _headline(canvas, title, _scores(prediction, reference))
@@ -194,26 +211,48 @@ class _Panel:
 
     Args:
         image: Intensities, LPS, shape ``(h, w)``.
-        title: What is written in its corner.
+        spacing: Size of a voxel in mm.
     """
 
-    def __init__(self, image: np.ndarray, title: str) -> None:
+    def __init__(self, image: np.ndarray, spacing: Spacing) -> None:
         # Arrays are LPS: transposed, rows run to posterior and columns to the patient's left.
         gray = Image.fromarray((gray_levels(image).T * 255).astype(np.uint8))
-        ratio = _SIDE / max(gray.size)
-        self._size = (round(gray.width * ratio), round(gray.height * ratio))
+        lengths = (gray.width * spacing[0], gray.height * spacing[1])  # mm
+        self._size = (
+            round(_SIDE * lengths[0] / max(lengths)),
+            round(_SIDE * lengths[1] / max(lengths)),
+        )
         self._corner = ((_SIDE - self._size[0]) // 2, (_SIDE - self._size[1]) // 2)
-        self.picture = Image.new("RGB", (_SIDE, _SIDE), _BACKGROUND)
-        self.picture.paste(gray.resize(self._size, Image.Resampling.BICUBIC), self._corner)
-        self._title = title
+        self._picture = Image.new("RGB", (_SIDE, _SIDE), _BACKGROUND)
+        self._picture.paste(gray.resize(self._size, Image.Resampling.BICUBIC), self._corner)
 
-    def fill(self, inside: np.ndarray, color: str) -> None:
-        """Color the voxels of a mask, ``(h, w)``, and let the image shine through."""
+    def outline_regions(self, labels: np.ndarray) -> None:
+        """Draw the borders of the regions."""
+        for region, color in REGION_COLORS.items():
+            self._outline(region_mask(labels, region), color, outside=region == "TC")
+
+    def fill_classes(self, labels: np.ndarray) -> None:
+        """Give each class its color, through which the image shines, and an outer border."""
+        for name, index in _CLASSES.items():
+            self._fill(labels == index, COLORS[name])
+        for name, region in (("ED", "WT"), ("ET", "TC")):  # what each of the two encloses
+            self._outline(region_mask(labels, region), COLORS[name])
+        self._outline(labels == _CLASSES["NCR"], COLORS["NCR"])
+
+    def labelled(self, title: str) -> Image.Image:
+        """The picture with a title in its corner and the patient's sides."""
+        draw, font = ImageDraw.Draw(self._picture), _font(14)
+        draw.text((8, 6), title, _FAINT, font)
+        draw.text((8, _SIDE // 2), "R", _FAINT, font)
+        draw.text((_SIDE - 8, _SIDE // 2), "L", _FAINT, font, anchor="ra")
+        return self._picture
+
+    def _fill(self, inside: np.ndarray, color: str) -> None:
         opacity = Image.fromarray((inside.T * round(255 * _OPACITY)).astype(np.uint8))
         opacity = opacity.resize(self._size, Image.Resampling.NEAREST)
-        self.picture.paste(color, self._corner, opacity)
+        self._picture.paste(color, self._corner, opacity)
 
-    def outline(self, inside: np.ndarray, color: str, *, outside: bool = False) -> None:
+    def _outline(self, inside: np.ndarray, color: str, *, outside: bool = False) -> None:
         """Draw the inner border of a mask, ``(h, w)``, or the outer one."""
         if not inside.any():
             return
@@ -221,40 +260,11 @@ class _Panel:
         mask = Image.fromarray(inside.T.astype(np.uint8) * 255)
         mask = mask.resize(size, Image.Resampling.BICUBIC)
         voxel = size[0] / inside.shape[0]
-        levels = mask.filter(
-            ImageFilter.GaussianBlur(voxel / 2)
-        )  # a single voxel still reaches 118
+        # The border of a mask is a level of its blurred picture; a single voxel still reaches 118.
+        levels = mask.filter(ImageFilter.GaussianBlur(voxel / 2))
         low, high = (25, 110) if outside else (110, 230)
         opacity = levels.point([255 * (low <= level < high) for level in range(256)])
-        self.picture.paste(color, self._corner, opacity.reduce(_FINE))
-
-    def labelled(self) -> Image.Image:
-        """The picture with its title and the patient's sides."""
-        draw, font = ImageDraw.Draw(self.picture), _font(14)
-        draw.text((8, 6), self._title, _FAINT, font)
-        draw.text((8, _SIDE // 2), "R", _FAINT, font)
-        draw.text((_SIDE - 8, _SIDE // 2), "L", _FAINT, font, anchor="ra")
-        return self.picture
-
-
-def _outlined(image: np.ndarray, labels: np.ndarray, title: str) -> Image.Image:
-    """A panel with the outlines of the regions."""
-    panel = _Panel(image, title)
-    for region, color in REGION_COLORS.items():
-        panel.outline(region_mask(labels, region), color, outside=region == "TC")
-    return panel.labelled()
-
-
-def _filled(image: np.ndarray, labels: np.ndarray | None, title: str) -> Image.Image:
-    """A panel in which each class has its color and an outline."""
-    panel = _Panel(image, title)
-    if labels is not None:
-        for name, index in _CLASSES.items():
-            panel.fill(labels == index, COLORS[name])
-        for name, region in (("ED", "WT"), ("ET", "TC")):  # the outer border of each class
-            panel.outline(region_mask(labels, region), COLORS[name])
-        panel.outline(labels == _CLASSES["NCR"], COLORS["NCR"])
-    return panel.labelled()
+        self._picture.paste(color, self._corner, opacity.reduce(_FINE))
 
 
 def _sheet(rows: Sequence[Sequence[Image.Image]], *, above: int = 0, below: int = 0) -> Image.Image:

@@ -101,6 +101,7 @@ def _draw(reference: Path, predictions: Path, path: Path) -> Path:
         case_id=case.id,
         modalities=MODALITIES,
         note="simulated data",
+        spacing=volumes.grid.spacing,
     )
     return path
 

@@ -138,6 +138,7 @@ class CasePredictor:
             modalities=[*case.images],
             volumes=record.volumes_ml,
             absent=record.absent,
+            spacing=volumes.grid.spacing,
         )
         writers: dict[Path, Writer] = {
             self.folder.labels(case.id): partial(

@@ -5,11 +5,12 @@
   const SCALE = 3;
   const ERRORS = { missed: [255, 210, 63], surplus: [53, 201, 255], other: [255, 95, 210] };
   const rgb = colors.map((c) => c && [1, 3, 5].map((i) => Number.parseInt(c.slice(i, i + 2), 16)));
-  // Which axis of the volume runs to the right, which one down, whether upside down, and which through.
+  // Which axis of the volume, LPS, runs to the right, which one down, whether upside down, and which
+  // through; and which sides of the patient are left, right, up and down.
   const PLANES = {
-    axial: { right: 0, down: 1, flipped: false, through: 2 },
-    coronal: { right: 0, down: 2, flipped: true, through: 1 },
-    sagittal: { right: 1, down: 2, flipped: true, through: 0 },
+    axial: { right: 0, down: 1, flipped: false, through: 2, sides: "RLAP" },
+    coronal: { right: 0, down: 2, flipped: true, through: 1, sides: "RLSI" },
+    sagittal: { right: 1, down: 2, flipped: true, through: 0, sides: "APSI" },
   };
   const state = { number: 0, volume: null, labels: null, position: [0, 0, 0] };
 
@@ -66,6 +67,7 @@
     }
     show(canvas, image, item.spacing[plane.right] * width, item.spacing[plane.down] * height);
     cross(canvas, toCanvas(plane, item));
+    letter(canvas, plane.sides);
     const here = state.position[plane.through] + item.origin[plane.through];
     element(`${name}-number`).textContent = `slice ${here}`;
     element(`${name}-slice`).value = state.position[plane.through];
@@ -98,6 +100,17 @@
     context.moveTo(0, y * canvas.height);
     context.lineTo(canvas.width, y * canvas.height);
     context.stroke();
+  }
+
+  function letter(canvas, [left, right, up, down]) {
+    const context = canvas.getContext("2d"), size = Math.max(10, canvas.width / 22);
+    const { width, height } = canvas;
+    context.font = `${size}px system-ui, sans-serif`;
+    context.fillStyle = "#c7ccd3";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    const places = [[left, size, height / 2], [right, width - size, height / 2], [up, width / 2, size], [down, width / 2, height - size]];
+    for (const [text, x, y] of places) context.fillText(text, x, y);
   }
 
   function draw() {
