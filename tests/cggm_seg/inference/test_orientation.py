@@ -16,13 +16,10 @@ from tests.cggm_seg.nifti import case_file, write_case
 from tests.cggm_seg.predicting import FLOAT32, trained_network
 
 SHAPE = (40, 32, 12)
-# Case to rotation of its grid and orientation of its files; the first of a rotation is the original.
 ROTATIONS = [(0.0, 0.0, 0.0), *OBLIQUE]
-CASES = {
-    f"{k}-{codes}": (k, codes) for k in range(4) for codes in (CODES if k == 0 else CODES[::7])
-}
-ORIGINALS = [f"{k}-LPS" for k in range(4)]
-CASES |= {name: (k, "LPS") for k, name in enumerate(ORIGINALS)}
+# Case to number of its rotation and orientation of its files.
+CASES = {f"0-{codes}": (0, codes) for codes in CODES}
+CASES |= {f"{k}-{codes}": (k, codes) for k in (1, 2, 3) for codes in ("LPS", *CODES[::7])}
 
 
 @pytest.fixture(scope="module")
