@@ -124,7 +124,7 @@ class Volume:
 
 
 def read_volume(file: Path, case_id: str) -> Volume:
-    """Reads a ``.nii`` or ``.nii.gz`` file to its end, checksum and length included.
+    """Reads a NIfTI file, compressed or not, to its end, checksum and length included.
 
     Args:
         file: A single-file NIfTI-1 image of at most 80 MiB of voxels.
@@ -163,7 +163,9 @@ def _read(file: Path) -> tuple[nib.Nifti1Header, np.ndarray, str]:
         file_size = os.fstat(opened.fileno()).st_size
         if file_size == 0:
             raise _Fault(Code.DAMAGED, "Expected a NIfTI image, but the file is empty.")
-        zipped = file.suffix == ".gz"
+        # By content, not by ending: both .nii.gz without compression and .nii with it are about.
+        zipped = opened.read(len(_MAGIC)) == _MAGIC
+        opened.seek(0)
         stream = HashedStream(opened, zipped=zipped)
         head = bytearray(_HEADER_SIZE)
         stream.fill(head)
@@ -186,12 +188,19 @@ def _check_size(header: nib.Nifti1Header, file_size: int, zipped: bool) -> None:
     offset, voxels = int(header["vox_offset"]), prod(shape)
     capacity = file_size * (_DEFLATE_RATIO if zipped else 1)
     # Scaling makes four bytes of every voxel.
-    if offset + voxels * itemsize > capacity or offset + voxels * max(itemsize, 4) > _LARGEST:
+    if offset + voxels * itemsize > capacity:
         raise _Fault(
             Code.TOO_LARGE,
-            f"Expected at most 80 MiB of voxels and a file that can hold them, but the header "
-            f"declares {shape} voxels from byte {offset} on in a file of {file_size} bytes.",
+            f"Expected a file that can hold its voxels, but the header declares {shape} voxels "
+            f"from byte {offset} on in a file of {file_size} bytes.",
         )
+    if offset + voxels * max(itemsize, 4) > _LARGEST:
+        size = f"{shape} voxels of {itemsize} bytes"
+        what = f"Expected at most 80 MiB of voxels, but the header declares {size}."
+        fix = "Resample or crop the image, and the others of the case with it."
+        if voxels * 4 < _LARGEST:
+            fix = "Store it in a smaller type, float32 or int16."
+        raise _Fault(Code.TOO_LARGE, what, fix)
 
 
 def _header(head: bytes) -> nib.Nifti1Header:
@@ -213,6 +222,8 @@ def _header(head: bytes) -> nib.Nifti1Header:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         fix = "Split the image into one file per modality."
+        if len(shape) < 3:
+            fix = "Give the whole volume, all slices in one file."
         raise _Fault(Code.NOT_3D, f"Expected a 3-D image, but its shape is {shape}.", fix)
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         what = f"Expected real numbers of at most 64 bits, but the voxels are {dtype}."

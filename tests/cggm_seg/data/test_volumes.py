@@ -8,6 +8,7 @@ import pytest
 
 from cggm.errors import DataError
 from cggm_seg.data.cases import find_cases
+from cggm_seg.data.labels import BRATS2021, SCHEMES
 from cggm_seg.data.volumes import read_case, read_labels, write_labels
 from tests.cggm_seg.nifti import AFFINE, anatomy, case_file, write_case, write_volume
 from tests.disk import file_size_limit
@@ -57,21 +58,21 @@ def test_labels_survive_the_round_trip(tmp_path, naming, suffix):
     np.testing.assert_array_equal(volumes.label, truth)
 
     written = tmp_path / f"prediction{suffix}"
-    write_labels(written, volumes.label, volumes.grid, naming)
+    write_labels(written, volumes.label, volumes.grid, SCHEMES[f"brats{naming}"])
 
     image, original = nib.load(written), nib.load(case.images["flair"])
     np.testing.assert_array_equal(stored(written), stored(case.label))
     assert image.get_data_dtype() == np.uint8
     for field in ("srow_x", "srow_y", "srow_z", "sform_code", "qform_code", "pixdim", "quatern_b"):
         assert image.header[field].tobytes() == original.header[field].tobytes()
-    np.testing.assert_array_equal(read_labels(written, "a", naming)[0], truth)
+    np.testing.assert_array_equal(read_labels(written, "a", SCHEMES[f"brats{naming}"])[0], truth)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a", written.name])
 
 
 def test_labels_of_another_shape_are_not_written(tmp_path, case):
     grid = read_case(case).grid
     with pytest.raises(ValueError, match="Expected shape"):
-        write_labels(tmp_path / "x.nii.gz", np.zeros((3, 3, 3), np.uint8), grid, "2021")
+        write_labels(tmp_path / "x.nii.gz", np.zeros((3, 3, 3), np.uint8), grid, BRATS2021)
     assert not (tmp_path / "x.nii.gz").exists()
 
 
@@ -81,7 +82,7 @@ def test_full_disk_leaves_no_output_and_keeps_the_old_one(tmp_path, case):
     file.parent.mkdir()
     file.write_bytes(b"old")
     with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
-        write_labels(file, volumes.label, volumes.grid, "2021")
+        write_labels(file, volumes.label, volumes.grid, BRATS2021)
     assert [p.name for p in file.parent.iterdir()] == ["a.nii"]
     assert file.read_bytes() == b"old"
 
@@ -132,10 +133,29 @@ def test_no_bit_flip_changes_an_image_unnoticed(case):
     assert refused >= 290
 
 
-def test_file_that_is_not_gzip(case):
+def test_compression_is_told_by_content_and_not_by_the_ending(case):
+    truth, file = read_case(case).images, case.images["t1"]
+    plain = gzip.decompress(file.read_bytes())
+    file.write_bytes(plain)
+    np.testing.assert_array_equal(read_case(case).images, truth)
+    other = file.with_suffix("")
+    other.write_bytes(gzip.compress(plain))
+    renamed = replace(case, images={**case.images, "t1": other})
+    np.testing.assert_array_equal(read_case(renamed).images, truth)
+    file.write_bytes(b"x" + gzip.compress(plain))
+    check_refused(case, file, "header is of another kind")
+
+
+def test_size_and_shape_come_with_the_advice_that_helps(case):
     file = case.images["t1"]
-    file.write_bytes(gzip.decompress(file.read_bytes()))
-    check_refused(case, file, "Not a gzipped file")
+    for kind, shape, advice in (
+        (np.float64, (256, 256, 192), "smaller type, float32 or int16"),
+        (np.int16, (512, 512, 200), "Resample or crop"),
+        (np.int16, (24, 22), "the whole volume"),
+        (np.int16, (24, 22, 5, 2), "one file per modality"),
+    ):
+        nib.save(nib.Nifti1Image(np.zeros(shape, kind), np.eye(4)), file)
+        check_refused(case, file, advice)
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"\0" * 600])
@@ -175,7 +195,7 @@ def test_broken_header(case, field, value):
     header["vox_offset"] = 352
     header[field] = value
     file.write_bytes(gzip.compress(header.binaryblock + content[348:]))
-    check_refused(case, file, "Expected a valid NIfTI header|Expected at most 80 MiB")
+    check_refused(case, file, "Expected a valid NIfTI header|Expected a file that can hold")
 
 
 def test_four_dimensional_image(case):
@@ -264,7 +284,7 @@ def test_unknown_label(case, value, type_):
     check_refused(case, case.label, f"but found {value}")
 
 
-@pytest.mark.parametrize(("naming", "hint"), [("2021", "2023 scheme"), ("2023", "2021 scheme")])
+@pytest.mark.parametrize(("naming", "hint"), [("2021", "brats2023"), ("2023", "brats2021")])
 def test_label_of_the_other_scheme_names_the_cause(tmp_path, naming, hint):
     write_case(tmp_path, "a", shape=SHAPE, naming=naming)
     [case], _ = find_cases(tmp_path, labelled=True)
