@@ -27,6 +27,20 @@ def test_shift_of_two_and_along_two_axes():
     assert shift_of(images, np.roll(classes, (1, -1), (0, 2))) == (-1, 0, 1)
 
 
+@pytest.mark.parametrize("moved", [(4, 0, 0), (0, -7, 0), (0, 0, 5), (-9, 3, 2), (0, 15, 0)])
+@pytest.mark.parametrize("index", range(5))
+def test_shift_beyond_the_neighbors_is_told_as_it_is(index, moved):
+    images, classes = simulated_case(index)
+    shift = shift_of(images, np.roll(classes, moved, (0, 1, 2)))
+    assert shift == tuple(-step for step in moved)
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_shift_beyond_reach_is_told_as_such(index):
+    images, classes = simulated_case(index)
+    assert shift_of(images, np.roll(classes, 25, 0)) is None
+
+
 def test_lesion_at_the_border_of_the_volume():
     images, classes = simulated_case(0)
     low = [np.flatnonzero(classes.any(axis=axes))[0] for axes in ((1, 2), (0, 2), (0, 1))]
