@@ -92,7 +92,7 @@ def _draw(reference: Path, predictions: Path, path: Path) -> Path:
 
     case = find_cases(reference, labelled=True)[0][0]
     volumes = read_case(case)
-    prediction, _ = read_labels(predictions / f"{case.id}.nii.gz", case.id, case.naming)
+    prediction, _ = read_labels(predictions / f"{case.id}.nii.gz", case.id, case.labels)
     save_overlay(
         path,
         volumes.images,

@@ -21,6 +21,8 @@ class EvaluateOptions:
         output: JSON file for the results.
         rule: Scores of whole volumes (brats2021) or of lesions, whose misses and false alarms count
             as Dice 0 and HD95 374 mm (brats2023).
+        labels: Label values of the references: brats2021, brats2023, brats-ped, brats2013,
+            brats2024, or pairs such as 1=NCR,2=ED,4=ET; told by names and contents where not given.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
     """
 
@@ -28,6 +30,7 @@ class EvaluateOptions:
     reference: Path = field(metadata={"metavar": "DIR"})
     output: Path | None = field(default=None, metadata={"metavar": "FILE"})
     rule: Literal["brats2021", "brats2023"] = "brats2021"
+    labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     strict: bool = False
 
 
@@ -36,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options(EvaluateOptions, __doc__, argv)
     from cggm.distributed import is_first_rank
     from cggm.runs import write_atomically
+    from cggm_seg.data import label_scheme
     from cggm_seg.evaluation import evaluate_folder
     from cggm_seg.reports import report_evaluation
 
@@ -46,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
             strict=options.strict,
             sharded=True,
             rule=options.rule,
+            labels=label_scheme(options.labels),
         )
         if not is_first_rank():
             return

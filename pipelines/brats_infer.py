@@ -16,7 +16,7 @@ from cggm.runs import (
     report_problems,
     run,
 )
-from cggm_seg.data import Case, find_input
+from cggm_seg.data import Case, find_input, label_scheme
 from cggm_seg.inference import ComputeOptions, FileOptions, InferOptions
 from cggm_seg.training import BratsConfig
 
@@ -31,7 +31,9 @@ def main(argv: Sequence[str]) -> None:
     compute = reader.read(ComputeOptions, argv)
     folder = RunFolder.open(options.model)
     config = read_config(BratsConfig, [folder.config])
-    cases, problems = find_input(options.input)
+    scheme = label_scheme(options.labels or config.labels)
+    used = [name for name in config.used if name not in options.absences]
+    cases, problems = find_input(options.input, modalities=used, labels=scheme)
     check_problems(cases, problems, strict=options.strict)
 
     predictions = _predict(options, files, compute, folder, config, cases)
@@ -71,7 +73,7 @@ def _predict(
             cases,
             options.output,
             settings=settings,
-            absent=[name.strip() for name in (options.absent or "").split(",") if name.strip()],
+            absent=options.absences,
             files=files,
             strict=options.strict,
             sharded=True,

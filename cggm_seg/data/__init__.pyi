@@ -7,10 +7,11 @@ from .cases import survey_cases as survey_cases
 from .checks import geometry_findings as geometry_findings
 from .checks import intensity_findings as intensity_findings
 from .cohort import Cohort as Cohort
-from .cohort import Split as Split
 from .cohort import open_cohort as open_cohort
 from .findings import Code as Code
 from .findings import Finding as Finding
+from .labels import LabelScheme as LabelScheme
+from .labels import label_scheme as label_scheme
 from .labels import to_classes as to_classes
 from .manifest import FileRecord as FileRecord
 from .manifest import append_records as append_records
@@ -30,6 +31,7 @@ from .slices import SliceItem as SliceItem
 from .slices import prepare_batch as prepare_batch
 from .slices import slice_batches as slice_batches
 from .slices import slice_loader as slice_loader
+from .split import Split as Split
 from .volumes import Volumes as Volumes
 from .volumes import read_case as read_case
 from .volumes import read_labels as read_labels

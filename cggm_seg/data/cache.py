@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from cggm.errors import DataError, UserError
 from cggm.runs import file_digest, map_processes, replacing, sweep_drafts
-from cggm_seg.data import labels, preprocessing, volumes
+from cggm_seg.data import preprocessing, volumes
 from cggm_seg.data.cases import Case
 from cggm_seg.data.findings import Code, Finding
+from cggm_seg.data.labels import CLASSES
 from cggm_seg.data.manifest import check_recorded
 from cggm_seg.data.preprocessing import zscore
 
@@ -113,8 +114,7 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     errors = preprocessing.rounding_errors(brain, statistics, values, scales, offsets)
     _check_errors(case, errors)
     label = np.ascontiguousarray(data.label[box].transpose(2, 0, 1))
-    classes = len(labels.FILE_LABELS[case.naming])
-    counts = [np.bincount(plane.ravel(), minlength=classes) for plane in label]
+    counts = [np.bincount(plane.ravel(), minlength=len(CLASSES)) for plane in label]
     return {
         "images": np.ascontiguousarray(values.swapaxes(0, 1)),
         "label": label,
@@ -160,7 +160,7 @@ def _key(case: Case, digests: Mapping[str, str]) -> _Key:
     return {
         "format": FORMAT,
         "modalities": list(case.images),
-        "naming": case.naming,
+        "labels": [list(pair) for pair in case.labels.classes],
         "digests": dict(digests),
     }
 

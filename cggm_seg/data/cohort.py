@@ -1,39 +1,20 @@
 """A cohort ready for training: its cases, cached and checked, and which of them it learns from."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
-from cggm.errors import DataError, UserError
+from cggm.errors import DataError
 from cggm.runs import check_problems, first_alone
 from cggm_seg.data.cache import SliceCache, build_cache
-from cggm_seg.data.cases import Case, find_cases
+from cggm_seg.data.cases import MODALITIES, Case, find_cases, patient_of, read_patients
+from cggm_seg.data.labels import label_scheme
 from cggm_seg.data.manifest import recorded_digests
-
-
-@dataclass(frozen=True)
-class Split:
-    """Case identifiers of a training.
-
-    Attributes:
-        training: Cases that the network learns from.
-        validation: Cases that select the checkpoint.
-    """
-
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-
-    def digest(self) -> str:
-        """The same for the same cases in the same roles."""
-        text = "\n".join([*self.training, "", *self.validation])
-        return hashlib.sha256(text.encode()).hexdigest()
+from cggm_seg.data.split import Split, split_cases
 
 
 class CohortOptions(Protocol):
@@ -42,6 +23,10 @@ class CohortOptions(Protocol):
     @property
     def used(self) -> tuple[str, ...]:
         """The modalities that the network sees, in the order of its channels."""
+
+    @property
+    def labels(self) -> str | None:
+        """What label values mean, see :func:`cggm_seg.data.labels.label_scheme`."""
 
     @property
     def cache(self) -> Path | None:
@@ -58,6 +43,18 @@ class CohortOptions(Protocol):
     @property
     def validation_fraction(self) -> float:
         """Share of the cases that is held out."""
+
+    @property
+    def patients(self) -> Path | None:
+        """Table of who was examined; the names of the cases tell it if ``None``."""
+
+    @property
+    def folds(self) -> int | None:
+        """Number of folds; a share of the cases is held out if ``None``."""
+
+    @property
+    def fold(self) -> int | None:
+        """Number of the fold that is held out, from 1."""
 
     @property
     def seed(self) -> int:
@@ -104,36 +101,30 @@ def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
             ``options.strict`` is set.
         UserError: If fewer than two cases are left, or the cache cannot be written.
     """
-    cases, problems = find_cases(folder, labelled=True)
+    scheme = label_scheme(options.labels)
+    cases, problems = find_cases(folder, labelled=True, modalities=options.used, labels=scheme)
     check_problems(cases, problems, strict=options.strict)
+    if any(len(case.images) < len(MODALITIES) for case in cases):
+        # What is not used may be there in some cases and not in others; the cache wants them alike.
+        cases = [replace(c, images={m: c.images[m] for m in options.used}) for c in cases]
     cache, damaged = _cached(cases, folder, options)
     problems += damaged
     check_problems(cache.case_ids, problems, needed=2)
     good = {case.id: case for case in cases if case.id in cache.case_ids}
-    split = split_cases(cache.case_ids, options.validation_fraction, options.seed)
+    split = _split(cache.case_ids, options)
     return Cohort(folder, good, cache.only(options.used), split, problems)
 
 
-def split_cases(case_ids: Sequence[str], fraction: float, seed: int) -> Split:
-    """Holds out a random share of the cases for validation, at least one.
-
-    Args:
-        case_ids: All cases; their order does not matter.
-        fraction: Share of the cases held out.
-        seed: Chooses them.
-
-    Raises:
-        UserError: If fewer than two cases are there.
-    """
-    if len(case_ids) < 2:
-        raise UserError(
-            f"Expected at least 2 cases, one of them for validation, but got {len(case_ids)}.",
-            "Add cases to the data folder.",
-        )
-    order = np.random.default_rng(seed).permutation(sorted(case_ids))
-    held_out = min(max(1, round(fraction * len(order))), len(order) - 1)
-    training, validation = order[held_out:].tolist(), order[:held_out].tolist()
-    return Split(tuple(sorted(training)), tuple(sorted(validation)))
+def _split(case_ids: Sequence[str], options: CohortOptions) -> Split:
+    """By patients, as a table or else the names of the cases tell them."""
+    if options.patients is None:
+        patients = {case_id: patient_of(case_id) for case_id in case_ids}
+    else:
+        patients = read_patients(options.patients, case_ids)
+    fold = (options.fold, options.folds) if options.fold and options.folds else None
+    return split_cases(
+        case_ids, options.validation_fraction, options.seed, patients=patients, fold=fold
+    )
 
 
 def _cached(

@@ -11,6 +11,7 @@ class Code(StrEnum):
 
     MISSING = "missing-file"
     AMBIGUOUS = "ambiguous-file"
+    UNRECOGNIZED = "unrecognized-file"
     UNREADABLE = "unreadable-file"
     DAMAGED = "damaged-file"
     CHANGED = "changed-file"
@@ -41,7 +42,8 @@ class Code(StrEnum):
 
 MEANINGS: dict[Code, str] = {
     Code.MISSING: "a file that the case needs, or that the manifest records, does not exist",
-    Code.AMBIGUOUS: "two files for one image, or file names of both schemes in one case",
+    Code.AMBIGUOUS: "two files for one image of a case",
+    Code.UNRECOGNIZED: "file names that fit no naming scheme",
     Code.UNREADABLE: "the system refuses to read the file",
     Code.DAMAGED: "truncated, checksum wrong, or more or fewer voxels than the header declares",
     Code.CHANGED: "another content than the manifest records",
@@ -62,16 +64,18 @@ MEANINGS: dict[Code, str] = {
     Code.AFFINE: "another affine than the other files of the case, by 0.001 or more",
     Code.UNKNOWN_LABEL: "a label that the scheme does not know",
     Code.FRACTIONAL_LABEL: "labels that are no whole numbers, such as 3.9999",
-    Code.OTHER_SCHEME: "label 3 in a case named as in 2021, or 4 in one named as in 2023",
+    Code.OTHER_SCHEME: "labels that another scheme explains, or several",
     Code.NO_LESION: "a label map of nothing but background",
     Code.OUTSIDE: "lesion outside the brain",
-    Code.SHIFTED: "the label map fits the images better when moved by a voxel or two",
+    Code.SHIFTED: "the label map fits the images better when moved",
     Code.SWAPPED: "modalities look like each other's in the rest of the data",
     Code.ODD_GEOMETRY: "another shape, spacing or orientation than most cases",
 }
 """One line for each code."""
 
-WARNINGS = frozenset({Code.EXTREME, Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY})
+WARNINGS = frozenset(
+    {Code.UNRECOGNIZED, Code.EXTREME, Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY}
+)
 """Codes that call for a look; all others are errors."""
 
 

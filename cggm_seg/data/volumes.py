@@ -11,10 +11,10 @@ import numpy as np
 
 from cggm.errors import DataError
 from cggm.runs import write_atomically
-from cggm_seg.data.cases import Case, Naming
+from cggm_seg.data.cases import Case
 from cggm_seg.data.checks import geometry_findings, intensity_findings
 from cggm_seg.data.findings import Finding
-from cggm_seg.data.labels import FILE_LABELS, to_classes
+from cggm_seg.data.labels import LabelScheme, to_classes
 from cggm_seg.data.nifti import read_volume
 from cggm_seg.data.orientation import Grid
 from cggm_seg.data.preprocessing import prepare_image
@@ -65,17 +65,17 @@ def read_case(case: Case) -> Volumes:
     if case.label is not None:
         volume = read_volume(case.label, case.id)
         _raise_first(geometry_findings(case.id, case.label, volume, first))
-        label = to_classes(case.id, case.label, volume.array, case.naming, volume.rounding)
+        label = to_classes(case.id, case.label, volume, case.labels)
     return Volumes(images, label, first.grid)
 
 
-def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, Grid]:
+def read_labels(file: Path, case_id: str, scheme: LabelScheme) -> tuple[np.ndarray, Grid]:
     """Reads a label map as classes 0 background, 1 NCR, 2 ED, 3 ET.
 
     Args:
         file: The label map.
         case_id: Named in errors.
-        naming: Scheme of the file, which decides whether ET is 4 (2021) or 3 (2023).
+        scheme: What the file's values mean.
 
     Returns:
         Classes in the project's frame, uint8, shape ``(H, W, Z)``, and the grid of the file.
@@ -84,10 +84,10 @@ def read_labels(file: Path, case_id: str, naming: Naming) -> tuple[np.ndarray, G
         Finding: If the file is missing, damaged or not a 3-D NIfTI image, or a label is unknown.
     """
     volume = read_volume(file, case_id)
-    return to_classes(case_id, file, volume.array, naming, volume.rounding), volume.grid
+    return to_classes(case_id, file, volume, scheme), volume.grid
 
 
-def write_labels(file: Path, classes: np.ndarray, grid: Grid, naming: Naming) -> None:
+def write_labels(file: Path, classes: np.ndarray, grid: Grid, scheme: LabelScheme) -> None:
     """Writes classes as a uint8 label map; the file appears complete or not at all.
 
     Orientation, affine and sform and qform codes are those of the grid's file, byte for byte.
@@ -96,18 +96,18 @@ def write_labels(file: Path, classes: np.ndarray, grid: Grid, naming: Naming) ->
         file: Where to, ``.nii`` or ``.nii.gz``; its folder must exist.
         classes: Classes 0 to 3 in the project's frame, shape ``(H, W, Z)``.
         grid: Of an image of the case.
-        naming: Scheme of the case: ET becomes 4 (2021) or 3 (2023).
+        scheme: What the values are to mean, such as 4 (2021) or 3 (2023) for ET.
 
     Raises:
         ValueError: If the shape is not that of the grid.
+        UserError: If the scheme has no value for a class.
         OSError: If the file cannot be written; nothing is left of it then.
     """
-    values = grid.from_frame(classes).astype(np.uint8)
+    values = scheme.file_values()[grid.from_frame(classes)]
     header = grid.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    values[values == 3] = FILE_LABELS[naming][3]
     data = nib.Nifti1Image(values, None, header).to_bytes()
     if file.suffix == ".gz":
         data = gzip.compress(data, compresslevel=4, mtime=0)

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
-from cggm_seg.data import Case, find_cases, read_labels
+from cggm.runs import file_digest
+from cggm_seg.data import Case, LabelScheme, find_cases, label_scheme, read_labels
 from cggm_seg.evaluation.lesions import lesion_metrics
 from cggm_seg.evaluation.regions import REGIONS
 from cggm_seg.evaluation.scores import METRICS, Row, case_metrics
@@ -29,7 +30,8 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
 
     Args:
         case: A labelled case.
-        file: The prediction, with the label values of the case's naming scheme.
+        file: The prediction; its label values are those that its record tells, else those of the
+            reference.
         rule: ``brats2021`` scores whole volumes, see
             :func:`cggm_seg.evaluation.scores.case_metrics`, ``brats2023`` lesions, see
             :func:`cggm_seg.evaluation.lesions.lesion_metrics`.
@@ -41,8 +43,8 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
         DataError: If a file cannot be read, or their grids differ.
     """
     assert case.label is not None
-    wanted, wanted_grid = read_labels(case.label, case.id, case.naming)
-    found, found_grid = read_labels(file, case.id, case.naming)
+    wanted, wanted_grid = read_labels(case.label, case.id, case.labels)
+    found, found_grid = read_labels(file, case.id, _written_labels(case, file))
     if found.shape != wanted.shape:
         what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
         raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
@@ -52,6 +54,18 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
         raise DataError(case.id, file, what, "Keep the affine of the case's images.")
     score = lesion_metrics if rule == "brats2023" else case_metrics
     return score(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
+
+
+def _written_labels(case: Case, file: Path) -> LabelScheme:
+    """What the record of an inference says of this very file, or else the reference's scheme."""
+    name = f"{case.id}.json"
+    try:
+        record = json.loads((file.parent / "records" / name).read_text())
+        if record["outputs"][file.name] == file_digest(file):
+            return label_scheme(record["naming"]) or case.labels
+    except (OSError, ValueError, TypeError, KeyError, UserError):  # no record, or one of old
+        pass
+    return case.labels
 
 
 _STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
@@ -112,21 +126,24 @@ def evaluate_folder(
     progress: bool = True,
     sharded: bool = False,
     rule: Rule = "brats2021",
+    labels: LabelScheme | None = None,
 ) -> Evaluation:
     """Scores ``<predictions>/<case>.nii.gz`` against the label maps of a BraTS folder.
 
     Args:
-        predictions: Label maps with the values of the reference's naming scheme.
+        predictions: Label maps; where a record says with which labels they were written, these
+            count, else those of the reference.
         reference: Labelled cases; their images may be missing.
         strict: Whether the first problem ends the evaluation.
         progress: Whether to show a progress bar on a terminal.
         sharded: Whether the ranks share the cases; every rank then calls this and gets the result.
         rule: How a case is scored, see :class:`Evaluation`.
+        labels: What label values mean; told by names and contents where not given.
 
     Raises:
         UserError: If no prediction can be scored, or, with `strict`, at the first problem.
     """
-    cases, errors = find_cases(reference, labelled=True, allow_missing=True)
+    cases, errors = find_cases(reference, labelled=True, modalities=(), labels=labels)
     files, doubtful = _prediction_files(predictions)
     known = {case.id for case in cases} | {error.case for error in errors}
     missing = [case.id for case in cases if case.id not in files]

@@ -66,7 +66,7 @@ class CasePredictor:
         old = self.folder.read(case.id)
         same = old is not None and (old.made_with, old.naming, old.inputs) == (
             self.made_with,
-            case.naming,
+            case.labels.name,
             inputs,
         )
         files = self._files(case.id, old)
@@ -80,7 +80,7 @@ class CasePredictor:
     def _seen(self, case: Case) -> Case:
         """The images that the network is to see, in the order of its channels."""
         names = names_of(self.network)
-        missing = [name for name in names if name not in case.images]
+        missing = [n for n in names if n not in case.images and n not in self.absent]
         if missing:
             logger.warning("%s: no %s, replaced by zeros.", case.id, ", ".join(missing))
         images = {n: case.images[n] for n in names if n not in {*missing, *self.absent}}
@@ -112,7 +112,7 @@ class CasePredictor:
         record = PredictionRecord(
             case=case.id,
             made_with=self.made_with,
-            naming=case.naming,
+            naming=case.labels.name,
             inputs=inputs,
             absent=[name for name in names if name not in case.images],
             volumes_ml=region_volumes(labels, volumes.grid.affine),
@@ -142,7 +142,7 @@ class CasePredictor:
         )
         writers: dict[Path, Writer] = {
             self.folder.labels(case.id): partial(
-                write_labels, classes=labels, grid=volumes.grid, naming=case.naming
+                write_labels, classes=labels, grid=volumes.grid, scheme=case.labels
             ),
             self.folder.preview(case.id): preview,
         }

@@ -52,7 +52,7 @@ def predict_cases(
     strict: bool = False,
     sharded: bool = False,
 ) -> Predictions:
-    """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their naming.
+    """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their scheme.
 
     A modality that a case lacks is replaced by zeros, with a warning in the log. ``summary.csv``
     tells the volumes of all cases in the folder. Cases that the same network predicted with the

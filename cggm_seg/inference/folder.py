@@ -62,7 +62,7 @@ class PredictionRecord:
     Attributes:
         case: Identifier of the case.
         made_with: Network, settings and version, see :func:`cggm_seg.inference.folder.made_with`.
-        naming: Scheme of the label map's values.
+        naming: Label scheme of the file's values, see :func:`cggm_seg.data.label_scheme`.
         inputs: Modality to SHA-256 of its image.
         absent: Modalities of the network that were replaced by zeros.
         volumes_ml: Milliliters of each region.
@@ -192,8 +192,11 @@ def _said_to_user(path: Path) -> Iterator[None]:
 
 def _parsed(file: Path) -> PredictionRecord | None:
     try:
-        return PredictionRecord(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        values = json.loads(file.read_text())
+        # Label schemes were known by the year of the file names before they had names of their own.
+        old = {"2021": "brats2021", "2023": "brats2023"}
+        return PredictionRecord(**{**values, "naming": old.get(values["naming"], values["naming"])})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

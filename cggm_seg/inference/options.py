@@ -16,6 +16,9 @@ class InferOptions:
         output: Folder of the label maps, <case>.nii.gz, and of summary.csv; the same command again
             goes on where it stopped.
         absent: Modalities to be replaced by zeros in every case, separated by commas.
+        labels: Label values to write: brats2021, brats2023, brats-ped, brats2013, brats2024, or
+            pairs such as 1=NCR,2=ED,4=ET; those of the training's --labels, or else of the names of
+            the cases, where not given.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
     """
 
@@ -23,7 +26,13 @@ class InferOptions:
     input: Path = field(metadata={"metavar": "PATH"})
     output: Path = field(metadata={"metavar": "DIR"})
     absent: str | None = field(default=None, metadata={"metavar": "A,B"})
+    labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     strict: bool = False
+
+    @property
+    def absences(self) -> list[str]:
+        """The modalities that ``absent`` names."""
+        return [name.strip() for name in (self.absent or "").split(",") if name.strip()]
 
 
 @dataclass(frozen=True)

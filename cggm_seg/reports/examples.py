@@ -76,7 +76,7 @@ def keep_validation(
         volumes = read_case(case)
         seen = [[*case.images].index(name) for name in network.modalities]
         prediction = predict_volume(network, volumes.images[seen])
-        write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.grid, case.naming)
+        write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.grid, case.labels)
 
 
 def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path) -> list[Example]:
@@ -106,7 +106,7 @@ def _find_labelled(folder: Path, wanted: Collection[str]) -> dict[str, Case]:
 
 def _read_example(role: str, case: Case, dice: float, file: Path) -> Example:
     volumes = read_case(case)
-    prediction, _ = read_labels(file, case.id, case.naming)
+    prediction, _ = read_labels(file, case.id, case.labels)
     assert volumes.label is not None
     images = dict(zip(case.images, volumes.images, strict=True))
     return Example(role, case.id, dice, images, volumes.label, prediction, volumes.grid.spacing)

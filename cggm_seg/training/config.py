@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cggm.runs import BalancerConfig, RunConfig, require, require_names
-from cggm_seg.data import MODALITIES
+from cggm_seg.data import MODALITIES, label_scheme
 
 if TYPE_CHECKING:
     from cggm_seg.networks import MultiEncoderDeepLabV3Plus
@@ -180,7 +180,13 @@ class BratsConfig(RunConfig):
         amp: Whether a GPU computes in bfloat16 where it can.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
         cache: Folder of the slice cache; <data>/.slices where not given.
-        validation_fraction: Share of the cases held out for validation.
+        labels: Label values of the segmentations: brats2021, brats2023, brats-ped, brats2013,
+            brats2024, or pairs such as 1=NCR,2=ED,4=ET; told by names and contents where not given.
+        patients: Table (CSV) with the columns case and patient, none of whom is in training and
+            validation; by default the names of the cases without their time points.
+        folds: Number of folds of a cross-validation, all of which are trained without --fold.
+        fold: Number of the fold that is held out, from 1 to --folds.
+        validation_fraction: Share of the cases held out for validation, without folds.
         validate_every: Epochs between validations on whole volumes.
         subsets: Whether all subsets of modalities are evaluated at the end.
         keep_last: Recent checkpoints to keep besides the best.
@@ -197,6 +203,10 @@ class BratsConfig(RunConfig):
     amp: bool = True
     strict: bool = False
     cache: Path | None = None
+    labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
+    patients: Path | None = field(default=None, metadata={"metavar": "CSV"})
+    folds: int | None = field(default=None, metadata={"metavar": "K"})
+    fold: int | None = field(default=None, metadata={"metavar": "I"})
     validation_fraction: float = 0.2
     validate_every: int = 5
     subsets: bool = True
@@ -225,6 +235,12 @@ class BratsConfig(RunConfig):
         size, share = self.batch_size, self.validation_fraction
         require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
         require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
+        label_scheme(self.labels)  # refuses what is none before anything is read
+        if self.folds is not None:
+            require(self.folds >= 2, "folds", "of at least 2", self.folds)
+        if self.fold is not None:
+            known = range(1, (self.folds or 0) + 1)
+            require(self.fold in known, "fold", "from 1 to --folds", self.fold)
         require(self.workers >= 0, "workers", "of at least 0", self.workers)
         require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
         require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)

@@ -47,9 +47,12 @@ def describe(
         f"{len(split.validation)} for validation",
         "network": config.network.encoder_name,
     }
+    if len(set(split.patients.values())) < len(split.patients):
+        lines["patients"] = f"{_patients(split.training, split)} for training, " + (
+            f"{_patients(split.validation, split)} for validation, none of them in both"
+        )
     describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
-    record = {"training": split.training, "validation": split.validation}
-    write_json(run.split, record)
+    write_json(run.split, split.to_dict())
 
 
 def finish(
@@ -107,6 +110,10 @@ def finish(
         print(f"\ncurves   {run.curves}")
         print(f"report   {run.report}")
     print(f"run      {run.path}")
+
+
+def _patients(ids: Sequence[str], split: Split) -> int:
+    return len({split.patients[case_id] for case_id in ids})
 
 
 def _cases(ids: Sequence[str], kind: str = "") -> str:

@@ -21,10 +21,10 @@ from cggm_seg.data import (
     read_volume,
     to_classes,
 )
-from cggm_seg.verification.alignment import best_shift, lesion_voxels, outside_share
+from cggm_seg.verification.alignment import FARTHEST, best_shift, lesion_voxels, outside_share
 from cggm_seg.verification.modalities import modality_statistics, subsampled
 
-FORMAT = 2
+FORMAT = 3
 """Version of the checks and of what their records say: raise it by hand with either.
 
 Files that were verified in another version are read again. A test holds the outcome of a fixed
@@ -132,7 +132,7 @@ def _read(
     findings: list[Finding] = []
     try:
         if part == "seg":
-            classes = to_classes(case.id, path, volume.array, case.naming, volume.rounding)
+            classes = to_classes(case.id, path, volume, case.labels)
         else:
             findings += intensity_findings(case.id, path, volume)
             if not any(finding.is_error for finding in findings):
@@ -193,7 +193,13 @@ def _alignment_findings(
         what = f"Expected the lesion within the brain, but {share:.0%} of it lie outside."
         yield Finding(Code.OUTSIDE, case.id, label.path, what, fix)
     shift = best_shift(arrays, classes, lesion)
-    if any(shift):
+    if shift is None:
+        what = (
+            "Expected the label map to fit the images, but it fits other places better, the best "
+            f"of them more than {FARTHEST} voxels away or none clearly."
+        )
+        yield Finding(Code.SHIFTED, case.id, label.path, what, fix)
+    elif any(shift):
         what = (
             f"Expected the label map to fit the images, but moved by {shift} voxels it fits better."
         )

@@ -15,6 +15,7 @@ from cggm_seg.data import (
     Code,
     FileRecord,
     Finding,
+    LabelScheme,
     append_records,
     manifest_file,
     read_manifest,
@@ -36,6 +37,7 @@ def verify_data(
     workers: int = 2,
     fresh: bool = False,
     progress: bool = True,
+    labels: LabelScheme | None = None,
 ) -> Verification:
     """Verifies every case of a data folder and writes its manifest.
 
@@ -51,14 +53,14 @@ def verify_data(
             calls this needs ``if __name__ == "__main__"``.
         fresh: Whether to read every file, which finds damage that left size and time as they were.
         progress: Whether to show a bar with the time left, if there is a terminal.
+        labels: What label values mean; told by names and contents where not given.
 
     Raises:
         DataError: If the folder holds no case.
         UserError: If the manifest is damaged or cannot be written.
     """
-    surveyed = survey_cases(data)
-    cases = [case for case, _ in surveyed]
-    findings = [finding for _, missing in surveyed for finding in missing]
+    survey = survey_cases(data, labels)
+    cases, findings = survey.cases, list(survey.findings)
     file = manifest_file(data, output)
     with _writing_to(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ def verify_data(
         unchanged=sum(len(case_files(case)) for case in unchanged),
         outdated=sum(not record.has_error and record.format != FORMAT for record in read),
         manifest=file,
+        notes=survey.notes,
     )
 
 

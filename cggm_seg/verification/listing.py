@@ -23,6 +23,7 @@ class Verification:
             checks are those of an earlier verification without finding.
         outdated: How many of the files were read because an earlier verification made other checks.
         manifest: Where the records are.
+        notes: Sentences on files that were taken for what their names nearly say.
     """
 
     data: Path
@@ -32,6 +33,7 @@ class Verification:
     unchanged: int
     outdated: int
     manifest: Path
+    notes: list[str]
 
     @property
     def has_errors(self) -> bool:
@@ -50,7 +52,7 @@ class Verification:
         return "\n".join(lines) + "\n\n"
 
     def summary(self) -> str:
-        """What was read and found, and where the manifest is: two or three lines."""
+        """What was read and found, where the manifest is, and what was taken for what."""
         errors = sum(finding.is_error for finding in self.findings)
         warnings = len(self.findings) - errors
         counts = [_count(self.cases, "case"), _count(self.files, "file")]
@@ -61,7 +63,7 @@ class Verification:
         if self.outdated:
             reason = "read again: the checks have changed since they were verified"
             lines.append(f"{_count(self.outdated, 'file')} {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def to_json(self) -> str:
         """All of it, indented; files relative to the data folder."""
@@ -82,6 +84,7 @@ class Verification:
             "cases": self.cases,
             "files": self.files,
             "unchanged": self.unchanged,
+            "notes": self.notes,
             "findings": findings,
         }
         return json.dumps(record, indent=2) + "\n"

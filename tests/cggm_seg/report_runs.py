@@ -48,7 +48,7 @@ def add_evaluation(run: Path, cases: int = 4) -> dict[str, dict[str, float]]:
         volumes = read_case(case)
         assert volumes.label is not None
         prediction = np.roll(volumes.label, number, axis=0)
-        write_labels(predictions / f"{case.id}.nii.gz", prediction, volumes.grid, case.naming)
+        write_labels(predictions / f"{case.id}.nii.gz", prediction, volumes.grid, case.labels)
     evaluation = evaluate_folder(predictions, data, progress=False)
     (run / "evaluation.json").write_text(
         evaluation.to_json(predictions=predictions, reference=data)

@@ -135,7 +135,7 @@ def test_touched_file_is_compared_once_by_content(cases, folder):
     assert identity(folder) == touched
 
 
-@pytest.mark.parametrize("field", ["format", "naming", "modalities"])
+@pytest.mark.parametrize("field", ["format", "labels", "modalities"])
 def test_case_cached_otherwise_is_stale(cases, folder, field):
     cache, _ = build(cases, folder)
     expected = cache.read("a", 3)[0]

@@ -3,64 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cggm.errors import DataError, UserError
 from cggm.runs.files import file_digest
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
-from cggm_seg.data.cohort import Split, open_cohort, split_cases
+from cggm_seg.data.cohort import open_cohort
+from cggm_seg.data.split import split_cases
 from cggm_seg.verification.cohort import verify_data
 from tests.cggm_seg.nifti import case_file, write_case
-
-NAMES = st.characters(codec="utf-8", exclude_characters="\0/")  # as in file names
-TEN = [f"case{k}" for k in range(10)]
-
-
-@given(
-    st.sets(st.text(NAMES, min_size=1), min_size=2, max_size=40),
-    st.floats(0.01, 0.99),
-    st.integers(0, 2**32 - 1),
-)
-def test_every_case_has_one_role(names, fraction, seed):
-    split = split_cases(sorted(names), fraction, seed)
-    assert sorted(split.training + split.validation) == sorted(names)
-    assert min(len(split.training), len(split.validation)) >= 1
-    assert abs(len(split.validation) - fraction * len(names)) <= 1
-
-
-def test_the_seed_alone_decides():
-    assert split_cases(TEN, 0.2, 0) == split_cases(TEN[::-1], 0.2, 0)
-    assert len(split_cases(TEN, 0.2, 0).validation) == 2
-    held_out = {split_cases(TEN, 0.2, seed).validation for seed in range(20)}
-    assert len(held_out) > 10
-    assert {name for pair in held_out for name in pair} == set(TEN)
-
-
-def test_identifiers_are_sorted_plain_strings():
-    split = split_cases(TEN, 0.5, 1)
-    for names in (split.training, split.validation):
-        assert list(names) == sorted(names)
-        assert {type(name) for name in names} == {str}
-
-
-@pytest.mark.parametrize("names", [[], ["alone"]])
-def test_fewer_than_two_cases_are_refused(names):
-    with pytest.raises(UserError, match=rf"at least 2 cases.* but got {len(names)}\."):
-        split_cases(names, 0.2, 0)
-
-
-def test_digest_tells_cases_and_roles_apart():
-    splits = [
-        Split(("a", "b"), ("c",)),
-        Split(("a",), ("b", "c")),
-        Split(("a", "b"), ("d",)),
-        Split(("ab",), ("c",)),
-        Split(("c",), ("a", "b")),
-    ]
-    assert len({split.digest() for split in splits}) == len(splits)
-    assert splits[0].digest() == Split(("a", "b"), ("c",)).digest()
 
 
 @dataclass(frozen=True)
@@ -69,6 +20,10 @@ class Options:
     cache: Path | None = None
     processes: int = 1
     strict: bool = False
+    labels: str | None = None
+    patients: Path | None = None
+    folds: int | None = None
+    fold: int | None = None
     validation_fraction: float = 0.3
     seed: int = 5
 
@@ -87,7 +42,7 @@ def test_cohort_is_what_its_parts_give(data):
 
     assert cohort.cases == {case.id: case for case in cases}
     assert cohort.problems == []
-    assert cohort.split == split_cases(cohort.cases, 0.3, 5)
+    assert cohort.split == split_cases([*cohort.cases], 0.3, 5)
     for z in range(cache.depth("case2")):
         np.testing.assert_array_equal(
             cohort.cache.read("case2", z)[0], cache.only(("t1ce", "flair")).read("case2", z)[0]
@@ -115,3 +70,45 @@ def test_two_good_cases_are_needed_and_the_manifest_is_heeded(data):
     with pytest.raises(UserError, match=r"at least 2 good cases, but found 1 among 4") as caught:
         open_cohort(data, Options())
     assert "the manifest records" in caught.value.fix
+
+
+def test_modality_that_is_not_used_may_be_absent(data):
+    case_file(data, "case0", "t1").unlink()
+    case_file(data, "case1", "t2").unlink()
+    cohort = open_cohort(data, Options())
+    assert (sorted(cohort.cases), cohort.problems) == (["case0", "case1", "case2", "case3"], [])
+    assert cohort.cache.read("case0", 3)[0].shape[0] == 2
+    with pytest.raises(UserError, match="t1 image of this case"):
+        open_cohort(data, Options(used=("t1ce", "t1"), strict=True))
+
+
+def test_examinations_of_a_patient_stay_together_by_name_or_by_table(tmp_path):
+    data = tmp_path / "data"
+    for seed in range(6):
+        name = f"BraTS-GLI-0000{seed // 2}-{seed % 2:03d}"
+        write_case(data, name, shape=(20, 18, 16), seed=seed, naming="2023")
+    split = open_cohort(data, Options()).split
+    assert {case[-3:] for case in split.validation} == {"000", "001"}
+    assert (len(split.validation), len({case[:-4] for case in split.validation})) == (2, 1)
+    assert split.patients["BraTS-GLI-00002-001"] == "BraTS-GLI-00002"
+
+    table = tmp_path / "patients.csv"
+    lines = [f"{case},{'x' if case[-1] == '0' else 'y'},1970" for case in split.patients]
+    table.write_text("\n".join(["Case,patient,born", *lines, "other,z,1980"]))
+    split = open_cohort(data, Options(patients=table)).split
+    assert {case[-1] for case in split.validation} in ({"0"}, {"1"})
+    assert len(split.validation) == 3
+    table.write_text("\n".join(["case,patient", *(line[:-5] for line in lines[1:])]))
+    with pytest.raises(DataError, match=r"BraTS-GLI-00000-000: Expected the patient of this case"):
+        open_cohort(data, Options(patients=table))
+    table.write_text("case,subject\na,b\n")
+    with pytest.raises(DataError, match="expected the columns case and patient, but found case, s"):
+        open_cohort(data, Options(patients=table))
+
+
+def test_label_scheme_is_that_of_the_option(data):
+    cohort = open_cohort(data, Options(labels="1=ED,2=NCR,4=ET"))
+    assert dict(cohort.cases["case0"].labels.classes) == {0: 0, 1: 2, 2: 1, 4: 3}
+    counts = cohort.cache.class_counts("case0").sum(axis=0)
+    again = open_cohort(data, Options()).cache.class_counts("case0").sum(axis=0)
+    assert counts.tolist() == again[[0, 2, 1, 3]].tolist()

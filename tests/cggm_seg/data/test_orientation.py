@@ -8,6 +8,7 @@ import pytest
 from nibabel import orientations
 
 from cggm_seg.data.cases import find_cases
+from cggm_seg.data.labels import BRATS2021, BRATS2023
 from cggm_seg.data.nifti import read_volume
 from cggm_seg.data.volumes import read_case, read_labels, write_labels
 from cggm_seg.evaluation.folder import evaluate_case
@@ -70,7 +71,7 @@ def test_volume_is_read_into_the_frame_and_written_on_its_own_grid(tmp_path, cod
     assert (volume.grid.shape, volume.grid.orientation) == (SHAPE, codes)
 
     classes = (voxels % 4).astype(np.uint8)
-    write_labels(tmp_path / "b.nii.gz", classes, volume.grid, "2023")
+    write_labels(tmp_path / "b.nii.gz", classes, volume.grid, BRATS2023)
     written = nib.load(tmp_path / "b.nii.gz")
     expected = reoriented(nib.Nifti1Image(classes, affine), codes)
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected.dataobj))
@@ -111,9 +112,9 @@ def test_files_of_one_case_may_differ_in_orientation(tmp_path):
 def test_prediction_and_reference_may_differ_in_orientation(tmp_path):
     write_case(tmp_path / "in", "a", shape=(20, 18, 12))
     [case], _ = find_cases(tmp_path / "in", labelled=True)
-    classes, grid = read_labels(case.label, "a", "2021")
+    classes, grid = read_labels(case.label, "a", BRATS2021)
     prediction = np.roll(classes, (1, -1, 1), (0, 1, 2))
-    write_labels(tmp_path / "lps.nii.gz", prediction, grid, "2021")
+    write_labels(tmp_path / "lps.nii.gz", prediction, grid, BRATS2021)
     image = nib.Nifti1Image.from_filename(tmp_path / "lps.nii.gz")
     save(reoriented(image, "IPR"), tmp_path / "ipr.nii.gz")
     expected = evaluate_case(case, tmp_path / "lps.nii.gz", "brats2021")

@@ -22,8 +22,8 @@ def cohort(tmp_path) -> tuple[Path, Path]:
         write_case(reference, f"case_{seed}", seed=seed, naming=naming)
     cases, _ = find_cases(reference, labelled=True)
     for case in cases:
-        classes, grid = read_labels(case.label, case.id, case.naming)
-        write_labels(predictions / f"{case.id}.nii.gz", classes, grid, case.naming)
+        classes, grid = read_labels(case.label, case.id, case.labels)
+        write_labels(predictions / f"{case.id}.nii.gz", classes, grid, case.labels)
     return predictions, reference
 
 

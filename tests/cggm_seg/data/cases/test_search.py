@@ -5,6 +5,7 @@ import pytest
 
 from cggm.errors import DataError
 from cggm_seg.data.cases import MODALITIES, find_cases
+from cggm_seg.data.labels import BRATS2021, BRATS2023
 from tests.cggm_seg.nifti import case_file, write_case
 
 TINY = (10, 9, 8)
@@ -21,7 +22,7 @@ def test_folder_per_case_is_found_in_order(tmp_path):
     assert tuple(cases[0].images) == MODALITIES
     assert cases[0].images["t1ce"] == case_file(tmp_path, "BraTS2021_00000", "t1ce")
     assert cases[0].label == case_file(tmp_path, "BraTS2021_00000", "seg")
-    assert cases[0].naming == "2021"
+    assert cases[0].labels is BRATS2021
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -33,7 +34,7 @@ def test_names_of_2023_are_found(tmp_path, layout, suffix):
     [case], _ = find_cases(tmp_path, labelled=True)
 
     assert case.id == case_id
-    assert case.naming == "2023"
+    assert case.labels is BRATS2023
     assert case.images["flair"] == case_file(tmp_path, case_id, "flair", "2023", layout, suffix)
 
 

@@ -41,7 +41,7 @@ def test_names_of_2023_decide_the_label_values_and_others_are_2021(data, tmp_pat
     (tmp_path / "scan.nii").touch()
     text = "case,t1,t2\na,data/a/a_t1.nii.gz,\nb,scan.nii,data/b/b-t2w.nii.gz\nc,scan.nii,\n"
     cases, _ = read_table(table(tmp_path, text))
-    assert [case.naming for case in cases] == ["2021", "2023", "2021"]
+    assert [case.labels.name for case in cases] == ["brats2021", "brats2023", "brats2021"]
 
 
 def test_a_table_of_a_spreadsheet_is_read(data, tmp_path):

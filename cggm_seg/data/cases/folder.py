@@ -1,0 +1,220 @@
+"""Folder of cases: all its volumes, sorted into cases by their names, or left over."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from cggm.errors import DataError
+from cggm_seg.data.cases.case import MODALITIES, is_time_point
+from cggm_seg.data.cases.naming import NamedFile, forget_datasets, is_volume, read_name
+from cggm_seg.data.findings import Code, Finding
+
+DEEPEST = 6
+"""Levels of folders below the one that is searched."""
+
+_SHOWN = 20  # names in one sentence
+# Words of images that no modality of BraTS can be mistaken for.
+_OTHER_IMAGES = re.compile(
+    r"(?<![a-z])(adc|dwi|swi|asl|dti|fa|md|perf|dsc|cbv|cbf|pet|ct|mask|brain|parenchyma)(?![a-z])",
+    re.IGNORECASE,
+)
+
+
+Groups = dict[str, list[NamedFile]]
+"""Identifier of a case to its files."""
+
+
+@dataclass(frozen=True)
+class CaseFolder:
+    """The volumes of a folder, sorted into cases.
+
+    Attributes:
+        root: The folder.
+        groups: Identifier of a case to its files.
+        leftover: Files that fit no naming scheme, or that another file of their case outranks.
+        notes: Sentences on files that were taken for what their names nearly say.
+    """
+
+    root: Path
+    groups: Groups
+    leftover: list[Path]
+    notes: list[str]
+
+    @cached_property
+    def owners(self) -> Mapping[Path, set[str]]:
+        """Folder to the cases that have files in it."""
+        return _owners(self.groups)
+
+    def near(self, case_id: str) -> list[Path]:
+        """Files left over that could be images of a case: in its folder, or with its name."""
+        homes = {item.file.parent for item in self.groups[case_id]}
+        own = {folder for folder in homes if self.owners[folder] == {case_id}}
+        return [
+            file
+            for file in self.leftover
+            if (file.parent in own or file.name.startswith((f"{case_id}_", f"{case_id}-")))
+            and not _OTHER_IMAGES.search(file.name)
+        ]
+
+    def leftover_findings(self) -> list[Finding]:
+        """One warning for each folder with volumes that fit no naming scheme."""
+        by_folder = defaultdict(list)
+        for file in self.leftover:
+            by_folder[file.parent].append(file)
+        findings = []
+        for folder, found in sorted(by_folder.items()):
+            ids = self.owners.get(folder, set())
+            name = next(iter(ids)) if len(ids) == 1 else folder.name
+            what = f"Expected names that tell case and modality, but found {file_names(found)}."
+            fix = "Rename what belongs to a case, as <case>_t1ce.nii.gz; others are not used."
+            if any(re.search(r"_\d{4}\.nii", file.name) for file in found):
+                fix = "For channels of nnU-Net add its dataset.json. " + fix
+            findings.append(Finding(Code.UNRECOGNIZED, name, found[0], what, fix))
+        return findings
+
+
+def read_folder(folder: Path) -> CaseFolder:
+    """Sorts all volumes of a folder, and of those below it, into cases.
+
+    Raises:
+        DataError: If the folder does not exist, cannot be read, is empty or holds no case.
+    """
+    forget_datasets()
+    try:
+        paths = sorted(_walk(folder, DEEPEST))
+    except OSError as error:
+        what = f"Expected a folder, but {error.filename} cannot be read ({error.strerror})."
+        raise DataError(str(folder), None, what, "Check the path and its permissions.") from error
+    named = {path: item for path in paths if (item := read_name(path))}
+    groups: Groups = defaultdict(list)
+    for item in _identified(list(named.values()), folder):
+        groups[item.id].append(item)
+    strays = _join_strays(groups, folder)
+    leftover = [path for path in paths if is_volume(path) and path not in named]
+    leftover += _drop_small_groups(groups) + _drop_outranked(groups)
+    found = CaseFolder(folder, dict(groups), sorted(leftover), [*strays, *_guesses(groups)])
+    if not groups:
+        raise _no_cases(found, len(paths))
+    return found
+
+
+def file_names(files: Sequence[Path]) -> str:
+    """The names of some files, in a sentence."""
+    names = ", ".join(file.name for file in files[:_SHOWN])
+    return names + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+
+
+def _owners(groups: Groups) -> dict[Path, set[str]]:
+    found = defaultdict(set)
+    for case_id, items in groups.items():
+        for item in items:
+            found[item.file.parent].add(case_id)
+    return found
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        for item in found:
+            if item.name.startswith(".") or item.name == "__MACOSX":
+                continue
+            if item.is_file():
+                yield Path(item.path)
+            elif depth and item.is_dir():
+                yield from _walk(Path(item.path), depth - 1)
+
+
+def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:
+    """Gives ``flair.nii.gz`` and the like the name of their folder, or of two folders.
+
+    The name of one folder is not enough where it says only when somebody was examined, or where
+    other folders have it, too.
+    """
+    folders = {item.file.parent for item in named if not item.id}
+    names = Counter(folder.resolve().name for folder in folders)
+    for item in named:
+        if item.id:
+            yield item
+            continue
+        folder = item.file.parent.resolve()
+        alone = folder == root.resolve() or (
+            names[folder.name] == 1 and not is_time_point(folder.name)
+        )
+        case_id = folder.name if alone else f"{folder.parent.name}_{folder.name}"
+        yield replace(item, id=case_id)
+
+
+def _join_strays(groups: Groups, root: Path) -> list[str]:
+    """Gives a case the files of another name in its folder that can only be its own.
+
+    BraTS 2020 has a label map ``W39_1998.09.19_Segm.nii`` in the folder of a case; other data sets
+    say ``_brain_t1.nii.gz`` of images and ``_tumorMask.nii.gz`` of the label map.
+    """
+    notes = []
+    for folder, ids in _owners(groups).items():
+        whole = [i for i in ids if sum(f.part in MODALITIES for f in groups[i]) >= 2]
+        if len(whole) != 1:
+            continue
+        main = whole[0]
+        for other in sorted(ids - {main}):
+            strays = groups[other]
+            free = {item.part for item in groups[main]}.isdisjoint(s.part for s in strays)
+            here = {item.file.parent for item in strays} == {folder}
+            theirs = folder.resolve().name == main and folder != root
+            kin = main.startswith((f"{other}_", f"{other}-")) or other.startswith(f"{main}_")
+            if free and here and (theirs or kin):
+                groups[main] += [replace(item, id=main) for item in strays]
+                del groups[other]
+                notes += [f"{s.file.name} is taken for the {s.part} of {main}." for s in strays]
+    return notes
+
+
+def _drop_small_groups(groups: Groups) -> list[Path]:
+    """Takes out, and returns, what is no case beside cases that follow a scheme to the letter."""
+    official = any(item.naming for items in groups.values() for item in items)
+    small = [
+        case_id
+        for case_id, items in groups.items()
+        if official
+        and sum(item.part in MODALITIES for item in items) < 2
+        and not any(item.naming for item in items)
+    ]
+    return [item.file for case_id in small for item in groups.pop(case_id)]
+
+
+def _drop_outranked(groups: Groups) -> list[Path]:
+    """Takes out, and returns, near fits where another file of the case fits to the letter."""
+    dropped = []
+    for case_id, items in groups.items():
+        official = {item.part for item in items if item.naming}
+        groups[case_id] = [i for i in items if i.naming or i.part not in official]
+        dropped += [i.file for i in items if not i.naming and i.part in official]
+    return dropped
+
+
+def _guesses(groups: Groups) -> Iterator[str]:
+    taken = Counter(
+        (item.part, item.pattern)
+        for items in groups.values()
+        for item in items
+        if item.naming is None
+    )
+    for (part, pattern), count in sorted(taken.items()):
+        number = "1 file" if count == 1 else f"{count} files"
+        yield f"{number} named {pattern} {'is' if count == 1 else 'are'} taken for {part}."
+
+
+def _no_cases(folder: CaseFolder, count: int) -> DataError:
+    content = f"{count} other files" if count else "no file"
+    if folder.leftover:
+        content += f", such as {file_names(folder.leftover[:3])}"
+    return DataError(
+        str(folder.root),
+        None,
+        f"Expected BraTS cases, but found {content}, in folders up to {DEEPEST} levels deep.",
+        "Name the files <case>_flair.nii.gz, _t1ce, _t1, _t2, _seg (2021) or "
+        "<case>-t2f.nii.gz, -t1c, -t1n, -t2w, -seg (2023), in this folder or in one per case.",
+    )

@@ -1,0 +1,169 @@
+"""Naming schemes: which image of which case a file is, by its name alone."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from cggm_seg.data.cases.case import MODALITIES
+from cggm_seg.data.labels import (
+    BRATS2021,
+    BRATS2023,
+    BRATS_PED,
+    SCHEMES,
+    LabelScheme,
+    in_doubt,
+    scheme_of_names,
+)
+
+Naming = Literal["2021", "2023"]
+
+SUFFIXES: dict[Naming, dict[str, str]] = {
+    "2021": {"flair": "_flair", "t1ce": "_t1ce", "t1": "_t1", "t2": "_t2", "seg": "_seg"},
+    "2023": {"flair": "-t2f", "t1ce": "-t1c", "t1": "-t1n", "t2": "-t2w", "seg": "-seg"},
+}
+"""How file names end in the releases of BraTS."""
+
+# What the field calls its images besides, in lower case and without separators.
+_WORDS = {
+    "flair": ("flair", "t2f", "t2flair", "flairt2", "fla"),
+    "t1ce": (
+        *("t1ce", "t1c", "t1gd", "t1gad", "t1post", "t1wpost", "t1contrast", "t1wce", "t1wc"),
+        *("t1km", "ct1", "t1cw", "t1postcontrast", "t1wgd"),
+    ),
+    "t1": ("t1", "t1n", "t1w", "t1pre", "t1wpre", "t1native"),
+    "t2": ("t2", "t2w", "t2tse"),
+    "seg": (
+        *("seg", "segm", "segmentation", "segmentations", "tumorseg", "tumorsegmentation"),
+        *("bratstumorseg", "tumormask", "label", "labels", "labelmap", "groundtruth"),
+        "glistrboostmanuallycorrected",
+    ),
+}
+_PARTS = {word: part for part, words in _WORDS.items() for word in words}
+_LONGEST = 3  # pieces of a name that together are a word, such as t1_post_contrast
+# How such words begin; c_t1 is the T1 of case c, not CT1.
+_BEGINNINGS = ("t1", "t2", "fl", "seg", "tumor", "brats", "label", "ground", "glistr")
+
+_OFFICIAL = {s: naming for naming, suffixes in SUFFIXES.items() for s in suffixes.values()}
+_ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[-_. ]")
+# BIDS names a contrast agent apart from the image: sub-1_ce-gadolinium_T1w.
+_WITH_AGENT = re.compile(r"[-_]ce-[a-z0-9]+_t1w$", re.IGNORECASE)
+_CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
+# BraTS-PED-00001-000: identifiers of cases whose label values changed between releases.
+_PEDIATRIC = re.compile(r"(?<![a-z])peds?(?![a-z])|pediatric", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file whose name says what it is.
+
+    Attributes:
+        id: Identifier of its case; empty where the name is that of a modality alone, so that the
+            folder has to tell.
+        part: Its modality, or ``seg``.
+        file: The file.
+        naming: Release of BraTS whose scheme the name follows to the letter, else ``None``.
+        pattern: The name with ``*`` for the identifier.
+    """
+
+    id: str
+    part: str
+    file: Path
+    naming: Naming | None
+    pattern: str
+
+    @property
+    def words_of_2023(self) -> bool:
+        """Whether the word for its modality is one that BraTS uses since 2023 alone."""
+        stem = _ENDING.sub("", self.pattern.lower())
+        return stem.endswith(("t2f", "t1c", "t1n", "t2w"))
+
+
+def is_volume(file: Path) -> bool:
+    """Whether a file is a NIfTI file by its ending, in capital letters as well."""
+    return bool(_ENDING.search(file.name))
+
+
+def read_name(file: Path) -> NamedFile | None:
+    """What a file is, by its name; ``None`` where no scheme or word of the field fits."""
+    name = file.name
+    if name.startswith(".") or not is_volume(file):
+        return None
+    stem, ending = _ENDING.sub("", name), name[_ENDING.search(name).start() :]  # type: ignore[union-attr]
+    if agent := _WITH_AGENT.search(stem):
+        return NamedFile(stem[: agent.start()], "t1ce", file, None, f"*{agent[0]}{ending}")
+    starts = [0, *(match.end() for match in _SEPARATOR.finditer(stem))]
+    for start in starts[-_LONGEST:]:  # the longest word first: t2_flair before flair
+        word = _SEPARATOR.sub("", stem[start:]).lower()
+        whole = start == starts[-1] or word.startswith(_BEGINNINGS)
+        if word in _PARTS and whole:
+            suffix = stem[max(start - 1, 0) :]
+            exact = start > 1 and ending in (".nii", ".nii.gz")
+            official = _OFFICIAL.get(suffix) if exact else None
+            pattern = f"*{suffix}{ending}" if start else name
+            return NamedFile(stem[: max(start - 1, 0)], _PARTS[word], file, official, pattern)
+    match = _CHANNEL.fullmatch(stem)
+    if match and (channel := _channels(file.parent).get(int(match["channel"]))):
+        return NamedFile(match["id"], channel, file, None, f"*_{match['channel']}{ending}")
+    if file.parent.name.startswith("labels") and _channels(file.parent):
+        return NamedFile(stem, "seg", file, None, f"{file.parent.name}/*{ending}")
+    return None
+
+
+def naming_of(file: Path) -> Naming | None:
+    """The release of BraTS whose scheme a file's name follows to the letter, if any."""
+    named = read_name(file)
+    return named.naming if named else None
+
+
+def default_labels(found: list[NamedFile]) -> LabelScheme:
+    """The label scheme that the names of a case tell.
+
+    Pediatric cases had the labels of 2023 in that year and have had their own since, under the same
+    names: without further evidence they are in doubt. nnU-Net says it in its ``dataset.json``.
+
+    Args:
+        found: The files of the case, at least one.
+    """
+    if any(_CHANNEL.fullmatch(_ENDING.sub("", item.file.name)) for item in found):
+        described = scheme_of_names(_dataset(found[0].file.parent).get("labels", {}))
+        return described or in_doubt(*SCHEMES.values())
+    if _PEDIATRIC.search(found[0].id):
+        return in_doubt(BRATS_PED, BRATS2023)
+    votes = [item.words_of_2023 for item in found if item.part in MODALITIES]
+    if not votes:  # a label map alone
+        return BRATS2023 if found[0].naming == "2023" else BRATS2021
+    return BRATS2023 if 2 * sum(votes) > len(votes) else BRATS2021
+
+
+def part_of_word(word: str) -> str | None:
+    """The modality that a word of the field means, in any case and with any separators."""
+    return _PARTS.get(_SEPARATOR.sub("", word).lower())
+
+
+def _channels(folder: Path) -> dict[int, str]:
+    """Channel number to modality, as the ``dataset.json`` in the folder or above it says."""
+    content = _dataset(folder)
+    names = content.get("channel_names") or content.get("modality") or {}
+    found = {int(number): part_of_word(str(word)) for number, word in names.items()}
+    return {number: part for number, part in found.items() if part in MODALITIES}
+
+
+@cache
+def _dataset(folder: Path) -> dict[str, Any]:
+    for file in (folder / "dataset.json", folder.parent / "dataset.json"):
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def forget_datasets() -> None:
+    """Has every ``dataset.json`` read again, because a new search begins."""
+    _dataset.cache_clear()
