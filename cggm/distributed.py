@@ -31,6 +31,18 @@ def shard(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: world_size()]
 
 
+def gather_objects(value: T) -> list[T]:
+    """What each rank gives, in the order of ranks; every rank calls it.
+
+    Args:
+        value: It is pickled, so that it comes from the ranks of this run alone.
+    """
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_shards(share: Sequence[T]) -> list[T]:
     """What all ranks made of their :func:`shard`, in the order of the items; every rank calls it.
 
@@ -38,11 +50,7 @@ def gather_shards(share: Sequence[T]) -> list[T]:
         share: One result per item of this rank's share; results are pickled, so that they come
             from the ranks of this run alone.
     """
-    ranks = world_size()
-    if ranks == 1:
-        return list(share)
-    shares: list[Sequence[T]] = [()] * ranks
-    dist.all_gather_object(shares, share)
+    shares, ranks = gather_objects(share), world_size()
     return [shares[k % ranks][k // ranks] for k in range(sum(map(len, shares)))]
 
 

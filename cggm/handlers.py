@@ -222,7 +222,7 @@ class BalanceRecorder:
         if not is_first_rank():
             return
         readings = dict(self.balancer.readings)
-        readings["loss"] = _loss_of(engine.state.output)
+        readings["loss"] = loss_of(engine.state.output)
         if self.balancer.norms is not None and self.balancer.micro_batches == 0:
             readings["gradient_norm"] = self.balancer.norms
         self._rows.append((engine.state.iteration, engine.state.epoch, readings))
@@ -256,8 +256,13 @@ def _loss_completed(engine: Engine) -> CallableEventWithFilter | None:
     return next(events, None)  # type: ignore[return-value]
 
 
-def _loss_of(output: Any) -> Tensor:  # noqa: ANN401
-    """The loss in an engine's output; NaN where there is none."""
+def loss_of(output: Any) -> Tensor:  # noqa: ANN401
+    """The loss in an engine's output, without its graph; NaN where there is none.
+
+    Args:
+        output: The loss, as a number or a tensor of one element, a mapping with the ``"loss"``, or
+            a sequence that begins with one of these.
+    """
     if isinstance(output, list | tuple) and output:
         output = output[0]
     if isinstance(output, dict):

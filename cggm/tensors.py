@@ -1,7 +1,8 @@
 """Nested containers of tensors, as encoders return them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import torch
@@ -69,3 +70,17 @@ def keep_samples(features: Features, kept: Tensor) -> Features:
         return torch.where(mask, tensor, torch.zeros_like(tensor))
 
     return map_tensors(keep, features)
+
+
+def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Subsets of modalities by size without the empty one, so that all of them come last.
+
+    Args:
+        names: The modalities; subsets keep their order.
+
+    Example:
+        >>> subsets_of(["a", "v"])
+        [('a',), ('v',), ('a', 'v')]
+    """
+    sizes = range(1, len(names) + 1)
+    return [subset for size in sizes for subset in combinations(names, size)]

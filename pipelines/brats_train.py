@@ -19,7 +19,6 @@ from cggm.runs import (
     report_problems,
     run,
     same_output,
-    write_config,
 )
 from cggm_seg.training import BratsConfig
 
@@ -54,26 +53,25 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
     from cggm.distributed import is_first_rank
     from cggm.runs import seed_everything
     from cggm_seg.data import open_cohort
-    from cggm_seg.training import build_balancer, build_trainer, describe, finish
+    from cggm_seg.training import (
+        announce_segmentation,
+        conclude_segmentation,
+        segmentation_balancer,
+        segmentation_session,
+    )
 
     seed_everything(config.seed)
     network = config.network.build(config.used, pretrained=not options.resume)
     network = network.to(device)
     cohort = open_cohort(data, config)
-    cache, split = cohort.cache, cohort.split
-    balancer = build_balancer(config, network, cache, split)
-    trainer = build_trainer(
-        config, folder, network, balancer, cache, split, device, resume=options.resume is not None
-    )
+    balancer = segmentation_balancer(config, network, cohort.cache, cohort.split)
+    session = segmentation_session(config, folder, network, balancer, cohort, device)
+    session.prepare_folder()
     if is_first_rank():
-        if not options.resume:
-            folder.make()
-        write_config(config, folder.config)
-        folder.write_environment()
-        describe(config, folder, network, split, data, done=trainer.state.epoch)
-    trainer.run()
+        announce_segmentation(config, folder, network, cohort, done=session.done)
+    session.run()
     if is_first_rank():
-        finish(config, folder, network, balancer, cache, split, data)
+        conclude_segmentation(config, session, network, balancer, cohort)
         report_problems(cohort.problems)
 
 

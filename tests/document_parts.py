@@ -101,6 +101,7 @@ SETUPS = {
     "docs/export.md": exported,
     "docs/howto/bare_loop.md": lambda: {**late_parts(), "device": "cpu"},
     "docs/howto/ignite_engine.md": late_parts,
+    "docs/howto/resume.md": late_parts,
     "docs/howto/monai_trainer.md": volumes,
     "docs/howto/new_method.md": lambda: {
         **late_parts(),

@@ -55,20 +55,11 @@ BEHIND_FACES = {
     ("cggm_cls.training.balancing", "cggm.methods.build"),
     ("cggm_seg.training.balancing", "cggm.methods.build"),
 }
-LONG = {
-    "cggm_cls/training/assembly.py:__init__",
-    "cggm_cls/training/summary.py:finish",
-}
-MANY_ARGUMENTS = {
-    "cggm/runs/session.py:__init__",
-}
+LONG: set[str] = set()
+MANY_ARGUMENTS: set[str] = set()
 SEVERAL_MEANINGS = {
     "brain_box",
-    "build_balancer",
-    "describe",
-    "finish",
     "modulation",
-    "rank",
 }
 
 

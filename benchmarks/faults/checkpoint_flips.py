@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cggm.errors import UserError
-from cggm.runs.checkpoints.state import Progress, load_checkpoint, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, load_checkpoint, save_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -56,7 +56,7 @@ def load_into_new(folder: Path) -> None:
 
 def _flip_ours(folder: Path, count: int) -> Counter[str]:
     model, optimizer = trained()
-    checkpoint = save_checkpoint(folder, model, {"optimizer": optimizer}, Progress(1, 1))
+    checkpoint = save_checkpoint(folder, model, {"optimizer": optimizer}, RunProgress(1, 1))
     load_into_new(folder)
     files = sorted(checkpoint.iterdir())
     rng = np.random.default_rng(0)

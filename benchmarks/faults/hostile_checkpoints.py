@@ -17,8 +17,8 @@ from checkpoint_flips import ignite, load_into_new, trained
 from gadgets import hostile_files
 
 from cggm.errors import UserError
-from cggm.runs.checkpoints import state as checkpoints
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs import checkpoints
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 
 _WEIGHTS_SHARE = 5  # one gadget in so many stands in for the weights
 _PATIENCE = 0.5  # seconds for a process that a gadget started
@@ -74,7 +74,7 @@ def _load_ours(file: Path) -> None:
         if in_weights
         else patch.object(torch, "save", lambda state, stream: stream.write(content))
     ):
-        save_checkpoint(folder, model, {"optimizer": optimizer}, Progress(1, 1))
+        save_checkpoint(folder, model, {"optimizer": optimizer}, RunProgress(1, 1))
     load_into_new(folder)
 
 

@@ -24,23 +24,22 @@ from small_training import import_again
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer
-from cggm.distributed import is_first_rank
 from cggm.runs.folder import RunFolder
 from cggm.runs.launch import joined
 from cggm.runs.loop.seeds import seed_everything
 from cggm_seg.data.cache import SliceCache, build_cache
 from cggm_seg.data.cases import find_cases
-from cggm_seg.data.cohort import Split, split_cases
+from cggm_seg.data.cohort import Cohort, Split, split_cases
 from cggm_seg.data.slices import SliceDataset
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.simulation.cohort import simulate_cohort
-from cggm_seg.training.assembly import build_trainer
-from cggm_seg.training.balancing import build_balancer, training_slices
+from cggm_seg.training.assembly import segmentation_session
+from cggm_seg.training.balancing import segmentation_balancer, training_slices
 from cggm_seg.training.config import (
     BratsBalancerConfig,
     BratsConfig,
     NetworkConfig,
-    OptimizerConfig,
+    SgdConfig,
     SliceConfig,
 )
 
@@ -112,16 +111,15 @@ class RankTraining:
         cache, split = self._cached(config)
         network, balancer = self._models(config, cache, split)
         device = torch.device("cpu")
-        trainer = build_trainer(config, run, network, balancer, cache, split, device)
-        if is_first_rank():
-            run.make()
+        cohort = Cohort(self.folder / "cohort", {}, cache, split, [])
+        session = segmentation_session(config, run, network, balancer, cohort, device)
         found: dict[str, Any] = {"items": [], "before": _flat(network, balancer)}
 
-        @trainer.on(Events.ITERATION_STARTED)
+        @session.trainer.on(Events.ITERATION_STARTED)
         def note(engine: Engine) -> None:
             found["items"].append(digests(engine.state.batch))  # type: ignore[arg-type]
 
-        trainer.run()
+        session.run()
         return {**found, "after": _flat(network, balancer)}
 
     def _models(
@@ -134,7 +132,7 @@ class RankTraining:
         fix_statistics(network, images)
         with torch.no_grad():
             features = network.encode(images)
-        balancer = build_balancer(config, network, cache, split)
+        balancer = segmentation_balancer(config, network, cache, split)
         for name, head in balancer.heads.items():  # type: ignore[operator, union-attr]
             fix_statistics(head, features[name])
         balancer.task_loss = nn.CrossEntropyLoss()
@@ -182,7 +180,7 @@ def _config(size: Size, workers: int, *, augment: bool = True) -> BratsConfig:
             "tu-lcnet_050", decoder_channels=16, low_level_channels=8, aspp_dropout=0.0
         ),
         slices=SliceConfig(size=32, per_case=size.slices_per_case, augment=augment),
-        optimizer=OptimizerConfig(
+        optimizer=SgdConfig(
             lr_start=_RATE, lr_peak=_RATE, lr_final=_RATE, head_lr=_RATE, warmup_epochs=1
         ),
         balancer=BratsBalancerConfig(settings={"gate": None}),

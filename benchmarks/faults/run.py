@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from machine import machine
 
-from cggm.runs.files import write_atomically
+from cggm.runs.storage.files import write_atomically
 
 FAMILIES = (
     "bit_flips",

@@ -93,16 +93,16 @@ def count_steps(notes: Sequence[int]) -> None:
     Args:
         notes: Shared memory; its first number is set.
     """
-    attach = training.Epochs.attach
+    start = training.Session.run
 
-    def attach_with_note(self: training.Epochs, engine: Engine) -> None:
-        @engine.on(Events.ITERATION_STARTED)
+    def run_with_note(self: training.Session) -> None:
+        @self.trainer.on(Events.ITERATION_STARTED)
         def note(engine: Engine) -> None:
             notes[0] = engine.state.iteration  # type: ignore[index]
 
-        attach(self, engine)
+        start(self)
 
-    training.Epochs.attach = attach_with_note  # type: ignore[method-assign]
+    training.Session.run = run_with_note  # type: ignore[method-assign]
 
 
 def checkpoints_are_whole(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from time import perf_counter
 from forked import forked
 from small_training import SmallTraining, checkpoints_are_whole, hidden, import_again
 
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
@@ -108,7 +108,7 @@ class Predicting:
         settings = read_config(BratsConfig, [config])
         model = RunFolder.create(self._model, name="untrained")
         write_config(settings, model.config)
-        save_checkpoint(model.checkpoints, settings.network.build(), {}, Progress(1, 1))
+        save_checkpoint(model.checkpoints, settings.network.build(), {}, RunProgress(1, 1))
         self._predict(self._model / "first")
         (self.folder.parent / "modules").write_text("\n".join(sys.modules))
 

@@ -9,9 +9,9 @@ from cggm.balancer import Balancer, Step
 from cggm.binding import Binding
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
-from cggm.methods._parts import combined, shapley_weights, subsets_of
+from cggm.methods._parts import combined, shapley_weights
 from cggm.scores import ratio_score, score_counts
-from cggm.tensors import Features, absent
+from cggm.tensors import Features, absent, subsets_of
 
 _MOST = 6
 

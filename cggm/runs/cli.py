@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cggm.errors import MethodRefusal, UserError
 from cggm.runs.config import ConfigReader, to_yaml
-from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
+from cggm.runs.storage import write_json
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from cggm.errors import UserError
-from cggm.runs.files import write_atomically
-from cggm.runs.reading import read_yaml
+from cggm.runs.storage import read_yaml, write_atomically
 
 
 @dataclass(frozen=True)

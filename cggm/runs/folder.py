@@ -6,8 +6,7 @@ from pathlib import Path
 
 from cggm.errors import UserError
 from cggm.runs.environment import environment
-from cggm.runs.files import is_draft, sweep_drafts, write_json
-from cggm.runs.reading import read_json, read_yaml
+from cggm.runs.storage import is_draft, read_json, read_yaml, sweep_drafts, write_json
 
 _KEYS_OF_EARLIER_RUNS = {
     "slices": "brats",
@@ -94,6 +93,12 @@ class RunFolder:
             )
         return run
 
+    def is_new(self) -> bool:
+        """Whether nothing was logged or saved there yet."""
+        logs = (self.metrics, self.balance, self.tensorboard)
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return not saved and not any(path.exists() for path in logs)
+
     def task(self) -> str:
         """What was trained, such as ``brats``, as the configuration says.
 
@@ -144,7 +149,7 @@ class RunFolder:
 
     @property
     def gradients(self) -> Path:
-        """Last-layer gradients of some batches, see :mod:`cggm.runs.directions`."""
+        """Last-layer gradients of some batches, see :mod:`cggm.runs.gradients`."""
         return self.path / "gradients.npz"
 
     @property

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cggm.errors import UserError
 from cggm.runs.cli import choose_device
@@ -98,7 +98,7 @@ def joined(device: str | None) -> Iterator["torch.device"]:
     idist.finalize()
 
 
-def check_alike(
+def check_ranks_agree(
     values: Mapping[str, object],
     when: str = "",
     fix: str = "Start all ranks with the same command, code and files.",
@@ -113,10 +113,9 @@ def check_alike(
     Raises:
         UserError: On every rank, naming what differs.
     """
-    import ignite.distributed as idist
+    from cggm.distributed import gather_objects
 
-    answers: Any = idist.all_gather(dict(values))
-    first, *others = answers
+    first, *others = gather_objects(dict(values))
     for number, other in enumerate(others, 1):
         differing = [name for name in first if other.get(name) != first[name]]
         if differing:

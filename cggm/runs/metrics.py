@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cggm.errors import UserError
-from cggm.runs.files import write_json
-from cggm.runs.reading import read_json
+from cggm.runs.storage import read_json, write_json
 
 Direction = Literal["higher", "lower"]
 

@@ -64,52 +64,6 @@ class RunOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every training is told; the base of each pipeline's configuration.
-
-    Attributes:
-        task: Name of what is trained, which a pipeline's configuration sets. It is the first line
-            of ``config.yaml``, and no option.
-
-    Args:
-        data: Folder of the data; the demo data where not given.
-        modalities: Modalities to train on; all of them where not given.
-        max_epochs: Passes over the training data.
-        seed: Seed of everything random.
-        save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
-        skip_nonfinite: Whether a step whose loss or gradients are not finite is left out; otherwise
-            it ends the run.
-        gradients: Training batches whose last-layer gradients are kept in the end, see
-            cggm.runs.directions; needs heads.
-        curves: Whether curves of the training are drawn, now and then and in the end.
-        mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
-        device: Where to compute; CUDA if there is one, where not given.
-    """
-
-    task: ClassVar[str] = ""
-    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
-    modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
-    max_epochs: int = field(metadata={"metavar": "N"})
-    seed: int = field(default=0, metadata={"metavar": "N"})
-    save_minutes: float = field(default=10.0, metadata={"metavar": "X"})
-    skip_nonfinite: bool = False
-    gradients: int = field(default=0, metadata={"metavar": "N"})
-    curves: bool = True
-    mlflow: str | None = field(default=None, metadata={"metavar": "DIR|URI"})
-    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
-
-    def __post_init__(self) -> None:
-        if self.max_epochs < 1 or not 0 <= self.seed < 2**32:
-            raise UserError(
-                "Expected max_epochs of at least 1 and a seed from 0 to 2**32 - 1, "
-                f"but got {self.max_epochs} and {self.seed}.",
-                "Correct --max_epochs or --seed.",
-            )
-        require(self.save_minutes >= 0, "save_minutes", "of at least 0", self.save_minutes)
-        require(self.gradients >= 0, "gradients", "of at least 0", self.gradients)
-
-
 @dataclass(frozen=True)
 class BalancerConfig:
     """The balancing method.
@@ -127,3 +81,79 @@ class BalancerConfig:
     def __post_init__(self) -> None:
         every = self.record_every
         require(every >= 1, "balancer.record_every", "of at least 1", every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What a :class:`cggm.runs.Session` is told, whatever is trained.
+
+    Attributes:
+        task: Name of what is trained, which a pipeline's configuration sets. It is the first line
+            of ``config.yaml``, and no option.
+
+    Args:
+        max_epochs: Passes over the training data.
+        seed: Seed of everything random.
+        validate_every: Epochs between validations; the last epoch is always validated.
+        keep_last: Recent checkpoints to keep besides the best.
+        save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
+        skip_nonfinite: Whether a step whose loss or gradients are not finite is left out; otherwise
+            it ends the run.
+        curves: Whether curves of the training are drawn, now and then and in the end.
+        mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
+    """
+
+    task: ClassVar[str] = ""
+    max_epochs: int = field(metadata={"metavar": "N"})
+    seed: int = field(default=0, metadata={"metavar": "N"})
+    validate_every: int = 1
+    keep_last: int = 2
+    save_minutes: float = field(default=10.0, metadata={"metavar": "X"})
+    skip_nonfinite: bool = False
+    curves: bool = True
+    mlflow: str | None = field(default=None, metadata={"metavar": "DIR|URI"})
+
+    @property
+    def record_every(self) -> int:
+        """Iterations between lines of ``balance.jsonl``."""
+        return 1
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or not 0 <= self.seed < 2**32:
+            raise UserError(
+                "Expected max_epochs of at least 1 and a seed from 0 to 2**32 - 1, "
+                f"but got {self.max_epochs} and {self.seed}.",
+                "Correct --max_epochs or --seed.",
+            )
+        for name in ("validate_every", "keep_last"):
+            require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        require(self.save_minutes >= 0, "save_minutes", "of at least 0", self.save_minutes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SessionOptions):
+    """What every training script is told; the base of each pipeline's configuration.
+
+    Args:
+        data: Folder of the data; the demo data where not given.
+        modalities: Modalities to train on; all of them where not given.
+        gradients: Training batches whose last-layer gradients are kept in the end, see
+            cggm.runs.gradients; needs heads.
+        device: Where to compute; CUDA if there is one, where not given.
+        balancer: The balancing method.
+    """
+
+    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
+    gradients: int = field(default=0, metadata={"metavar": "N"})
+    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    balancer: BalancerConfig = field(default_factory=BalancerConfig)
+
+    @property
+    def record_every(self) -> int:
+        """Iterations between lines of ``balance.jsonl``."""
+        return self.balancer.record_every
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.gradients >= 0, "gradients", "of at least 0", self.gradients)

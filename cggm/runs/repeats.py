@@ -9,11 +9,10 @@ from torch import nn
 
 from cggm.distributed import is_first_rank
 from cggm.runs.config import write_config
-from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import BalancerConfig, RunConfig
-from cggm.runs.reading import read_json
+from cggm.runs.storage import read_json, write_json
 
 
 def describe_training(
@@ -82,7 +81,7 @@ def run_repeats(
     group: RunFolder,
     config: C,
     repeats: Sequence[Repeat[C]],
-    assemble: Callable[[C, RunFolder, bool], Training],
+    assemble: Callable[[C, RunFolder], Training],
 ) -> None:
     """Run the trainings that are not finished, one after another; resume one that was interrupted.
 
@@ -93,8 +92,8 @@ def run_repeats(
         group: Folder of all of them.
         config: The configuration that they have in common.
         repeats: The trainings.
-        assemble: From a configuration, a run folder and whether to resume to a training. What does
-            not fit is refused here, before anything is written.
+        assemble: From a configuration and a run folder to a training, which goes on where that run
+            is. What does not fit is refused here, before anything is written.
 
     Raises:
         UserError: Whatever ``assemble`` refuses.
@@ -105,7 +104,7 @@ def run_repeats(
         folder = folders[repeat.name]
         if is_finished(folder, repeat.config):
             continue
-        training = assemble(repeat.config, folder, folder.config.exists())
+        training = assemble(repeat.config, folder)
         if not alone:  # a single one writes its own, once its folder is complete
             if is_first_rank():
                 group.path.mkdir(parents=True, exist_ok=True)

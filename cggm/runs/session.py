@@ -1,328 +1,331 @@
-"""A training, epoch by epoch: validated, logged, saved, and left where a signal asks for it."""
+"""A session of training: any Ignite engine, validated, logged, saved, and resumed exactly."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cggm.balancer import Balancer
-from cggm.distributed import broadcast_from_first, is_first_rank, mean_over_ranks, wait_for_ranks
-from cggm.handlers import BalanceRecorder
-from cggm.runs.checkpoints import (
-    Progress,
-    Stateful,
-    find_checkpoints,
-    load_checkpoint,
-    prune,
-    save_checkpoint,
-)
+from cggm.distributed import broadcast_from_first, is_first_rank, wait_for_ranks
+from cggm.handlers import BalanceHandler, BalanceRecorder, loss_of
+from cggm.runs.checkpoints import RunProgress, Saver, Stateful, load_network_weights
+from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
-from cggm.runs.launch import check_alike
-from cggm.runs.loop import Stopped, StopSignals
-from cggm.runs.watch import Journal
+from cggm.runs.launch import check_ranks_agree
+from cggm.runs.loop import (
+    CaseLoader,
+    EndlessBatches,
+    NonFiniteGuard,
+    ReplayedLoader,
+    Replicas,
+    WarmupCosine,
+)
+from cggm.runs.metrics import selection_score
+from cggm.runs.options import SessionOptions
+from cggm.runs.parts import EpochLosses, LossScale, TrainingData, TrainingParts, Validation
+from cggm.runs.watch import Journal, TrainingProgress
 
 
-class EpochLosses:
-    """Losses of an epoch's steps so far, on the device, whose mean a resumed run needs as well.
+class Session:
+    """Runs a training in its folder, from the start or from where it was interrupted.
 
-    Args:
-        device: Of the losses.
-    """
+    It attaches everything that a training needs to an engine that exists, in the one order in which
+    it works: schedule, balancing, guard against numbers that are not finite, ranks, record of the
+    method, progress, then validation, logs and checkpoints. A checkpoint is written at the end of
+    each epoch and now and then within it, after steps of the optimizer alone, and before a
+    validation. Of several ranks all take part and the first one writes.
 
-    def __init__(self, device: torch.device) -> None:
-        self._values: list[Tensor] = []
-        self._device = device
-
-    def add(self, loss: Tensor) -> None:
-        """Take the loss of a step, the mean of those of all ranks."""
-        self._values += mean_over_ranks([loss.detach()])
-
-    def mean(self) -> float:
-        """The mean of those that are finite, NaN where none is."""
-        values = torch.stack(self._values)
-        return values[values.isfinite()].mean().item()
-
-    def keep(self, count: int) -> None:
-        """Forget all but the first ones."""
-        del self._values[count:]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The losses so far."""
-        return {"values": torch.stack(self._values) if self._values else torch.zeros(0)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them over."""
-        self._values = [*state_dict["values"].to(self._device)]
-
-
-class Saver:
-    """Saves one training, restores it, and leaves it once it is saved.
+    Building a session restores the last checkpoint of the folder, if there is one, and writes
+    nothing else.
 
     Args:
-        run: Folder to write to.
-        network: The network.
-        parts: Everything else with a state, by name.
-        flush: Writes what logs hold back, which a resumed run would not write again.
-        fingerprint: What must be the same on resume.
-        keep_last: Recent checkpoints to keep besides the best.
-        minutes: Between checkpoints; 0 saves whenever it is asked.
+        trainer: The engine: MONAI's ``SupervisedTrainer``, Ignite's ``create_supervised_trainer``
+            or one with your own step. Its output is the loss, or a mapping with the ``"loss"``, or
+            a sequence that begins with one of these.
+        parts: What it changes.
+        data: What it learns from.
+        run: Its folder, made where there is none.
+        options: How long it runs, and how often it validates, saves and records.
+        balance: Attaches the balancing method; a training goes without where not given. A method
+            that is not bound is bound to the network.
+        validation: What is measured between epochs; nothing where not given.
 
     Attributes:
-        progress: How far the run was when it was last saved or restored.
-        signals: Those that ask for the end.
+        guard: What keeps numbers that are not finite away from the weights. An engine that clips
+            gradients calls its :meth:`~cggm.runs.NonFiniteGuard.check` before it does.
+
+    Raises:
+        UserError: If the checkpoint is damaged or of another run.
+
+    Example:
+        >>> session = Session(
+        ...     trainer,
+        ...     TrainingParts(network, optimizer),
+        ...     TrainingData(loader),
+        ...     RunFolder(Path("runs/mine")),
+        ...     SessionOptions(max_epochs=20),
+        ...     balance=BalanceHandler(balancer, network),
+        ... )  # doctest: +SKIP
+        >>> session.run()  # doctest: +SKIP
     """
 
     def __init__(
         self,
+        trainer: Engine,
+        parts: TrainingParts,
+        data: TrainingData,
         run: RunFolder,
-        network: nn.Module,
-        parts: Mapping[str, Stateful | None],
-        flush: Callable[[], None],
+        options: SessionOptions,
         *,
-        fingerprint: Mapping[str, str],
-        keep_last: int,
-        minutes: float,
+        balance: BalanceHandler | None = None,
+        validation: Validation | None = None,
     ) -> None:
-        self.progress = Progress(epoch=0, iteration=0, fingerprint=fingerprint)
-        self.signals = StopSignals()
-        self._run, self._network, self._parts = run, network, parts
-        self._flush, self._keep_last = flush, keep_last
-        self._seconds, self._saved_at = 60 * minutes, time.monotonic()
-
-    def restore(self) -> Progress:
-        """Continue from the last checkpoint; without one the run begins anew.
-
-        Raises:
-            UserError: If the checkpoint is damaged or of another run.
-        """
-        folder = self._run.checkpoints
-        if find_checkpoints(folder):
-            self.progress = load_checkpoint(
-                folder, self._network, self._parts, self.progress.fingerprint
-            )
-            if is_first_rank():
-                prune(folder, self._keep_last)  # a kill may have come between saving and this
-        return self.progress
-
-    def save(self, epoch: int, iteration: int, score: float | None = None) -> None:
-        """Save, unless the last checkpoint is of the same progress.
-
-        The first rank does, for all of them.
-        """
-        self._saved_at = time.monotonic()
-        if (epoch, iteration) == (self.progress.epoch, self.progress.iteration):
-            return
-        self._flush()
-        self.progress = replace(self.progress, epoch=epoch, iteration=iteration, score=score)
-        if is_first_rank():
-            save_checkpoint(
-                self._run.checkpoints,
-                self._network,
-                self._parts,
-                self.progress,
-                keep_last=self._keep_last,
-            )
-
-    def save_if_due(self, epoch: int, iteration: int) -> None:
-        """Save where the last time is long enough ago."""
-        if time.monotonic() - self._saved_at >= self._seconds:
-            self.save(epoch, iteration)
-
-    def leave_if_requested(self, epoch: int, iteration: int) -> None:
-        """Save and end the training if a signal asked for it.
-
-        Raises:
-            Stopped: If so.
-        """
-        number = self.signals.requested()
-        if number:
-            self.save(epoch, iteration)
-            wait_for_ranks()  # torchrun kills all of them soon after one has left
-            raise Stopped(number, f"step {iteration}, {epoch} epochs completed", self._run.path)
-
-
-class Epochs:
-    """Validates, writes metrics and checkpoints, and goes on from the last one.
-
-    A checkpoint is written at the end of each epoch and now and then within it, after steps of the
-    optimizer alone, and before a validation. The engine's output must be a mapping with the
-    ``"loss"``. Of several ranks all take part and the first one writes.
-
-    Args:
-        journal: Where metrics go; its folder gets the checkpoints.
-        network: The network.
-        optimizer: Its optimizer.
-        balancer: The method, bound.
-        recorder: Writes the method's readings.
-        validate: Gives validation metrics by name, without ``val_``. It changes nothing, as a
-            signal may end it in the middle.
-        score: Of these metrics what selects the checkpoint, higher is better.
-        every: Epochs between validations; the last epoch is always validated.
-        max_epochs: Epochs of the whole run.
-        steps: Iterations of an epoch.
-        keep_last: Recent checkpoints to keep besides the best.
-        save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
-        digest: Of the data, which must be the same on resume.
-        parts: What else has a state, by name.
-        plateau: Lowers the learning rate when the score, negated, no longer falls.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        network: nn.Module,
-        optimizer: Optimizer,
-        balancer: Balancer,
-        recorder: BalanceRecorder,
-        *,
-        validate: Callable[[], Mapping[str, float | None]],
-        score: Callable[[Mapping[str, Any]], float],
-        every: int,
-        max_epochs: int,
-        steps: int,
-        keep_last: int,
-        save_minutes: float,
-        digest: str,
-        parts: Mapping[str, Stateful] | None = None,
-        plateau: ReduceLROnPlateau | None = None,
-    ) -> None:
-        self.every, self.max_epochs, self.steps = every, max_epochs, steps
-        self._journal, self._recorder = journal, recorder
-        self._network, self._balancer = network, balancer
-        self._validate, self._score, self._plateau = validate, score, plateau
-        self._losses = EpochLosses(next(network.parameters()).device)
-        own: dict[str, Stateful | None] = {"optimizer": optimizer, "balancer": balancer}
-        own |= {"plateau": plateau, "losses": self._losses}
-        self._saver = Saver(
-            journal.folder,
-            network,
-            {**own, **(parts or {})},
-            self._flush,
-            fingerprint={"data": digest, "number of batches": str(steps)},
-            keep_last=keep_last,
-            minutes=save_minutes,
+        self.trainer, self.folder = trainer, run
+        self._parts, self._data, self._options, self._validation = parts, data, options, validation
+        self._loader = _placed(data.loader, options.seed)
+        self._steps = len(self._loader)
+        self._balancer = _bound(balance, parts.network)
+        self._recorder = _recorder(self._balancer, run, options)
+        picture = None if validation is None else validation.picture
+        self._journal = Journal(run, options, picture=picture)
+        self._losses = EpochLosses(next(parts.network.parameters()).device)
+        self._saver = self._build_saver()
+        self.guard = NonFiniteGuard(
+            parts.network,
+            parts.optimizer,
+            self._balancer,
+            names=data.names,
+            save=self._save_before,
+            skip=options.skip_nonfinite,
         )
-        self._rate: Callable[[], float] = lambda: optimizer.param_groups[0]["lr"]
+        self._prepared = False
+        self._restore()
+        self._attach(balance)
 
     @property
     def done(self) -> int:
         """Completed epochs."""
         return self._saver.progress.epoch
 
-    def restore(self) -> Progress:
-        """Continue from the run's last checkpoint; returns how far it was.
+    def prepare_folder(self) -> None:
+        """Make the folder with ``config.yaml`` and ``environment.json``; :meth:`run` does it else.
 
-        A run that ended before its first checkpoint begins anew.
-
-        Raises:
-            UserError: If the checkpoint is damaged or of another run.
+        Only the first rank writes, and only once.
         """
-        progress = self._saver.restore()
-        check_alike({"checkpoint": (progress.epoch, progress.iteration)})
-        self._journal.cut(epoch_end=progress.epoch * self.steps, iteration=progress.iteration)
-        return progress
+        if is_first_rank() and not self._prepared:
+            self.folder.make()
+            write_config(self._options, self.folder.config)
+            self.folder.write_environment()
+        self._prepared = True
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to a training engine, after the balancer's handlers, and put it where the run is.
-
-        Args:
-            engine: The trainer, to be run by :meth:`run`.
-        """
-        state, progress = engine.state, self._saver.progress
-        state.epoch, state.iteration = progress.epoch, progress.iteration
-        # Without these two Ignite takes the run for a new one and begins at epoch 1.
-        state.max_epochs, state.epoch_length = self.max_epochs, self.steps
-        self._journal.attach(engine)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def run(self, engine: Engine, start: Callable[[], object]) -> None:
-        """Train from where the run is to the end of its last epoch, if that was not reached.
-
-        Args:
-            engine: The engine that this is attached to.
-            start: Runs it.
+    def run(self) -> None:
+        """Train to the end of the last epoch, if that was not reached.
 
         Raises:
             Stopped: If a signal ended the training; it is saved.
+            UserError: If numbers are not finite, or a loader lost a case.
         """
-        state = engine.state
-        if state.epoch >= self.max_epochs:
+        self.prepare_folder()
+        state = self.trainer.state
+        if state.epoch >= self._options.max_epochs:
             return
-        with self._journal.opened(), self._saver.signals:
-            if state.iteration == (state.epoch + 1) * self.steps:  # saved before its validation
+        with ExitStack() as stack:
+            stack.callback(self.guard.detach)
+            stack.enter_context(_silent(self.trainer))
+            stack.enter_context(self._journal.opened())
+            stack.enter_context(self._saver.signals)
+            if isinstance(self._loader, CaseLoader):
+                stack.enter_context(self._loader.naming_lost_cases())
+            if state.iteration == (state.epoch + 1) * self._steps:  # saved before its validation
                 state.epoch += 1
-                self._finish(engine)
-            if state.epoch < self.max_epochs:
-                start()
+                self._finish_epoch(self.trainer)
+            if state.epoch < self._options.max_epochs:
+                self._start()
 
-    def keep(self, iteration: int) -> Path:
-        """Save in the midst of an epoch, before a step that goes wrong; all ranks do.
+    def load_best(self) -> RunProgress:
+        """Give network and method the state of the best checkpoint; returns how far it was."""
+        method = {} if self._balancer is None else {"balancer": self._balancer}
+        return load_network_weights(self.folder.checkpoints, self._parts.network, method)
 
-        Args:
-            iteration: Completed iterations; losses of later ones are forgotten.
+    def _build_saver(self) -> Saver:
+        parts, options = self._parts, self._options
+        on_plateau = isinstance(parts.schedule, ReduceLROnPlateau)
+        stepping = isinstance(parts.schedule, LRScheduler) and not on_plateau
+        states: dict[str, Any] = {
+            "optimizer": parts.optimizer,
+            "balancer": self._balancer,
+            "plateau": parts.schedule if on_plateau else None,
+            "schedule": parts.schedule if stepping else None,
+            "losses": self._losses,
+            "scaler": _scaler_of(self.trainer),
+        }
+        return Saver(
+            self.folder,
+            parts.network,
+            {**states, **parts.others},
+            self._flush,
+            fingerprint={"data": self._data.digest, "number of batches": str(self._steps)},
+            keep_last=options.keep_last,
+            minutes=options.save_minutes,
+        )
 
-        Returns:
-            Where checkpoints are.
+    def _restore(self) -> None:
+        progress = self._saver.restore()
+        check_ranks_agree({"checkpoint": (progress.epoch, progress.iteration)})
+        if not self.folder.is_new():
+            self._journal.cut(epoch_end=progress.epoch * self._steps, iteration=progress.iteration)
+        _skip(self._loader, progress.iteration)
+        state = self.trainer.state
+        state.epoch, state.iteration = progress.epoch, progress.iteration
+        # Without these two Ignite takes the run for a new one and begins at epoch 1.
+        state.max_epochs, state.epoch_length = self._options.max_epochs, self._steps
+
+    def _attach(self, balance: BalanceHandler | None) -> None:
+        """Let everything follow the training, in the order in which it acts after a step."""
+        trainer, parts = self.trainer, self._parts
+        if isinstance(parts.schedule, WarmupCosine):
+            parts.schedule.attach(trainer)
+        if balance is not None:
+            balance.attach(trainer)
+        self.guard.attach(trainer)
+        Replicas(parts.network, self._balancer, self._options.seed).attach(trainer)
+        if self._recorder is not None:
+            self._recorder.attach(trainer)
+        TrainingProgress(parts.optimizer, modalities=self._modalities).attach(trainer)
+        self._journal.attach(trainer)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+
+    def _start(self) -> None:
+        trainer: Any = self.trainer
+        if hasattr(trainer, "data_loader"):  # MONAI's are given theirs when they are built
+            trainer.data_loader = self._loader
+            trainer.run()
+        else:
+            trainer.run(self._loader)
+
+    @property
+    def _modalities(self) -> list[str]:
+        return [] if self._balancer is None else self._balancer.binding.names
+
+    def _save_before(self, iteration: int) -> Path:
+        """Save the state before a step that goes wrong, of which later losses are forgotten.
+
+        All ranks do.
         """
-        self._losses.keep(iteration % self.steps)
-        self._saver.save(iteration // self.steps, iteration)
+        self._losses.keep(iteration % self._steps)
+        self._saver.save(iteration // self._steps, iteration)
         wait_for_ranks()  # torchrun kills all of them soon after one has left
-        return self._journal.folder.checkpoints
+        return self.folder.checkpoints
 
     def _flush(self) -> None:
         """Write what would be lost otherwise, before a checkpoint."""
-        self._recorder.flush()
+        if self._recorder is not None:
+            self._recorder.flush()
         self._journal.note_time()
 
     def _after_step(self, engine: Engine) -> None:
-        output: Any = engine.state.output
-        self._losses.add(output["loss"])
-        if self._balancer.micro_batches or engine.state.iteration % self.steps == 0:
+        self._losses.add(loss_of(engine.state.output))
+        if self.guard.waiting or engine.state.iteration % self._steps == 0:
             return  # gradients wait for their step, or the end of the epoch follows
         progress = (engine.state.epoch - 1, engine.state.iteration)
         self._saver.save_if_due(*progress)
         self._saver.leave_if_requested(*progress)
 
-    def _finish(self, engine: Engine) -> None:
+    def _finish_epoch(self, engine: Engine) -> None:
         epoch, iteration = engine.state.epoch, engine.state.iteration
-        record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": self._rate()}
+        rate = self._parts.optimizer.param_groups[0]["lr"]
+        record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": rate}
         record["train_loss"] = self._losses.mean()
         if skipped := getattr(engine.state, "skipped_steps", 0):
             record["skipped_steps"] = skipped
-        score = None
-        if epoch % self.every == 0 or epoch == self.max_epochs:
-            metrics = self._metrics_unless_requested(epoch, iteration)
-            score = self._score(metrics)
-            record |= {f"val_{name}": value for name, value in metrics.items()}
-            if self._plateau is not None:
-                self._plateau.step(-score)
+        score, metrics = self._validate(epoch, iteration)
+        record |= {f"val_{name}": value for name, value in metrics.items()}
+        self._step_schedule(score)
         self._losses.keep(0)
         self._journal.write(record, self._readings(engine))
         self._saver.save(epoch, iteration, score)
         self._journal.draw()
         self._saver.leave_if_requested(epoch, iteration)
 
-    def _metrics_unless_requested(self, epoch: int, iteration: int) -> Mapping[str, float | None]:
-        """Validation metrics; a signal ends the validation and the training at once."""
+    def _validate(
+        self, epoch: int, iteration: int
+    ) -> tuple[float | None, Mapping[str, float | None]]:
+        """Score and metrics, where it is time; a signal ends validation and training at once."""
+        validation, options = self._validation, self._options
+        due = epoch % options.validate_every == 0 or epoch == options.max_epochs
+        if validation is None or not due:
+            return None, {}
         self._saver.save_if_due(epoch - 1, iteration)
-        broadcast_from_first(self._network.buffers())  # statistics of BatchNorm
-        metrics = self._saver.signals.unless_requested(self._validate)
+        broadcast_from_first(self._parts.network.buffers())  # statistics of BatchNorm
+        metrics = self._saver.signals.unless_requested(validation.metrics)
         self._saver.leave_if_requested(epoch - 1, iteration)
         assert metrics is not None
-        return metrics
+        return selection_score(metrics, validation.selects), metrics
+
+    def _step_schedule(self, score: float | None) -> None:
+        schedule = self._parts.schedule
+        if isinstance(schedule, ReduceLROnPlateau):
+            if score is not None:
+                schedule.step(-score)
+        elif isinstance(schedule, LRScheduler):
+            schedule.step()
 
     def _readings(self, engine: Engine) -> dict[str, dict[str, float]]:
-        """The balancer's last readings by name and modality."""
+        """The method's last readings by name and modality."""
         readings: dict[str, Tensor] = dict(getattr(engine.state, "balance", {}))
-        if self._balancer.norms is not None:
+        if self._balancer is not None and self._balancer.norms is not None:
             readings["gradient_norm"] = self._balancer.norms
-        names = self._balancer.binding.names
+        names = self._modalities
         return {k: dict(zip(names, v.tolist(), strict=True)) for k, v in readings.items()}
+
+
+def _scaler_of(trainer: Any) -> Stateful | None:  # noqa: ANN401
+    """The scaler that a trainer makes itself."""
+    if hasattr(trainer, "amp"):  # MONAI's trainers
+        return LossScale(trainer)
+    scaler: Stateful | None = getattr(trainer.state, "scaler", None)
+    return scaler
+
+
+def _bound(balance: BalanceHandler | None, network: nn.Module) -> Balancer | None:
+    if balance is None:
+        return None
+    if not balance.balancer.bound:
+        balance.balancer.bind(network)
+    return balance.balancer
+
+
+def _recorder(
+    balancer: Balancer | None, run: RunFolder, options: SessionOptions
+) -> BalanceRecorder | None:
+    if balancer is None:
+        return None
+    return BalanceRecorder(balancer, run.balance, every=options.record_every)
+
+
+def _placed(loader: Any, seed: int) -> Any:  # noqa: ANN401
+    """A loader that can begin anywhere."""
+    batches = getattr(loader, "batch_sampler", None)
+    return loader if isinstance(batches, EndlessBatches) else ReplayedLoader(loader, seed)
+
+
+def _skip(loader: Any, batches: int) -> None:  # noqa: ANN401
+    place = loader if isinstance(loader, ReplayedLoader) else loader.batch_sampler
+    place.skip(batches)
+
+
+@contextmanager
+def _silent(engine: Engine) -> Iterator[None]:
+    """Ignite logs every error that it raises as well."""
+    level = engine.logger.level
+    engine.logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        engine.logger.setLevel(level)

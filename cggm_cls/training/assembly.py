@@ -1,31 +1,24 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
-import logging
-from functools import partial
 from operator import itemgetter
 
 import torch
 from ignite.engine import Engine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cggm.balancer import Balancer
 from cggm.distributed import is_first_rank, wait_for_ranks
-from cggm.handlers import BalanceHandler, BalanceRecorder
+from cggm.handlers import BalanceHandler
 from cggm.runs import (
-    Epochs,
-    Journal,
-    NonFiniteGuard,
-    Replicas,
     RunFolder,
-    TrainingProgress,
-    check_alike,
+    Session,
+    TrainingData,
+    TrainingParts,
+    Validation,
+    check_ranks_agree,
     replicated,
     seed_everything,
-    selection_score,
-    write_config,
 )
 from cggm_cls.data import Batch, TaskData, move
 from cggm_cls.networks import MultimodalTransformer
@@ -33,7 +26,7 @@ from cggm_cls.training.balancing import adam_factory, sequence_balancer
 from cggm_cls.training.batches import sequence_batches, sequence_loader
 from cggm_cls.training.config import SequenceConfig
 from cggm_cls.training.evaluation import evaluate
-from cggm_cls.training.summary import describe, finish, numbers
+from cggm_cls.training.summary import announce_sequences, conclude_sequences, numbers
 
 
 class SequenceTraining:
@@ -44,110 +37,72 @@ class SequenceTraining:
 
     Args:
         config: The configuration.
-        run: Folder that it writes to, once it runs.
+        run: Folder that it writes to, once it runs; a run in it goes on from its last checkpoint.
         data: The splits; of the test split nothing is read before the training is over.
         device: Where to compute.
-        resume: Whether to continue from the run's last checkpoint.
 
     Raises:
         UserError: If the method, the number of samples or the checkpoint does not fit.
     """
 
     def __init__(
-        self,
-        config: SequenceConfig,
-        run: RunFolder,
-        data: TaskData,
-        device: torch.device,
-        *,
-        resume: bool = False,
+        self, config: SequenceConfig, run: RunFolder, data: TaskData, device: torch.device
     ) -> None:
-        check_alike({"configuration": repr(config), "data": data.digest})
+        check_ranks_agree({"configuration": repr(config), "data": data.digest})
         seed_everything(config.seed)
-        self.config = config
-        self.folder = run
-        self.data = data
-        self.resume = resume
+        self.config, self.folder, self.data, self.device = config, run, data, device
         self.network = sequence_network(config, data).to(device)
-        self.balancer = balancer = sequence_balancer(config, self.network, data)
+        self.balancer = sequence_balancer(config, self.network, data)
         rates = config.optimizer
-        optimizer = adam_factory(rates, rates.lr, rates.weight_decay)(self.network.parameters())
-        recorder = BalanceRecorder(balancer, run.balance, every=config.balancer.record_every)
-        self._batches = sequence_batches(config, data)
-        self.epochs = Epochs(
-            Journal(run, config),
-            self.network,
-            optimizer,
-            balancer,
-            recorder,
-            validate=self._validate,
-            score=partial(selection_score, name=self._selects),
-            every=config.validate_every,
-            max_epochs=config.max_epochs,
-            steps=len(self._batches),
-            keep_last=config.keep_last,
-            save_minutes=config.save_minutes,
-            digest=data.digest,
-            plateau=ReduceLROnPlateau(optimizer, patience=config.optimizer.patience),
+        self.optimizer = adam_factory(rates, rates.lr, rates.weight_decay)(
+            self.network.parameters()
         )
-        if resume:
-            self._batches.skip(self.epochs.restore().iteration)
-        self.done = self.epochs.done
-        guard = NonFiniteGuard(
-            self.network,
-            optimizer,
-            balancer,
-            names=itemgetter("ids"),
-            save=self.epochs.keep,
-            skip=config.skip_nonfinite,
+        self.trainer = Engine(self._step)
+        loader = sequence_loader(config, data, sequence_batches(config, data))
+        schedule = ReduceLROnPlateau(self.optimizer, patience=rates.patience)
+        self.session = Session(
+            self.trainer,
+            TrainingParts(self.network, self.optimizer, schedule),
+            TrainingData(loader, data.digest, names=itemgetter("ids")),
+            run,
+            config,
+            balance=BalanceHandler(self.balancer),
+            validation=Validation(lambda: self.validate(), self._selects),
         )
-        self.trainer = Engine(
-            partial(
-                _step,
-                network=replicated(self.network),
-                balancer=balancer,
-                optimizer=optimizer,
-                guard=guard,
-                clip_norm=config.optimizer.clip_norm,
-                device=device,
-            )
-        )
-        self._attach_handlers(optimizer, guard, recorder)
+        self._replica = replicated(self.network)
 
     def run(self) -> None:
         """Train, then evaluate the selected weights on the test split, once."""
-        config, folder = self.config, self.folder
+        session, data = self.session, self.data
+        session.prepare_folder()
         if is_first_rank():
-            if not self.resume:
-                folder.make()
-            write_config(config, folder.config)
-            folder.write_environment()
-            describe(config, folder, self.network, self.data, done=self.done)
-        loader = sequence_loader(config, self.data, self._batches)
-        self.epochs.run(self.trainer, partial(self.trainer.run, loader))
+            announce_sequences(self.config, self.folder, self.network, data, done=session.done)
+        session.run()
         if is_first_rank():
-            finish(config, folder, self.network, self.balancer, self.data)
+            conclude_sequences(self.config, session, self.network, self.balancer, data)
         wait_for_ranks()
 
-    def _attach_handlers(
-        self, optimizer: Optimizer, guard: NonFiniteGuard, recorder: BalanceRecorder
-    ) -> None:
-        """Let everything follow the training, in the order in which it acts after a step."""
-        trainer, balancer = self.trainer, self.balancer
-        trainer.logger.setLevel(logging.CRITICAL)  # Ignite repeats the error that it raises
-        BalanceHandler(balancer).attach(trainer)
-        guard.attach(trainer)
-        Replicas(self.network, balancer, self.config.seed).attach(trainer)
-        recorder.attach(trainer)
-        TrainingProgress(optimizer, modalities=balancer.binding.names).attach(trainer)
-        self.epochs.attach(trainer)
+    def _step(self, engine: Engine, batch: Batch) -> dict[str, Tensor]:
+        self._replica.train()
+        inputs = move(batch["inputs"], self.device)
+        self.balancer.identify(batch["positions"].to(self.device))
+        self.optimizer.zero_grad()
+        loss: Tensor = self.balancer(self._replica(inputs), batch["target"].to(self.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        engine.state.output = {"loss": loss.detach()}  # type: ignore[assignment]
+        self.session.guard.check()  # before clipping, which spreads what is not finite
+        if self.config.optimizer.clip_norm:
+            clip_grad_norm_(self._replica.parameters(), self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        return {"loss": loss.detach()}
 
     @property
     def _selects(self) -> str:
         """Name of the metric that selects the checkpoint."""
         return "mae" if self.data.classes is None else "acc"
 
-    def _validate(self) -> dict[str, float | None]:
+    def validate(self) -> dict[str, float | None]:
+        """Metrics of the validation split; every rank has to call it."""
         data = self.data
         size = self.config.batch_size
         metrics = numbers(
@@ -170,28 +125,3 @@ def sequence_network(config: SequenceConfig, data: TaskData) -> MultimodalTransf
         dropout=config.network.dropout,
         readout=config.network.readout,
     )
-
-
-def _step(
-    engine: Engine,
-    batch: Batch,
-    *,
-    network: nn.Module,
-    balancer: Balancer,
-    optimizer: Optimizer,
-    guard: NonFiniteGuard,
-    clip_norm: float,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    network.train()
-    inputs = move(batch["inputs"], device)
-    balancer.identify(batch["positions"].to(device))
-    optimizer.zero_grad()
-    loss: Tensor = balancer(network(inputs), batch["target"].to(device))
-    loss.backward()  # type: ignore[no-untyped-call]
-    engine.state.output = {"loss": loss.detach()}  # type: ignore[assignment]
-    guard.check()  # before clipping, which spreads what is not finite
-    if clip_norm:
-        clip_grad_norm_(network.parameters(), clip_norm)
-    optimizer.step()
-    return {"loss": loss.detach()}

@@ -94,8 +94,6 @@ class SequenceConfig(RunConfig):
     Args:
         seeds: Trainings with this many consecutive seeds, from --seed on.
         batch_size: Samples per batch.
-        validate_every: Epochs between validations.
-        keep_last: Recent checkpoints to keep besides the best.
         threads: Processor threads; as many as there are cores where not given.
         subsets: Whether the test split is evaluated for all subsets of modalities too.
         network: The multimodal transformer.
@@ -105,8 +103,6 @@ class SequenceConfig(RunConfig):
 
     seeds: int = field(default=1, metadata={"metavar": "N"})
     batch_size: int = 64
-    validate_every: int = 1
-    keep_last: int = 2
     threads: int | None = field(default=None, metadata={"metavar": "N"})
     subsets: bool = True
     network: TransformerConfig = field(default_factory=TransformerConfig)
@@ -115,7 +111,7 @@ class SequenceConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "batch_size", "validate_every", "keep_last"):
+        for name in ("seeds", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, name, "of at least 1", value)
         threads = self.threads

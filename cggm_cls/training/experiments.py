@@ -42,11 +42,11 @@ def run_experiment(
         torch.set_num_threads(config.threads)
     load = lru_cache(maxsize=1)(load)
 
-    def assemble(one: SequenceConfig, run: RunFolder, resume: bool) -> SequenceTraining:
+    def assemble(one: SequenceConfig, run: RunFolder) -> SequenceTraining:
         data = load(getattr(one, "fold", 1))
         if one.modalities is not None:
             data = data.only(one.modalities)
-        return SequenceTraining(one, run, data, device, resume=resume)
+        return SequenceTraining(one, run, data, device)
 
     run_repeats(group, config, _repeats(config, folds), assemble)
 

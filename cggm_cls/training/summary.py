@@ -1,20 +1,19 @@
 """What a training on sequences says before it starts and leaves behind when it ends."""
 
 from collections.abc import Mapping
-from itertools import combinations, islice
 from typing import Any
 
 from cggm.balancer import Balancer
 from cggm.late_fusion import LateFusion
 from cggm.runs import (
     RunFolder,
+    Session,
     describe_training,
-    direction_vectors,
-    load_network_weights,
+    keep_gradients,
     plot_curves,
     write_json,
-    write_vectors,
 )
+from cggm.tensors import subsets_of
 from cggm_cls.data import TaskData
 from cggm_cls.networks import MultimodalTransformer
 from cggm_cls.reports import write_predictions, write_sequence_report
@@ -23,7 +22,7 @@ from cggm_cls.training.config import SequenceConfig
 from cggm_cls.training.evaluation import evaluate, evaluate_heads, predict
 
 
-def describe(
+def announce_sequences(
     config: SequenceConfig,
     run: RunFolder,
     network: MultimodalTransformer,
@@ -52,9 +51,9 @@ def describe(
         print(f"note     {note}", flush=True)
 
 
-def finish(
+def conclude_sequences(
     config: SequenceConfig,
-    run: RunFolder,
+    session: Session,
     network: MultimodalTransformer,
     balancer: Balancer,
     data: TaskData,
@@ -65,48 +64,58 @@ def finish(
 
     Args:
         config: The configuration.
-        run: The finished run.
-        network: A network like the trained one; gets the weights of the best checkpoint.
+        session: Of the finished run.
+        network: The trained network; gets the weights of the best checkpoint.
         balancer: The method; its heads, if any, are evaluated as they were in that checkpoint.
         data: The splits.
     """
-    best = load_network_weights(run.checkpoints, network, {"balancer": balancer})
-    own = network.output_layer
-    heads = own if isinstance(own, LateFusion) else balancer.heads
-    names = network.modalities
-    subsets = [s for k in range(1, len(names)) for s in combinations(names, k)]
-
-    def metrics(present: tuple[str, ...] | None = None) -> dict[str, Any]:
-        return evaluate(
-            network, data.test, data.classes, batch_size=config.batch_size, present=present
-        )
-
-    test = metrics()
-    rows = {"+".join(s): metrics(s) for s in subsets} if config.subsets else {}
+    run, best = session.folder, session.load_best()
     result = {
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
         "simulated": data.simulated,
         "classes": data.names,
         "validation_score": best.score,
-        "test": test,
-        "subsets": rows,
-        "heads": {}
-        if heads is None
-        else evaluate_heads(network, heads, data.test, batch_size=config.batch_size),
+        **_test_metrics(config, network, balancer, data),
     }
-    if config.gradients and balancer.heads is not None:
-        batches = islice(epoch_batches(config, network, data), config.gradients)
-        vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
-        write_vectors(run.gradients, vectors)
+    keep_gradients(run, config, network, balancer, epoch_batches(config, network, data))
     if config.curves:
         plot_curves(run)
-    write_json(run.results, result)
+    # The run counts as finished once everything is there that follows from its results.
+    write_json(run.results, {**result, "finished": False})
     if config.curves:
         prediction = predict(network, data.test, batch_size=config.batch_size)
         write_predictions(run, prediction.numpy(), data.test.target.numpy())
         write_sequence_report(run.path)
-    print(f"\ntest split{_if_simulated(data)}, epoch {best.epoch}, selected on validation")
+    write_json(run.results, {**result, "finished": True})
+    _print_results(config, run, data, result)
+
+
+def _test_metrics(
+    config: SequenceConfig, network: MultimodalTransformer, balancer: Balancer, data: TaskData
+) -> dict[str, Any]:
+    """Of the network, of each subset of its modalities, and of each head."""
+    own, size = network.output_layer, config.batch_size
+    heads = own if isinstance(own, LateFusion) else balancer.heads
+    *parts, whole = subsets_of(network.modalities)
+
+    def metrics(present: tuple[str, ...]) -> dict[str, Any]:
+        return evaluate(network, data.test, data.classes, batch_size=size, present=present)
+
+    return {
+        "test": metrics(whole),
+        "subsets": {"+".join(part): metrics(part) for part in parts} if config.subsets else {},
+        "heads": {}
+        if heads is None
+        else evaluate_heads(network, heads, data.test, batch_size=size),
+    }
+
+
+def _print_results(
+    config: SequenceConfig, run: RunFolder, data: TaskData, result: Mapping[str, Any]
+) -> None:
+    test, rows = result["test"], result["subsets"]
+    print(f"\ntest split{_if_simulated(data)}, epoch {result['epoch']}, selected on validation")
     print("\n".join(f"{name:<14}{_shown(test[name])}" for name in numbers(test)))
     if rows:
         print(f"\nthe same, for subsets of modalities\n{_table(rows, data.classes)}")

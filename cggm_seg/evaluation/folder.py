@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
 from cggm.runs import file_digest
+from cggm.tensors import subsets_of
 from cggm_seg.data import Case, LabelScheme, find_cases, label_scheme, read_labels
 from cggm_seg.evaluation.lesions import lesion_metrics
 from cggm_seg.evaluation.regions import REGIONS
@@ -172,8 +172,7 @@ def evaluate_folder(
 
 def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """Every non-empty subset, the largest first, in the order of `modalities`: 15 of four."""
-    sizes = range(len(modalities), 0, -1)
-    return [subset for size in sizes for subset in combinations(modalities, size)]
+    return sorted(subsets_of(modalities), key=len, reverse=True)
 
 
 def _prediction_files(folder: Path) -> tuple[dict[str, Path], dict[str, DataError]]:

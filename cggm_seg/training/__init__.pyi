@@ -1,6 +1,5 @@
-from .assembly import build_trainer as build_trainer
-from .balancing import build_balancer as build_balancer
+from .assembly import segmentation_session as segmentation_session
+from .balancing import segmentation_balancer as segmentation_balancer
 from .config import BratsConfig as BratsConfig
-from .config import NetworkConfig as NetworkConfig
-from .summary import describe as describe
-from .summary import finish as finish
+from .summary import announce_segmentation as announce_segmentation
+from .summary import conclude_segmentation as conclude_segmentation

@@ -16,7 +16,7 @@ from cggm.trials import Trials
 from cggm_seg.data import SliceCache, SliceDataset, Split
 from cggm_seg.evaluation import REGIONS, region_dice_counts
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus, UnimodalDecoder
-from cggm_seg.training.config import BratsConfig, DiceTerm, OptimizerConfig
+from cggm_seg.training.config import BratsConfig, DiceTerm, SgdConfig
 from cggm_seg.training.losses import SoftDiceCELoss
 
 
@@ -41,7 +41,7 @@ def unimodal_heads(
     }
 
 
-def build_balancer(
+def segmentation_balancer(
     config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
 ) -> Balancer:
     """The method of a configuration, bound to the network.
@@ -65,7 +65,7 @@ def build_balancer(
             "task_loss": lambda: task_loss,
             "heads": partial(unimodal_heads, network, light=config.balancer.light_heads),
             "score": lambda: head_score(loss.dice),
-            "head_optimizer": lambda: factory(rates, rates.head_lr),
+            "head_optimizer": lambda: sgd_factory(rates, rates.head_lr),
             "samples": lambda: len(split.training),
             "trials": lambda: _trials(config, network, cache, split, task_loss),
         },
@@ -108,7 +108,7 @@ def _present_class_counts(prediction: Tensor, target: Tensor) -> tuple[Tensor, T
     return 2 * (found & wanted).sum(1).float(), (found.sum(1) + sizes).float(), sizes.float()
 
 
-def factory(config: OptimizerConfig, lr: float) -> Callable[[Iterable[nn.Parameter]], SGD]:
+def sgd_factory(config: SgdConfig, lr: float) -> Callable[[Iterable[nn.Parameter]], SGD]:
     """Parameters to the optimizer of a configuration."""
     return partial(SGD, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
@@ -152,7 +152,7 @@ def _trials(
         task_loss,
         partial(batches, dataset=training_slices(config, cache, split.training)),
         partial(batches, dataset=training_slices(config, cache, split.validation)),
-        factory(config.optimizer, config.optimizer.lr_peak),
+        sgd_factory(config.optimizer, config.optimizer.lr_peak),
         seed=config.seed,
     )
 

@@ -127,7 +127,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class SgdConfig:
     """SGD with linear warm-up and cosine decay.
 
     Args:
@@ -189,7 +189,6 @@ class BratsConfig(RunConfig):
         validation_fraction: Share of the cases held out for validation, without folds.
         validate_every: Epochs between validations on whole volumes.
         subsets: Whether all subsets of modalities are evaluated at the end.
-        keep_last: Recent checkpoints to keep besides the best.
         network: The segmentation network.
         slices: The slices a network is trained on.
         loss: The task loss.
@@ -210,11 +209,10 @@ class BratsConfig(RunConfig):
     validation_fraction: float = 0.2
     validate_every: int = 5
     subsets: bool = True
-    keep_last: int = 2
     network: NetworkConfig = field(default_factory=NetworkConfig)
     slices: SliceConfig = field(default_factory=SliceConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: SgdConfig = field(default_factory=SgdConfig)
     balancer: BratsBalancerConfig = field(default_factory=BratsBalancerConfig)
 
     @property
@@ -242,5 +240,3 @@ class BratsConfig(RunConfig):
             known = range(1, (self.folds or 0) + 1)
             require(self.fold in known, "fold", "from 1 to --folds", self.fold)
         require(self.workers >= 0, "workers", "of at least 0", self.workers)
-        require(self.validate_every >= 1, "validate_every", "of at least 1", self.validate_every)
-        require(self.keep_last >= 1, "keep_last", "of at least 1", self.keep_last)

@@ -1,20 +1,18 @@
 """What a BraTS training says before it starts and leaves behind when it ends."""
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from cggm.balancer import Balancer
 from cggm.runs import (
     RunFolder,
+    Session,
     describe_training,
-    direction_vectors,
-    load_network_weights,
+    keep_gradients,
     plot_curves,
     write_json,
-    write_vectors,
 )
-from cggm_seg.data import SliceCache, Split
+from cggm_seg.data import Cohort, Split
 from cggm_seg.evaluation import subset_names
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.reports import keep_validation, write_segmentation_report
@@ -23,12 +21,11 @@ from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.validation import COLUMNS, evaluate_cached, mean_of
 
 
-def describe(
+def announce_segmentation(
     config: BratsConfig,
     run: RunFolder,
     network: MultiEncoderDeepLabV3Plus,
-    split: Split,
-    data: Path,
+    cohort: Cohort,
     *,
     done: int = 0,
 ) -> None:
@@ -38,10 +35,10 @@ def describe(
         config: The configuration.
         run: Where the split goes.
         network: The network.
-        split: Cases of training and validation.
-        data: Folder of the cases.
+        cohort: Cases of training and validation.
         done: Epochs that a resumed run has behind it.
     """
+    data, split = cohort.folder, cohort.split
     lines = {
         "data": f"{data}{_if_simulated(data)}: {_cases(split.training)} for training, "
         f"{len(split.validation)} for validation",
@@ -55,14 +52,12 @@ def describe(
     write_json(run.split, split.to_dict())
 
 
-def finish(
+def conclude_segmentation(
     config: BratsConfig,
-    run: RunFolder,
+    session: Session,
     network: MultiEncoderDeepLabV3Plus,
     balancer: Balancer,
-    cache: SliceCache,
-    split: Split,
-    data: Path,
+    cohort: Cohort,
 ) -> None:
     """Evaluate the best checkpoint, plot the curves, write the report and print where all is.
 
@@ -71,40 +66,46 @@ def finish(
 
     Args:
         config: The configuration.
-        run: The finished run.
-        network: A network like the trained one; gets the weights of the best checkpoint.
+        session: Of the finished run.
+        network: The trained network; gets the weights of the best checkpoint.
         balancer: The method; gets its state of that checkpoint.
-        cache: Where slices are read.
-        split: Cases of training and validation.
-        data: Folder of the cases.
+        cohort: Cases of training and validation.
     """
-    best = load_network_weights(run.checkpoints, network, {"balancer": balancer})
-    subsets = subset_names(network.modalities) if config.subsets else [network.modalities]
-    results = evaluate_cached(
-        network, cache, split.validation, subsets=subsets, progress="Evaluating"
-    )
-    table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in results.items()}
-    write_json(run.subsets, table)
-    whole = "+".join(network.modalities)
+    run, best = session.folder, session.load_best()
+    cache, split, modalities = cohort.cache, cohort.split, network.modalities
+    subsets = subset_names(modalities) if config.subsets else [modalities]
+    rows = evaluate_cached(network, cache, split.validation, subsets=subsets, progress="Evaluating")
+    table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in rows.items()}
+    whole = "+".join(modalities)
     result = {
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
-        "simulated": _is_simulated(data),
+        "simulated": _is_simulated(cohort.folder),
         "validation_score": best.score,
         "validation": table[whole],
         "subsets": {name: row for name, row in table.items() if name != whole},
     }
-    write_json(run.results, result)
-    if config.gradients and balancer.heads is not None:
-        batches = islice(training_batches(config, network, cache, split), config.gradients)
-        vectors = direction_vectors(network, balancer.heads, batches, balancer.task_loss)
-        write_vectors(run.gradients, vectors)
+    write_json(run.subsets, table)
+    keep_gradients(run, config, network, balancer, training_batches(config, network, cache, split))
+    # The run counts as finished once everything is there that follows from its results.
+    write_json(run.results, {**result, "finished": False})
     if config.curves:
         plot_curves(run)
-        keep_validation(run, network, data, results[network.modalities])
+        keep_validation(run, network, cohort.folder, rows[modalities])
         write_segmentation_report(run.path)
-    cases = f"{_cases(split.validation, 'validation ')}{_if_simulated(data)}"
-    print(f"\nmean Dice of {cases}, epoch {best.epoch}")
+    write_json(run.results, {**result, "finished": True})
+    _print_table(config, run, cohort, best.epoch, table)
+
+
+def _print_table(
+    config: BratsConfig,
+    run: RunFolder,
+    cohort: Cohort,
+    epoch: int,
+    table: dict[str, dict[str, float]],
+) -> None:
+    cases = f"{_cases(cohort.split.validation, 'validation ')}{_if_simulated(cohort.folder)}"
+    print(f"\nmean Dice of {cases}, epoch {epoch}")
     print(_aligned(table))
     if config.curves:
         print(f"\ncurves   {run.curves}")

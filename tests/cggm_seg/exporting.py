@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
@@ -30,7 +30,7 @@ def finished_run(folder: Path) -> tuple[RunFolder, MultiEncoderDeepLabV3Plus]:
     network = config.network.build(config.used)
     _spread_classes(network)
     heads = nn.ModuleDict({name: UnimodalDecoder(8, 4, 4) for name in config.used})
-    save_checkpoint(run.checkpoints, network, {"balancer": heads}, Progress(3, 30, score=0.5))
+    save_checkpoint(run.checkpoints, network, {"balancer": heads}, RunProgress(3, 30, score=0.5))
     results = {"simulated": True, "validation": {"dice_ET": 0.25, "dice_TC": 0.5, "dice_WT": 0.75}}
     run.results.write_text(json.dumps(results))
     split = {"training": ["a", "b", "c"], "validation": ["d", "e"]}

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
@@ -67,7 +67,7 @@ def untrained_run(folder: Path) -> Path:
     run_folder = RunFolder.create(folder, name="tiny")
     config = read_config(BratsConfig, [tiny_config(folder)])
     write_config(config, run_folder.config)
-    save_checkpoint(run_folder.checkpoints, config.network.build(), {}, Progress(1, 1))
+    save_checkpoint(run_folder.checkpoints, config.network.build(), {}, RunProgress(1, 1))
     return folder
 
 

@@ -9,7 +9,7 @@ from cggm.comparison.gradients import describe_agreement, gradient_chart, read_g
 from cggm.comparison.plan import Plan
 from cggm.comparison.results import write_results
 from cggm.reports.tasks import load_tasks
-from cggm.runs.directions import write_vectors
+from cggm.runs.gradients import write_gradients
 from tests.cggm.comparison.runs import run, runs
 
 TASKS = load_tasks(Path(__file__).parents[2] / "configs" / "tasks.yaml")
@@ -60,7 +60,7 @@ def test_agreement_of_directions_by_hand(tmp_path):
         "unimodal b": np.float32([[0, -1], [0, -1]]),  # with head b 0 and -0.71
     }
     (tmp_path / "runs" / "x").mkdir(parents=True)
-    write_vectors(tmp_path / "runs" / "x" / "gradients.npz", vectors)
+    write_gradients(tmp_path / "runs" / "x" / "gradients.npz", vectors)
     record = run("joint", 0, {"acc": 1.0})  # of the folder runs/x
     found = read_gradients([record], tmp_path)
     assert read_gradients([record], tmp_path / "elsewhere") == {}

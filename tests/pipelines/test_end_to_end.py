@@ -203,7 +203,7 @@ def test_inference_reaches_no_head_and_no_method():
     assert {
         "cggm_seg.networks.deeplab",
         "cggm_seg.inference.slices",
-        "cggm.runs.checkpoints.state",
+        "cggm.runs.checkpoints.save",
     } <= reached
     assert not [name for name in reached if "head" in name or name.startswith("cggm.methods")]
 

@@ -18,4 +18,3 @@ from .prototypes import log_probabilities as log_probabilities
 from .prototypes import sample_vectors as sample_vectors
 from .shapley import combined as combined
 from .shapley import shapley_weights as shapley_weights
-from .shapley import subsets_of as subsets_of

@@ -1,17 +1,12 @@
 """Shapley values of modalities, from predictions without the others."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from math import factorial
 
 import torch
 from torch import Tensor
 
-
-def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Subsets of modalities by size without the empty one, so that all of them come last."""
-    sizes = range(1, len(names) + 1)
-    return [subset for size in sizes for subset in combinations(names, size)]
+from cggm.tensors import subsets_of
 
 
 def shapley_weights(names: Sequence[str]) -> Tensor:
@@ -24,7 +19,7 @@ def shapley_weights(names: Sequence[str]) -> Tensor:
         names: Modalities.
 
     Returns:
-        Shape ``(M, 2**M - 1)``, subsets in the order of :func:`subsets_of`.
+        Shape ``(M, 2**M - 1)``, subsets in the order of :func:`cggm.tensors.subsets_of`.
 
     Example:
         >>> shapley_weights(["a", "v"])
@@ -45,7 +40,7 @@ def combined(weights: Tensor, predictions: Mapping[tuple[str, ...], Tensor]) -> 
 
     Args:
         weights: One row of :func:`shapley_weights`, or a combination of rows.
-        predictions: By subset, in the order of :func:`subsets_of`.
+        predictions: By subset, in the order of :func:`cggm.tensors.subsets_of`.
     """
     # elementwise, because autocast would run a matrix product in half precision
     parts = zip(weights, predictions.values(), strict=True)

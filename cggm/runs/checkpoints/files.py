@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cggm.errors import UserError
-from cggm.runs.files import file_digest, new_folder, sweep_drafts
+from cggm.runs.storage import file_digest, new_folder, sweep_drafts
 
 HEADER = "checkpoint.json"
 FORMAT = 2
@@ -116,7 +116,7 @@ def damaged(path: Path, name: str, why: str) -> UserError:
     return UserError(f"{path / name}: damaged checkpoint, {why}.", f"Delete {path}; {remedy}.")
 
 
-def rank(progress: Mapping[str, Any]) -> tuple[float, int]:
+def selection_order(progress: Mapping[str, Any]) -> tuple[float, int]:
     """Order of checkpoints by score, then by age; without a score last."""
     score = progress["score"]
     return (-math.inf if score is None or math.isnan(score) else score, progress["iteration"])
@@ -130,11 +130,11 @@ def prune(folder: Path, keep_last: int) -> None:
         keep_last: How many are recent.
     """
     _sweep(folder)
-    paths, ranks = find_checkpoints(folder), {}
+    paths, orders = find_checkpoints(folder), {}
     for path in paths:
         with suppress(UserError):
-            ranks[path] = rank(read_header(path)["progress"])
-    for path in {*paths} - {*paths[-keep_last:], max(ranks, key=lambda path: ranks[path])}:
+            orders[path] = selection_order(read_header(path)["progress"])
+    for path in {*paths} - {*paths[-keep_last:], max(orders, key=lambda path: orders[path])}:
         # renamed first, so that none is ever seen in part
         shutil.rmtree(path.rename(path.with_name(f".old-{path.name}")))
 

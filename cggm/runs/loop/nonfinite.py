@@ -1,25 +1,25 @@
-"""Losses and gradients that are not finite end a training, or cost it that one step."""
+"""The guard against losses and gradients that are not finite: they end a run, or cost one step."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
 from itertools import chain
 from pathlib import Path
+from types import MethodType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm.balancer import Balancer
-from cggm.distributed import sum_over_ranks, world_size
+from cggm.distributed import gather_objects, sum_over_ranks
 from cggm.errors import UserError
 from cggm.tensors import plain
 
 _SHOWN = 16  # samples in a message
-_Report = tuple[Sequence[float], Sequence[str]]
 
 
 class RunningStatistics:
@@ -48,55 +48,21 @@ class RunningStatistics:
             torch._foreach_copy_(held, kept)
 
 
-def describe_fault(
-    losses: Sequence[Tensor],
-    samples: Sequence[str],
-    parameters: Sequence[nn.Parameter],
-    balancer: Balancer,
-) -> str:
-    """Say what is not finite, and on which samples; all ranks call it together.
+@dataclass
+class _Window:
+    """What was seen since the optimizer last stepped.
 
-    Args:
-        losses: Of this rank since the last step.
-        samples: Identifiers of the samples of this rank since the last step.
-        parameters: With the gradients that were about to be used.
-        balancer: The method, bound; its encoders and heads are what a gradient is named after.
-
-    Returns:
-        A clause such as ``the loss is nan on the samples a, b``. Samples of ranks whose loss is
-        finite are left out where another rank's is not.
+    Attributes:
+        scale: Loss scale of the GradScaler when the window was opened.
+        samples: Identifiers of the samples.
+        losses: Of the batches before the present one.
+        batches: How many there were, with the present one.
     """
-    faulty = [float(loss) for loss in losses if not bool(loss.isfinite().all())]
-    reports = _of_all_ranks((faulty, samples))
-    guilty = [report for report in reports if report[0]]
-    if guilty:
-        what = f"the loss is {guilty[0][0][0]}"
-    else:
-        parts = " and of ".join(_faulty_parts(parameters, balancer)) or "the scaled loss"
-        what = f"the gradient of {parts} is not finite"
-    names = list(dict.fromkeys(name for _, named in guilty or reports for name in named))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what} on the samples {', '.join(names[:_SHOWN])}{more}"
 
-
-def _faulty_parts(parameters: Sequence[nn.Parameter], balancer: Balancer) -> list[str]:
-    heads = {} if balancer.heads is None else dict(balancer.heads.items())
-    parts = {f"encoder {name}": module for name, module in balancer.binding.encoders.items()}
-    parts |= {f"head {name}": module for name, module in heads.items()}
-    owner = {id(p): name for name, module in parts.items() for p in module.parameters()}
-    faulty = [
-        owner.get(id(p), "the rest of the network")
-        for p in parameters
-        if p.grad is not None and not bool(p.grad.isfinite().all())
-    ]
-    return list(dict.fromkeys(faulty))
-
-
-def _of_all_ranks(report: _Report) -> list[_Report]:
-    reports = [report] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(reports, report)
-    return reports
+    scale: float = 1.0
+    samples: list[str] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    batches: int = 0
 
 
 class NonFiniteGuard:
@@ -108,17 +74,18 @@ class NonFiniteGuard:
     the samples. ``engine.state.skipped_steps`` counts what was skipped in the epoch.
 
     Whether to step is for the host to decide, so it waits for the device once a step. All ranks
-    decide alike: any rank's fault is every rank's. With a GradScaler its own check comes first, an
-    overflow is its affair, and only a loss that is not finite, or a scale that has fallen below 1,
-    is a fault.
+    decide alike: what one rank finds is every rank's. With a GradScaler its own check comes first,
+    an overflow is its affair, and only a loss that is not finite, or a scale that has fallen below
+    1, is refused here.
 
     The loss is looked at in engines that leave ``{"loss": ...}`` in ``engine.state.output`` before
     they step, as MONAI's do; in others through the gradients alone.
 
     Args:
         network: The network.
-        optimizer: Its optimizer; the guard stands before its ``step`` from :meth:`attach` on.
-        balancer: The method, bound when the engine starts.
+        optimizer: Its optimizer; the guard stands before its ``step`` from :meth:`attach` until
+            :meth:`detach`.
+        balancer: The method, bound when the engine starts; ``None`` for a training without.
         names: A batch to the identifiers of its samples.
         save: Keeps the state, given the completed iterations, before the run ends; returns where.
         skip: Whether to go on without such steps.
@@ -130,7 +97,7 @@ class NonFiniteGuard:
         self,
         network: nn.Module,
         optimizer: Optimizer,
-        balancer: Balancer,
+        balancer: Balancer | None,
         *,
         names: Callable[[Any], Sequence[str]],
         save: Callable[[int], Path],
@@ -144,14 +111,17 @@ class NonFiniteGuard:
         self.most_skipped = most_skipped
         self._names_of = names
         self._save = save
-        self._engine: Engine
+        self._engine: Engine | None = None
         self._statistics: RunningStatistics
-        self._window: list[str] = []  # samples since the last step
-        self._losses: list[Tensor] = []
-        self._batches = 0
+        self._window = _Window()
         self._earlier_output: object = None
-        self._first_scale = 1.0
-        self._fine: bool | None = None  # nothing known yet
+        self._earlier_step: Any = None  # where the optimizer had one of its own
+        self._fine: bool | None = None  # nothing known yet of the present batch
+
+    @property
+    def waiting(self) -> bool:
+        """Whether gradients wait for a step: the window of an accumulation is open."""
+        return self._window.batches > 0
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a training engine, before it runs; returns this guard."""
@@ -160,18 +130,26 @@ class NonFiniteGuard:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._close)
-        step = self.optimizer.step
-
-        @wraps(step)
-        def guarded(*arguments: Any) -> Any:  # noqa: ANN401
-            # An optimizer that skips on the device, for a GradScaler, holds scaled gradients.
-            if getattr(self.optimizer, "found_inf", None) is None:
-                self.check()
-            self._batches = 0
-            return None if self._fine is False else step(*arguments)
-
-        self.optimizer.step = guarded  # type: ignore[assignment, method-assign]
+        self._earlier_step = vars(self.optimizer).get("step")
+        # A method, because schedulers of PyTorch that are made later look for its __func__.
+        guarded = MethodType(self._guarding(), self.optimizer)
+        self.optimizer.step = guarded  # type: ignore[method-assign]
         return self
+
+    def detach(self) -> None:
+        """Put the optimizer's ``step`` back and let go of the engine; nothing where that is so."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        engine.remove_event_handler(self._start, Events.STARTED)
+        engine.remove_event_handler(self._start_epoch, Events.EPOCH_STARTED)
+        engine.remove_event_handler(self._open, Events.ITERATION_STARTED)
+        engine.remove_event_handler(self._close, Events.ITERATION_COMPLETED)
+        if getattr(self.optimizer.step, "guard", None) is not self:
+            return  # another wrapper came later: ours stays inside of it and does nothing
+        del self.optimizer.step  # the class's shows again
+        if self._earlier_step is not None:
+            self.optimizer.step = self._earlier_step
 
     def check(self) -> None:
         """Look now; a loop that clips calls this first, since clipping spreads what is not finite.
@@ -180,40 +158,57 @@ class NonFiniteGuard:
             UserError: If something is not finite and the run must end.
         """
         if self._fine is None:
-            self._fine = self._all_finite([*self._losses, *self._loss(), self._norm()])
+            self._fine = self._all_finite([*self._window.losses, *self._loss(), self._norm()])
             if not self._fine:
                 self._refuse()
 
+    def _guarding(self) -> Callable[..., Any]:
+        step = self.optimizer.step
+
+        @wraps(step)
+        def guarded(_: Optimizer, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            if self._engine is None:
+                return step(*arguments, **named)
+            # An optimizer that skips on the device, for a GradScaler, holds scaled gradients.
+            if getattr(self.optimizer, "found_inf", None) is None:
+                self.check()
+            self._window.batches = 0
+            return None if self._fine is False else step(*arguments, **named)
+
+        guarded.guard = self  # type: ignore[attr-defined]
+        return guarded
+
     def _start(self, engine: Engine) -> None:
-        self._statistics = RunningStatistics(self.network, self.balancer)
-        self._batches = 0
+        methods = [] if self.balancer is None else [self.balancer]
+        self._statistics = RunningStatistics(self.network, *methods)
+        self._window = _Window()
         self._start_epoch(engine)
 
     def _start_epoch(self, engine: Engine) -> None:
         engine.state.skipped_steps = 0  # type: ignore[attr-defined]
 
     def _open(self, engine: Engine) -> None:
-        if not self._batches:
-            self._window, self._losses = [], []
+        if not self.waiting:
+            self._window = _Window(self._scale())
             self._statistics.keep()
-            self._first_scale = self._scale()
-        self._batches += 1
-        self._window += self._names_of(engine.state.batch)
+        self._window.batches += 1
+        self._window.samples += self._names_of(engine.state.batch)
         self._earlier_output = engine.state.output
         self._fine = None
 
     def _close(self, engine: Engine) -> None:
-        if not self._batches:
+        if not self.waiting:
             return
-        self._losses += self._loss()
+        self._window.losses += self._loss()
         scale = self._scale()
-        if scale < self._first_scale:  # the GradScaler skipped the step
-            if scale < 1 or not self._all_finite(self._losses):
+        if scale < self._window.scale:  # the GradScaler skipped the step
+            if scale < 1 or not self._all_finite(self._window.losses):
                 self._refuse()
-            self._batches = 0
+            self._window.batches = 0
 
     def _loss(self) -> list[Tensor]:
-        """The loss of this iteration, where the engine tells."""
+        """The loss of this iteration, where the engine tells before its step."""
+        assert self._engine is not None
         output: Any = self._engine.state.output
         if output is self._earlier_output or not isinstance(output, Mapping):
             return []
@@ -223,7 +218,8 @@ class NonFiniteGuard:
     def _scale(self) -> float:
         """Loss scale of the engine's GradScaler."""
         engine = self._engine
-        scaler = getattr(engine, "scaler", None) or getattr(engine.state, "scaler", None)
+        state = getattr(engine, "state", None)
+        scaler = getattr(engine, "scaler", None) or getattr(state, "scaler", None)
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _norm(self) -> Tensor:
@@ -234,38 +230,89 @@ class NonFiniteGuard:
     def _parameters(self) -> list[nn.Parameter]:
         """What is about to move: the optimizer's parameters, and the heads."""
         groups = (group["params"] for group in self.optimizer.param_groups)
-        return [*chain.from_iterable(groups), *self.balancer.parameters()]
+        heads = () if self.balancer is None else self.balancer.parameters()
+        return [*chain.from_iterable(groups), *heads]
 
     def _all_finite(self, values: Sequence[Tensor]) -> bool:
-        device = self.balancer.binding.device
+        device = next(self.network.parameters()).device
         finite = torch.stack([v.to(device).isfinite().all() for v in values or [torch.zeros(())]])
-        (faulty_ranks,) = sum_over_ranks([(~finite.all()).float()])
-        return not bool(faulty_ranks)
+        (refusing_ranks,) = sum_over_ranks([(~finite.all()).float()])
+        return not bool(refusing_ranks)
 
     def _refuse(self) -> None:
         """Put everything back, then count the step or end the run."""
-        parameters = self._parameters()
-        losses = [*self._losses, *self._loss()]
-        fault = describe_fault(losses, self._window, parameters, self.balancer)
+        assert self._engine is not None
+        window, parameters = self._window, self._parameters()
+        reason = _reason([*window.losses, *self._loss()], window.samples, parameters, self.balancer)
         self._statistics.restore()
         for parameter in parameters:
             parameter.grad = None
-        self.balancer.abandon()
+        if self.balancer is not None:
+            self.balancer.abandon()
         state: Any = self._engine.state
         state.skipped_steps += 1
-        steps = (state.epoch_length or 1) / self._batches
+        steps = (state.epoch_length or 1) / window.batches
         if self.skip and state.skipped_steps <= max(1, self.most_skipped * steps):
             return
-        done = state.iteration - self._batches
+        self._end(reason, state)
+
+    def _end(self, reason: str, state: Any) -> None:  # noqa: ANN401
+        done = state.iteration - self._window.batches
         where = self._save(done)
-        what = f"Epoch {state.epoch}, iteration {state.iteration}: {fault}."
+        what = f"Epoch {state.epoch}, iteration {state.iteration}: {reason}."
         kept = f"The weights are those from before this step, in {where}."
         if not done:
             kept = "No step had been taken, so nothing was saved."
         if self.skip:
             kept = f"{state.skipped_steps} steps of this epoch were skipped for that. {kept}"
-        raise UserError(f"{what} {kept}", self._remedy())
-
-    def _remedy(self) -> str:
         advice = "Look at these samples, or lower the learning rate"
-        return f"{advice}." if self.skip else f"{advice}; --skip_nonfinite goes on without them."
+        way_out = "." if self.skip else "; --skip_nonfinite goes on without them."
+        raise UserError(f"{what} {kept}", f"{advice}{way_out}")
+
+
+def _reason(
+    losses: Sequence[Tensor],
+    samples: Sequence[str],
+    parameters: Sequence[nn.Parameter],
+    balancer: Balancer | None,
+) -> str:
+    """Say what is not finite, and on which samples; all ranks call it together.
+
+    Args:
+        losses: Of this rank since the last step.
+        samples: Identifiers of the samples of this rank since the last step.
+        parameters: With the gradients that were about to be used.
+        balancer: The method, bound; its encoders and heads are what a gradient is named after.
+
+    Returns:
+        A clause such as ``the loss is nan on the samples a, b``. Samples of ranks whose loss is
+        finite are left out where another rank's is not.
+    """
+    bad = [float(loss) for loss in losses if not bool(loss.isfinite().all())]
+    reports = gather_objects((bad, samples))
+    guilty = [report for report in reports if report[0]]
+    if guilty:
+        what = f"the loss is {guilty[0][0][0]}"
+    else:
+        parts = " and of ".join(_bad_parts(parameters, balancer)) or "the scaled loss"
+        what = f"the gradient of {parts} is not finite"
+    names = list(dict.fromkeys(name for _, given in guilty or reports for name in given))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{what} on the samples {', '.join(names[:_SHOWN])}{more}" if names else what
+
+
+def _bad_parts(parameters: Sequence[nn.Parameter], balancer: Balancer | None) -> list[str]:
+    """Encoders, heads and the rest, those whose gradient is not finite."""
+    parts: dict[str, nn.Module] = {}
+    if balancer is not None:
+        heads = {} if balancer.heads is None else dict(balancer.heads.items())
+        parts |= {f"encoder {name}": module for name, module in balancer.binding.encoders.items()}
+        parts |= {f"head {name}": module for name, module in heads.items()}
+    owner = {id(p): name for name, module in parts.items() for p in module.parameters()}
+    rest = "the rest of the network" if parts else "the network"
+    bad = [
+        owner.get(id(p), rest)
+        for p in parameters
+        if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
+    return list(dict.fromkeys(bad))

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cggm.balancer import Balancer
 from cggm.distributed import rank, world_size
-from cggm.runs.launch import check_alike
+from cggm.runs.launch import check_ranks_agree
 
 
 def replicated(network: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
@@ -44,13 +44,14 @@ class Replicas:
 
     Args:
         network: The network.
-        balancer: The method, bound.
+        balancer: The method, bound; ``None`` for a training without.
         seed: Of the run.
     """
 
-    def __init__(self, network: nn.Module, balancer: Balancer, seed: int) -> None:
+    def __init__(self, network: nn.Module, balancer: Balancer | None, seed: int) -> None:
         self._network, self._balancer, self._seed = network, balancer, seed
-        self._used = torch.zeros(2, len(balancer.binding.names), device=balancer.binding.device)
+        modalities = 0 if balancer is None else len(balancer.binding.names)
+        self._used = torch.zeros(2, modalities, device=next(network.parameters()).device)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a training engine, before what saves at the end of an epoch."""
@@ -66,6 +67,8 @@ class Replicas:
 
     def _add(self, engine: Engine) -> None:
         """Sum on the device what acted, so that one differing step is enough."""
+        if self._balancer is None:
+            return
         binding = self._balancer.binding
         for row, scales in zip(self._used, (binding.scales, binding.update_scales), strict=True):
             if scales is not None:
@@ -74,11 +77,13 @@ class Replicas:
     def _check(self, engine: Engine) -> None:
         values = {
             "coefficients": _digest([self._used]),
-            "state of the method": _digest(_state(self._balancer)),
+            "state of the method": _digest(
+                [] if self._balancer is None else _state(self._balancer)
+            ),
             "weights": _digest(self._network.parameters()),
         }
         self._used.zero_()
-        check_alike(
+        check_ranks_agree(
             values,
             f" after epoch {engine.state.epoch}",
             "Continue from the last checkpoint with --resume; if it happens again, compare the "

@@ -1,10 +1,13 @@
 """The order of the training samples: epoch after epoch, from a single iterator."""
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from cggm.runs.loop.seeds import rng_state, seed_everything, set_rng_state
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -90,3 +93,50 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
     def _end(self) -> int:
         """Pairs of an epoch that are given."""
         return len(self) * self.batch_size
+
+
+class ReplayedLoader:
+    """Any loader, epoch after epoch without end, in an order that seed and epoch determine.
+
+    A resumed run draws the batches that the interrupted one saw, drops them and goes on with the
+    next one. What a data set draws in this process, or in workers that live for an epoch, comes
+    back too; generators that it keeps for itself and persistent workers do not.
+
+    Args:
+        loader: Gives the batches of an epoch each time it is iterated, and has a length.
+        seed: Of the order.
+    """
+
+    def __init__(self, loader: Any, seed: int) -> None:  # noqa: ANN401
+        self._loader, self._seed = loader, seed
+        self._skipped = 0
+
+    def skip(self, batches: int) -> None:
+        """Begin later, as if so many batches were given, of any number of epochs."""
+        self._skipped = batches
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        epochs, skipped = divmod(self._skipped, len(self))
+        for epoch in count(1 + epochs):
+            yield from self._epoch(epoch, skipped)
+            skipped = 0
+
+    def _epoch(self, epoch: int, skipped: int) -> Iterator[Any]:
+        state = rng_state()  # of the training, which goes on as if nothing was drawn here
+        seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
+        seed_everything(seed)
+        parts: list[Any] = [self._loader, getattr(self._loader, "sampler", None)]
+        for part in parts:
+            if getattr(part, "generator", None) is not None:
+                part.generator.manual_seed(seed)
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        batches = iter(self._loader)
+        # Samplers draw their order with the first batch.
+        first = list(islice(batches, max(skipped, 1)))
+        set_rng_state(state)
+        yield from first[skipped:]
+        yield from batches

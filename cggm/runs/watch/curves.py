@@ -10,9 +10,9 @@ import numpy as np
 
 from cggm.display import GRAY, INK, PALETTE, Line, LineChart, Values, png
 from cggm.errors import UserError
-from cggm.runs.files import write_atomically
 from cggm.runs.folder import RunFolder
 from cggm.runs.metrics import find_metric
+from cggm.runs.storage import write_atomically
 from cggm.runs.watch.logs import read_jsonl
 
 Log = Sequence[Mapping[str, Any]]

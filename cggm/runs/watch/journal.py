@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from cggm.distributed import is_first_rank
 from cggm.runs.folder import RunFolder
 from cggm.runs.metrics import find_metric, keep_metrics
-from cggm.runs.options import RunConfig
+from cggm.runs.options import SessionOptions
 from cggm.runs.watch.curves import CurveRefresh
 from cggm.runs.watch.logs import JsonLines, Picture, TensorBoardLog
 from cggm.runs.watch.mlflow import MLflowLog, require_mlflow
@@ -87,7 +87,11 @@ class Journal:
     """
 
     def __init__(
-        self, run: RunFolder, config: RunConfig, *, picture: Callable[[], Picture] | None = None
+        self,
+        run: RunFolder,
+        config: SessionOptions,
+        *,
+        picture: Callable[[], Picture] | None = None,
     ) -> None:
         if config.mlflow is not None:
             require_mlflow()

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cggm.errors import UserError
-from cggm.runs.files import write_atomically
+from cggm.runs.storage import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from cggm.errors import UserError
-from cggm.runs.files import write_json
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
-from cggm.runs.options import RunConfig
-from cggm.runs.reading import read_json
+from cggm.runs.options import SessionOptions
+from cggm.runs.storage import read_json, write_json
 from cggm.runs.watch.logs import scalars
 
 _EXPERIMENT = "cggm"
@@ -52,7 +51,7 @@ class MLflowLog:
         UserError: If MLflow cannot be used there.
     """
 
-    def __init__(self, where: str, run: RunFolder, config: RunConfig) -> None:
+    def __init__(self, where: str, run: RunFolder, config: SessionOptions) -> None:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # on by default; read on import
         from ignite.handlers.mlflow_logger import MLflowLogger
         from mlflow.exceptions import MlflowException
@@ -103,7 +102,7 @@ class MLflowLog:
                 print(f"{what}: {_first_line(error)}", file=sys.stderr, flush=True)
             self._failed = True
 
-    def _start(self, where: str, run: RunFolder, config: RunConfig) -> None:
+    def _start(self, where: str, run: RunFolder, config: SessionOptions) -> None:
         import mlflow
 
         own = run.mlflow

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from cggm.methods._parts.shapley import shapley_weights, subsets_of
+from cggm.methods._parts.shapley import shapley_weights
 from cggm.methods.agm import AGM, modulation
+from cggm.tensors import subsets_of
 from tests.cggm.networks import Convolutional, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
 

@@ -21,7 +21,7 @@ from cggm.distributed import (
 from cggm.errors import UserError
 from cggm.runs import launch as ranks
 from cggm.runs.cli import run
-from cggm.runs.launch import check_alike, first_alone, joined, ranked, share_of_batch
+from cggm.runs.launch import check_ranks_agree, first_alone, joined, ranked, share_of_batch
 from cggm.runs.loop.replicas import Replicas, replicated
 from tests.cggm.contract_runs import TASKS, build, make, train
 from tests.cggm.networks import NAMES, late_batch, make_cggm, make_late
@@ -77,8 +77,8 @@ def look_around(folder: Path) -> None:
         "uneven": gather_shards(shard(range(5))),
         "too few": gather_shards(shard(["only"])),
         "largest": largest_of_ranks(7 * rank()),
-        "alike": refusal(lambda: check_alike({"data": "a", "configuration": 1})),
-        "differing": refusal(lambda: check_alike({"data": "ab"[rank()], "configuration": 1})),
+        "alike": refusal(lambda: check_ranks_agree({"data": "a", "configuration": 1})),
+        "differing": refusal(lambda: check_ranks_agree({"data": "ab"[rank()], "configuration": 1})),
         "share": share_of_batch(8),
         "odd": refusal(lambda: share_of_batch(9)),
         "small": refusal(lambda: share_of_batch(2, least=2)),

@@ -127,7 +127,7 @@ SCRIPT = """
 import resource, signal, sys
 from pathlib import Path
 from cggm.runs.cli import parse_arguments, run
-from cggm.runs.files import write_atomically
+from cggm.runs.storage.files import write_atomically
 from tests.cggm.runs.schema import Config
 
 def main(argv):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cggm.errors import UserError
-from cggm.runs.files import replacing, write_atomically
 from cggm.runs.folder import RunFolder
+from cggm.runs.storage.files import replacing, write_atomically
 
 
 def test_write_atomically_replaces_the_content(tmp_path):

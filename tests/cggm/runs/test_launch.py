@@ -11,7 +11,7 @@ import pytest
 
 from cggm.errors import UserError
 from cggm.runs import launch as ranks
-from cggm.runs.launch import check_alike, joined, ranked, same_output, share_of_batch
+from cggm.runs.launch import check_ranks_agree, joined, ranked, same_output, share_of_batch
 from cggm.runs.loop.replicas import replicated
 from cggm.runs.options import RunOptions
 from tests.cggm.networks import make_late
@@ -116,7 +116,7 @@ def test_process_that_runs_alone_is_left_alone():
         assert replicated(network, sync_batchnorm=True) is network
         assert same_output(options, "run") is options
         assert share_of_batch(9) == 9
-        check_alike({"data": 1})
+        check_ranks_agree({"data": 1})
 
 
 def test_other_ranks_print_nothing_and_wait_before_they_complain(monkeypatch, capsys):

@@ -32,8 +32,8 @@ CONFIG = SequenceConfig(
 torch.set_num_threads(1)
 
 
-def train(folder, config=CONFIG, data=None, resume=False):
-    training = SequenceTraining(config, RunFolder(folder), data or task_data(), CPU, resume=resume)
+def train(folder, config=CONFIG, data=None):
+    training = SequenceTraining(config, RunFolder(folder), data or task_data(), CPU)
     training.run()
     return training
 
@@ -86,8 +86,10 @@ def test_regression_minimizes_and_selects_by_the_mean_absolute_error(tmp_path):
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     train(tmp_path / "whole", replace(CONFIG, max_epochs=4))
     train(tmp_path / "parts")
-    training = train(tmp_path / "parts", replace(CONFIG, max_epochs=4), resume=True)
-    assert training.done == 2
+    longer = replace(CONFIG, max_epochs=4)
+    training = SequenceTraining(longer, RunFolder(tmp_path / "parts"), task_data(), CPU)
+    assert training.session.done == 2
+    training.run()
     assert equal(weights(tmp_path / "whole", 4), weights(tmp_path / "parts", 4))
     for name in ("balance.jsonl", "metrics.jsonl", "results.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
@@ -97,7 +99,7 @@ def test_time_adds_up_over_resumptions(tmp_path):
     start = time.monotonic()
     train(tmp_path / "run")
     before = read_jsonl(tmp_path / "run" / "timing.jsonl")
-    train(tmp_path / "run", replace(CONFIG, max_epochs=4), resume=True)
+    train(tmp_path / "run", replace(CONFIG, max_epochs=4))
     taken = time.monotonic() - start
     times = read_jsonl(tmp_path / "run" / "timing.jsonl")
     assert times[: len(before)] == before
@@ -128,7 +130,7 @@ def test_curves_are_drawn_while_it_trains(tmp_path, monkeypatch):
 def test_other_data_is_refused_on_resume(tmp_path):
     train(tmp_path / "run")
     with pytest.raises(UserError, match="data"):
-        train(tmp_path / "run", data=task_data(seed=1), resume=True)
+        train(tmp_path / "run", data=task_data(seed=1))
 
 
 def test_test_labels_reach_neither_training_nor_selection(tmp_path):

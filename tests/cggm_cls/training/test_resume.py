@@ -66,8 +66,8 @@ def configured(tmp_path):
 
 def train(config, folder, data, at=None, action=None):
     """Trains anew or further, with an action after a step or during a validation."""
-    training = SequenceTraining(config, RunFolder(folder), data, CPU, resume=folder.exists())
-    validate = training.epochs._validate
+    training = SequenceTraining(config, RunFolder(folder), data, CPU)
+    validate = training.validate
 
     def after_step(engine):
         if engine.state.iteration == at:
@@ -78,7 +78,7 @@ def train(config, folder, data, at=None, action=None):
             action()
         return validate()
 
-    training.epochs._validate = validated
+    training.validate = validated
     training.trainer.add_event_handler(Events.ITERATION_COMPLETED, after_step)
     training.run()
     return training

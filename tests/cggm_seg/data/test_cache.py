@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cggm.errors import DataError, UserError
-from cggm.runs.files import file_digest
+from cggm.runs.storage.files import file_digest
 from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, pack
 from cggm_seg.data.cases import Case, find_cases
 from tests.cggm_seg.nifti import SUFFIXES, case_file, write_case, write_volume

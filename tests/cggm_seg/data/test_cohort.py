@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cggm.errors import DataError, UserError
-from cggm.runs.files import file_digest
+from cggm.runs.storage.files import file_digest
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.cohort import open_cohort

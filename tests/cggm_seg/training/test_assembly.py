@@ -15,9 +15,9 @@ from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import MODALITIES, find_cases
-from cggm_seg.data.cohort import split_cases
-from cggm_seg.training.assembly import build_trainer
-from cggm_seg.training.balancing import build_balancer
+from cggm_seg.data.cohort import Cohort, split_cases
+from cggm_seg.training.assembly import segmentation_session
+from cggm_seg.training.balancing import segmentation_balancer
 from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.validation import ValidationSlice
 from tests.cggm_seg.nifti import write_case
@@ -54,15 +54,15 @@ def config(tmp_path_factory):
 class Training:
     """One training and its parts."""
 
-    def __init__(self, config, cache, folder, *, resume=False):
+    def __init__(self, config, cache, folder):
         torch.manual_seed(0)
         self.run, self.cache = RunFolder(folder), cache
         self.network = config.network.build()
         split = split_cases(cache.case_ids, 0.25, 0)
-        balancer = build_balancer(config, self.network, cache, split)
-        self.trainer = build_trainer(
-            config, self.run, self.network, balancer, cache, split, CPU, resume=resume
-        )
+        balancer = segmentation_balancer(config, self.network, cache, split)
+        cohort = Cohort(folder, {}, cache, split, [])
+        self.session = segmentation_session(config, self.run, self.network, balancer, cohort, CPU)
+        self.trainer = self.session.trainer
 
 
 @pytest.fixture
@@ -101,9 +101,8 @@ def test_rates_follow_the_schedule_through_accumulated_steps(build, config, cach
     accumulating = replace(config.optimizer, accumulation_steps=2)
     config = replace(config, batch_size=3, optimizer=accumulating)
     training = Training(config, cache, tmp_path / "run")
-    training.run.make()
     weights = [parameter.clone() for parameter in training.network.parameters()]
-    training.trainer.run()
+    training.session.run()
     rates = [line["lr"] for line in read_jsonl(training.run.metrics)]
     assert rates == pytest.approx([(4e-4 + 1e-2) / 2, 1e-3])
     changed = [
@@ -114,14 +113,13 @@ def test_rates_follow_the_schedule_through_accumulated_steps(build, config, cach
 
 def test_restore_returns_to_the_last_checkpoint_and_cuts_the_logs(build):
     first = build()
-    first.run.make()
-    first.trainer.run()
+    first.session.run()
     state = first.trainer.optimizer.state_dict()["state"][0]["momentum_buffer"]
     for log in (first.run.metrics, first.run.balance):
         with log.open("a") as file:
             file.write('{"iteration": 99, "epoch": 50}\n{"iteration": 100, "ep')
 
-    again = build(resume=True)
+    again = build()
     expected = first.network.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
     assert torch.equal(again.trainer.optimizer.state_dict()["state"][0]["momentum_buffer"], state)
@@ -134,8 +132,7 @@ def test_restore_returns_to_the_last_checkpoint_and_cuts_the_logs(build):
 
 def test_every_validation_shows_the_same_slice_in_tensorboard(build):
     first = build()
-    first.run.make()
-    first.trainer.run()
+    first.session.run()
     events = EventAccumulator(str(first.run.tensorboard))
     events.Reload()
     (name,) = events.Tags()["images"]
@@ -157,7 +154,7 @@ def test_run_without_a_checkpoint_begins_anew(build):
     first = build()
     first.run.make()
     first.run.balance.write_text('{"iteration": 1, "epoch": 1}\n')
-    again = build(resume=True)
+    again = build()
     assert again.trainer.state.epoch == 0
     assert first.run.balance.read_text() == ""
     expected = first.network.state_dict()
@@ -166,11 +163,14 @@ def test_run_without_a_checkpoint_begins_anew(build):
 
 def test_checkpoint_of_another_method_is_refused(build, config, cache, tmp_path):
     training = build()
-    training.run.make()
-    training.trainer.run()
+    training.session.run()
     plain = replace(config, balancer=replace(config.balancer, name="Balancer", settings={}))
     with pytest.raises(UserError, match="saved balancer does not fit"):
-        Training(plain, cache, tmp_path / "run", resume=True)
+        Training(
+            plain,
+            cache,
+            tmp_path / "run",
+        )
 
 
 def test_encoder_weights_are_loaded_unless_a_checkpoint_follows(config, tmp_path):

@@ -1,22 +1,14 @@
-"""Checkpoints that are complete, verified and safe to read, or refused with a reason.
-
-One checkpoint is a folder with ``model.safetensors`` (the network alone, for inference),
-``training.pt`` (everything else, no code in it) and ``checkpoint.json`` (how far the run was, what
-wrote it, and a digest of each file).
-"""
+"""Reads checkpoints that are complete, verified and safe to read, or refuses them with a reason."""
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from cggm.contract import unwrap
@@ -25,87 +17,12 @@ from cggm.errors import UserError
 from cggm.runs.checkpoints.files import (
     damaged,
     find_checkpoints,
-    folder_name,
-    prune,
-    publish,
-    rank,
     read_header,
+    selection_order,
     verified,
 )
-from cggm.runs.loop import rng_state, set_rng_state
-
-_MODEL, _TRAINING = "model.safetensors", "training.pt"
-
-
-class Stateful(Protocol):
-    """Anything with a state: optimizers, schedulers, scalers, balancers."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, in tensors, numbers, strings and containers of them."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """Take the state over."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run was.
-
-    Args:
-        epoch: Completed epochs, validation included.
-        iteration: Completed iterations.
-        score: Validation score, higher is better; ``None`` where nothing was validated.
-        fingerprint: What must be the same on resume, such as ``{"data": digest}``.
-    """
-
-    epoch: int
-    iteration: int
-    score: float | None = None
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-
-
-def save_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    parts: Mapping[str, Stateful | None],
-    progress: Progress,
-    *,
-    keep_last: int = 2,
-) -> Path:
-    """Write a checkpoint, then remove those that are neither recent nor the best.
-
-    The state of all random generators of this process is kept too. In a distributed run, call it
-    on one rank.
-
-    Args:
-        folder: Folder of the checkpoints.
-        network: The network, possibly wrapped for DDP or compiled as a whole; heads are no part.
-        parts: Everything else with a state, by name; ``None`` where a run does without.
-        progress: How far the run is.
-        keep_last: Number of recent checkpoints to keep, besides the one of the highest score.
-
-    Returns:
-        Folder of the new checkpoint.
-
-    Raises:
-        FileExistsError: If this progress was saved before.
-    """
-    state = unwrap(network).state_dict()
-    # safetensors refuses tensors that share memory, as tied weights do.
-    weights = {key: value.to("cpu", copy=True).contiguous() for key, value in state.items()}
-    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    training = {"parts": states, "rng": rng_state()}
-    target = folder / folder_name(progress.epoch, progress.iteration)
-    publish(
-        target,
-        {
-            _MODEL: lambda file: file.write(save_safetensors(weights)),
-            _TRAINING: lambda file: torch.save(training, file),
-        },
-        {"versions": _versions(), "world_size": world_size(), "progress": asdict(progress)},
-    )
-    prune(folder, keep_last)
-    return target
+from cggm.runs.checkpoints.save import MODEL, TRAINING, RunProgress, Stateful, versions
+from cggm.runs.loop import set_rng_state
 
 
 def load_checkpoint(
@@ -113,7 +30,7 @@ def load_checkpoint(
     network: nn.Module,
     parts: Mapping[str, Stateful | None],
     fingerprint: Mapping[str, str] | None = None,
-) -> Progress:
+) -> RunProgress:
     """Continue from the last checkpoint: network, parts and random generators.
 
     A line on standard error says so where other versions wrote it.
@@ -132,7 +49,7 @@ def load_checkpoint(
     module = unwrap(network)
     weights = _read_weights(path, header, module)
     training = _read_training(path, header)
-    progress = Progress(**header["progress"])
+    progress = RunProgress(**header["progress"])
     given = {name: part for name, part in parts.items() if part is not None}
     saved, wanted = progress.fingerprint, fingerprint or {}
     _refuse(path, [name for name in wanted if wanted[name] != saved.get(name)])
@@ -148,7 +65,7 @@ def load_checkpoint(
 
 def load_network_weights(
     folder: Path, network: nn.Module, parts: Mapping[str, Stateful] | None = None
-) -> Progress:
+) -> RunProgress:
     """Load the network of the checkpoint with the highest score, or the last one without scores.
 
     Args:
@@ -160,13 +77,13 @@ def load_network_weights(
         UserError: If there is no checkpoint, or it is damaged or holds another network.
     """
     headers = {path: read_header(path) for path in _some_checkpoints(folder)}
-    path = max(headers, key=lambda p: rank(headers[p]["progress"]))
+    path = max(headers, key=lambda p: selection_order(headers[p]["progress"]))
     module = unwrap(network)
     module.load_state_dict(_read_weights(path, headers[path], module))
     training = _read_training(path, headers[path]) if parts else {}
     for name, part in (parts or {}).items():
         _load_part(path, name, part, training["parts"][name])
-    return Progress(**headers[path]["progress"])
+    return RunProgress(**headers[path]["progress"])
 
 
 def _some_checkpoints(folder: Path) -> list[Path]:
@@ -177,11 +94,11 @@ def _some_checkpoints(folder: Path) -> list[Path]:
 
 
 def _read_weights(path: Path, header: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
-    file = verified(path, _MODEL, header)
+    file = verified(path, MODEL, header)
     try:
         saved = load_safetensors(file.read_bytes())
     except SafetensorError as error:
-        raise damaged(path, _MODEL, "it holds no weights") from error
+        raise damaged(path, MODEL, "it holds no weights") from error
     state = network.state_dict()
     differing = [
         f"{key} is {_shape(saved, key)} in the file and {_shape(state, key)} in the network"
@@ -198,12 +115,12 @@ def _read_weights(path: Path, header: Mapping[str, Any], network: nn.Module) -> 
 
 
 def _read_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    file = verified(path, _TRAINING, header)
+    file = verified(path, TRAINING, header)
     try:
         training: dict[str, Any] = torch.load(file, "cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         # whoever replaces the file can replace its digest, but code in it is never run
-        raise damaged(path, _TRAINING, "it holds more than numbers, or is no such file") from error
+        raise damaged(path, TRAINING, "it holds more than numbers, or is no such file") from error
     return training
 
 
@@ -229,12 +146,8 @@ def _load_part(path: Path, name: str, part: Stateful, state: dict[str, Any]) -> 
         ) from error
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("cggm", "torch")}
-
-
 def _note_versions(path: Path, saved: Mapping[str, str]) -> None:
-    found = _versions()
+    found = versions()
     others = [f"{n} {v}, now {found.get(n)}" for n, v in saved.items() if v != found.get(n)]
     if others:
         print(

@@ -4,7 +4,7 @@ import tracemalloc
 import pytest
 
 from cggm.errors import UserError
-from cggm.runs.reading import parse_json, read_json, read_yaml
+from cggm.runs.storage.reading import parse_json, read_json, read_yaml
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join('*' + chr(97 + i) for _ in range(9))}]\n"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from cggm.runs.directions import direction_vectors, write_vectors
+from cggm.runs.gradients import last_layer_gradients, write_gradients
 from tests.cggm.networks import NAMES, Late, LinearHead, encode, late_batch
 
 
@@ -34,7 +34,7 @@ def closed_form(logits, hidden, target):
 
 def test_heads_follow_the_closed_form():
     network, heads = build()
-    vectors = direction_vectors(network, heads, batches(), cross_entropy)
+    vectors = last_layer_gradients(network, heads, batches(), cross_entropy)
     assert [*vectors] == [f"{kind} {name}" for name in NAMES for kind in ("head", "unimodal")]
     for name in NAMES:
         assert vectors[f"head {name}"].shape == (2, 4 * 6)
@@ -46,7 +46,7 @@ def test_heads_follow_the_closed_form():
 
 def test_network_sees_one_modality_alone():
     network, heads = build()
-    vectors = direction_vectors(network, heads, batches(), cross_entropy)
+    vectors = last_layer_gradients(network, heads, batches(), cross_entropy)
     for position, name in enumerate(NAMES):
         for row, (inputs, target) in zip(vectors[f"unimodal {name}"], batches(), strict=True):
             features = torch.zeros(8, 18)
@@ -65,8 +65,8 @@ def test_network_and_heads_stay_as_they_are():
     modes = [module.training for module in modules]
     before = [p.clone() for p in (*network.parameters(), *heads.parameters())]
     random = torch.get_rng_state()
-    first = direction_vectors(network, heads, batches(), cross_entropy)
-    second = direction_vectors(network, heads, batches(), cross_entropy)
+    first = last_layer_gradients(network, heads, batches(), cross_entropy)
+    second = last_layer_gradients(network, heads, batches(), cross_entropy)
     assert all(np.array_equal(first[key], second[key]) for key in first), "no dropout"
     assert [module.training for module in modules] == modes
     after = [*network.parameters(), *heads.parameters()]
@@ -78,7 +78,7 @@ def test_network_and_heads_stay_as_they_are():
 
 def test_vectors_are_kept_without_pickle(tmp_path):
     vectors = {"head text": np.eye(2, 3, dtype=np.float32)}
-    write_vectors(tmp_path / "gradients.npz", vectors)
+    write_gradients(tmp_path / "gradients.npz", vectors)
     with np.load(tmp_path / "gradients.npz", allow_pickle=False) as archive:
         assert archive.files == ["head text"]
         assert np.array_equal(archive["head text"], vectors["head text"])

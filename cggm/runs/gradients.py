@@ -1,6 +1,7 @@
-"""Directions that heads ask for, beside those that each modality alone would ask for (figure 4)."""
+"""Last-layer gradients of heads, beside those that each modality alone would give (figure 4)."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cggm.balancer import Balancer
 from cggm.contract import last_weight
 from cggm.heads import Criterion
-from cggm.runs.files import replacing
+from cggm.runs.folder import RunFolder
+from cggm.runs.options import RunConfig
+from cggm.runs.storage import replacing
 from cggm.tensors import Features, absent, frozen
 
 
@@ -27,7 +31,7 @@ class Decomposed(Protocol):
         """The prediction from what its encoders return."""
 
 
-def direction_vectors(
+def last_layer_gradients(
     network: Decomposed,
     heads: nn.ModuleDict,
     batches: Iterable[tuple[Any, Any]],
@@ -64,8 +68,38 @@ def direction_vectors(
     return {name: torch.stack(rows).cpu().numpy() for name, rows in vectors.items()}
 
 
-def write_vectors(path: Path, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Keep what :func:`direction_vectors` gives as a NumPy archive."""
+def keep_gradients(
+    run: RunFolder,
+    config: RunConfig,
+    network: Decomposed,
+    balancer: Balancer,
+    batches: Iterable[tuple[Any, Any]],
+) -> None:
+    """Write what :func:`last_layer_gradients` gives for some batches, where that is asked for.
+
+    A method without heads has none.
+
+    Args:
+        run: Gets ``gradients.npz``.
+        config: Says for how many batches.
+        network: The network.
+        balancer: The method, with the heads.
+        batches: Network input and target, on the device; no more are drawn than are needed.
+    """
+    if not config.gradients or balancer.heads is None:
+        return
+    first = islice(batches, config.gradients)
+    vectors = last_layer_gradients(network, balancer.heads, first, balancer.task_loss)
+    write_gradients(run.gradients, vectors)
+
+
+def write_gradients(path: Path, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Keep what :func:`last_layer_gradients` gives as a NumPy archive.
+
+    Args:
+        path: The file.
+        vectors: By name, see there.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **vectors)
 

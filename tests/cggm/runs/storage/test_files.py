@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cggm.runs.files import file_digest, is_draft, new_folder, replacing, sweep_drafts
+from cggm.runs.storage.files import file_digest, is_draft, new_folder, replacing, sweep_drafts
 
 
 def test_a_new_folder_appears_in_one_step(tmp_path):

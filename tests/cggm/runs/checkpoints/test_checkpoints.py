@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cggm.errors import UserError
-from cggm.runs.checkpoints.files import _sealed, find_checkpoints
-from cggm.runs.checkpoints.state import (
-    Progress,
+from cggm.runs.checkpoints import (
+    RunProgress,
+    Saver,
     load_checkpoint,
     load_network_weights,
     save_checkpoint,
 )
+from cggm.runs.checkpoints.files import _sealed, find_checkpoints
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop.seeds import seed_everything
-from cggm.runs.session import Saver
 
 ROOT = Path(__file__).parents[4]
 FILES = ["checkpoint.json", "model.safetensors", "training.pt"]
@@ -55,10 +55,10 @@ class Training:
             self.balancer.weight.data += torch.rand(1)
 
     def save(self, folder: Path, epoch: int, score: float | None = None, **options) -> Path:
-        progress = Progress(epoch, epoch * 10, score, {"data": "abc"})
+        progress = RunProgress(epoch, epoch * 10, score, {"data": "abc"})
         return save_checkpoint(folder, self.network, self.parts, progress, **options)
 
-    def load(self, folder: Path) -> Progress:
+    def load(self, folder: Path) -> RunProgress:
         return load_checkpoint(folder, self.network, self.parts, {"data": "abc"})
 
     def numbers(self) -> list[float]:
@@ -77,7 +77,7 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole.step(3)
     resumed = Training()
     resumed.step(7)
-    assert resumed.load(tmp_path) == Progress(1, 10, 0.5, {"data": "abc"})
+    assert resumed.load(tmp_path) == RunProgress(1, 10, 0.5, {"data": "abc"})
     resumed.step(3)
     assert resumed.numbers() == whole.numbers()
     assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
@@ -128,9 +128,9 @@ def test_inference_without_scores_takes_the_last(tmp_path):
 def test_names_sort_by_epochs_and_then_by_steps(tmp_path):
     training = Training()
     for progress in ((0, 7), (0, 10), (1, 10), (1, 12)):
-        save_checkpoint(tmp_path, training.network, {}, Progress(*progress), keep_last=9)
+        save_checkpoint(tmp_path, training.network, {}, RunProgress(*progress), keep_last=9)
     assert [path.name for path in find_checkpoints(tmp_path)] == names(tmp_path)
-    assert load_checkpoint(tmp_path, training.network, {}) == Progress(1, 12)
+    assert load_checkpoint(tmp_path, training.network, {}) == RunProgress(1, 12)
 
 
 def test_saved_progress_is_not_overwritten_and_leftovers_are_swept(tmp_path):
@@ -151,7 +151,7 @@ def test_restoring_removes_what_a_kill_left_after_saving(tmp_path):
     training, run = Training(), RunFolder.create(tmp_path / "run", name="x")
     fingerprint = {"data": "1"}
     for epoch in (1, 2, 3):
-        progress = Progress(epoch, 10 * epoch, fingerprint=fingerprint)
+        progress = RunProgress(epoch, 10 * epoch, fingerprint=fingerprint)
         save_checkpoint(run.checkpoints, training.network, {}, progress, keep_last=9)
     (run.checkpoints / ".draft-epoch-0004-step-00000040").mkdir()
     saver = Saver(
@@ -165,7 +165,7 @@ KILLED = """
 import os, shutil, sys
 from pathlib import Path
 from torch import nn
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 
 left = int(sys.argv[1])
 
@@ -178,9 +178,9 @@ def audit(event, args):
                 os.kill(os.getpid(), 9)
 
 folder = Path("checkpoints")
-save_checkpoint(folder, nn.Linear(2, 2), {}, Progress(1, 10))
+save_checkpoint(folder, nn.Linear(2, 2), {}, RunProgress(1, 10))
 sys.addaudithook(audit)
-save_checkpoint(folder, nn.Linear(2, 2), {}, Progress(1, 15), keep_last=1)
+save_checkpoint(folder, nn.Linear(2, 2), {}, RunProgress(1, 15), keep_last=1)
 print(left)
 """
 
@@ -361,7 +361,7 @@ def test_wrappers_leave_no_trace_in_the_file(tmp_path):
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrapped = torch.compile(nn.parallel.DistributedDataParallel(training.network))
-        save_checkpoint(tmp_path / "c", wrapped, {}, Progress(1, 1))
+        save_checkpoint(tmp_path / "c", wrapped, {}, RunProgress(1, 1))
         plain = Training()
         plain.step()
         load_network_weights(tmp_path / "c", plain.network)
@@ -375,7 +375,7 @@ def test_tied_and_channels_last_weights_survive(tmp_path):
     network = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     network = network.to(memory_format=torch.channels_last)
     network[1].weight = network[0].weight
-    save_checkpoint(tmp_path, network, {}, Progress(1, 1))
+    save_checkpoint(tmp_path, network, {}, RunProgress(1, 1))
     expected = network[0].weight.detach().clone()
     nn.init.zeros_(network[0].weight)
     load_network_weights(tmp_path, network)
@@ -387,7 +387,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from torch import nn
-from cggm.runs.checkpoints.state import Progress, save_checkpoint
+from cggm.runs.checkpoints import RunProgress, save_checkpoint
 from cggm.runs.cli import run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -397,7 +397,7 @@ parts = {"balancer": nn.Linear(100, 100)}
 def main(argv):
     for epoch, limit in zip(map(int, argv[::2]), argv[1::2]):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-        save_checkpoint(Path("checkpoints"), network, parts, Progress(epoch, epoch))
+        save_checkpoint(Path("checkpoints"), network, parts, RunProgress(epoch, epoch))
 
 print(run(main, ["1", "1000000", "2", "1000"]))
 print(run(main, ["2", "30000"]))

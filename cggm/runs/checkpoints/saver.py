@@ -1,0 +1,100 @@
+"""The saver of a training: it saves at fixed places, restores, and leaves where a signal asks."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from cggm.distributed import is_first_rank, wait_for_ranks
+from cggm.runs.checkpoints.files import find_checkpoints, prune
+from cggm.runs.checkpoints.load import load_checkpoint
+from cggm.runs.checkpoints.save import RunProgress, Stateful, save_checkpoint
+from cggm.runs.folder import RunFolder
+from cggm.runs.loop import Stopped, StopSignals
+
+
+class Saver:
+    """Saves one training, restores it, and leaves it once it is saved.
+
+    Args:
+        run: Folder to write to.
+        network: The network.
+        parts: Everything else with a state, by name.
+        flush: Writes what logs hold back, which a resumed run would not write again.
+        fingerprint: What must be the same on resume.
+        keep_last: Recent checkpoints to keep besides the best.
+        minutes: Between checkpoints; 0 saves whenever it is asked.
+
+    Attributes:
+        progress: How far the run was when it was last saved or restored.
+        signals: Those that ask for the end.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        network: nn.Module,
+        parts: Mapping[str, Stateful | None],
+        flush: Callable[[], None],
+        *,
+        fingerprint: Mapping[str, str],
+        keep_last: int,
+        minutes: float,
+    ) -> None:
+        self.progress = RunProgress(epoch=0, iteration=0, fingerprint=fingerprint)
+        self.signals = StopSignals()
+        self._run, self._network, self._parts = run, network, parts
+        self._flush, self._keep_last = flush, keep_last
+        self._seconds, self._saved_at = 60 * minutes, time.monotonic()
+
+    def restore(self) -> RunProgress:
+        """Continue from the last checkpoint; without one the run begins anew.
+
+        Raises:
+            UserError: If the checkpoint is damaged or of another run.
+        """
+        folder = self._run.checkpoints
+        if find_checkpoints(folder):
+            self.progress = load_checkpoint(
+                folder, self._network, self._parts, self.progress.fingerprint
+            )
+            if is_first_rank():
+                prune(folder, self._keep_last)  # a kill may have come between saving and this
+        return self.progress
+
+    def save(self, epoch: int, iteration: int, score: float | None = None) -> None:
+        """Save, unless the last checkpoint is of the same progress.
+
+        The first rank does, for all of them.
+        """
+        self._saved_at = time.monotonic()
+        if (epoch, iteration) == (self.progress.epoch, self.progress.iteration):
+            return
+        self._flush()
+        self.progress = replace(self.progress, epoch=epoch, iteration=iteration, score=score)
+        if is_first_rank():
+            save_checkpoint(
+                self._run.checkpoints,
+                self._network,
+                self._parts,
+                self.progress,
+                keep_last=self._keep_last,
+            )
+
+    def save_if_due(self, epoch: int, iteration: int) -> None:
+        """Save where the last time is long enough ago."""
+        if time.monotonic() - self._saved_at >= self._seconds:
+            self.save(epoch, iteration)
+
+    def leave_if_requested(self, epoch: int, iteration: int) -> None:
+        """Save and end the training if a signal asked for it.
+
+        Raises:
+            Stopped: If so.
+        """
+        number = self.signals.requested()
+        if number:
+            self.save(epoch, iteration)
+            wait_for_ranks()  # torchrun kills all of them soon after one has left
+            raise Stopped(number, f"step {iteration}, {epoch} epochs completed", self._run.path)

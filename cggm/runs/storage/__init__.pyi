@@ -1,0 +1,11 @@
+from .files import file_digest as file_digest
+from .files import flush_folder as flush_folder
+from .files import is_draft as is_draft
+from .files import new_folder as new_folder
+from .files import replacing as replacing
+from .files import sweep_drafts as sweep_drafts
+from .files import write_atomically as write_atomically
+from .files import write_json as write_json
+from .reading import parse_json as parse_json
+from .reading import read_json as read_json
+from .reading import read_yaml as read_yaml

@@ -1,0 +1,259 @@
+"""Anybody's engine goes on exactly where it was interrupted, in the folder of its run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events, create_supervised_trainer
+from monai.engines import SupervisedTrainer
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cggm import BalanceHandler
+from cggm.errors import UserError
+from cggm.runs import (
+    Metric,
+    RunFolder,
+    Session,
+    SessionOptions,
+    Stopped,
+    TrainingData,
+    TrainingParts,
+    Validation,
+    read_jsonl,
+    register_metrics,
+    seed_everything,
+)
+from cggm.runs.loop.sampling import ReplayedLoader
+from tests.cggm.networks import late_batch, make_cggm, make_late
+
+ROOT = Path(__file__).parents[3]
+register_metrics(Metric("margin", "margin", "higher"))
+LOGS = ("metrics.jsonl", "balance.jsonl")
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def samples(count=24):
+    return list(zip(*late_batch(count), strict=True))
+
+
+class Training:
+    """A network with dropout, a session, and an engine of one of three kinds."""
+
+    def __init__(self, folder, kind, *, balanced=True, epochs=3, schedule=None, **options):
+        seed_everything(0)
+        self.network, heads = make_late()
+        self.network.fusion.append(nn.Dropout(0.2))
+        self.balancer = make_cggm(heads) if balanced else None
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
+        self.loader = DataLoader(samples(), batch_size=4, shuffle=True)
+        balance = None
+        if balanced:
+            stock = self.network if kind == "stock" else None
+            balance = BalanceHandler(self.balancer, stock)
+        schedule = schedule and schedule(self.optimizer)
+        self.session = Session(
+            getattr(self, kind)(),
+            TrainingParts(self.network, self.optimizer, schedule),
+            TrainingData(self.loader),
+            RunFolder(folder),
+            SessionOptions(**{"max_epochs": epochs, "save_minutes": 0, "curves": False, **options}),
+            balance=balance,
+            validation=Validation(self.validate, "margin"),
+        )
+
+    def stock(self):
+        return create_supervised_trainer(self.network, self.optimizer, nn.CrossEntropyLoss())
+
+    def monai(self):
+        return SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=1,
+            train_data_loader=self.loader,
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=nn.CrossEntropyLoss(),
+            prepare_batch=lambda batch, *_, **__: batch,
+            decollate=False,
+        )
+
+    def own(self):
+        def step(engine, batch):
+            inputs, target = batch
+            self.network.train()
+            self.optimizer.zero_grad()
+            prediction = self.network(inputs)
+            loss = nn.functional.cross_entropy(prediction, target)
+            if self.balancer is not None:
+                loss = self.balancer(prediction, target, loss)
+            loss.backward()
+            self.optimizer.step()
+            return loss.item()
+
+        return Engine(step)
+
+    @torch.no_grad()
+    def validate(self):
+        inputs, target = late_batch(8, seed=5)
+        prediction = self.network.eval()(inputs)
+        return {"margin": float(prediction.gather(1, target[:, None]).mean())}
+
+    def run(self, killed_at=None, action=None):
+        def die(engine):
+            if engine.state.iteration == killed_at:
+                action() if action else fail()
+
+        def fail():
+            raise Killed
+
+        self.session.trainer.add_event_handler(Events.ITERATION_COMPLETED, die)
+        self.session.run()
+        return self
+
+    @property
+    def weights(self):
+        return self.network.state_dict()
+
+
+def assert_same(one, other, folders, logs=LOGS):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    for log in logs:
+        assert (folders[0] / log).read_text() == (folders[1] / log).read_text()
+
+
+@pytest.mark.parametrize("kind", ["stock", "monai", "own"])
+def test_a_killed_training_of_any_engine_goes_on_with_equal_bits(tmp_path, kind):
+    whole = Training(tmp_path / "whole", kind).run()
+    for step in (4, 6, 13):  # within an epoch, at the end of one, within another
+        with pytest.raises(Killed):
+            Training(tmp_path / "parts", kind).run(step)
+    again = Training(tmp_path / "parts", kind)
+    assert again.session.done == 2
+    again.run()
+    assert_same(whole.weights, again.weights, (tmp_path / "whole", tmp_path / "parts"))
+    assert len(read_jsonl(tmp_path / "parts" / "balance.jsonl")) == 18
+    assert "val_margin" in read_jsonl(tmp_path / "parts" / "metrics.jsonl")[0]
+    assert (tmp_path / "parts" / "config.yaml").read_text().startswith("max_epochs: 3")
+    assert (tmp_path / "parts" / "environment.json").exists()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+        lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+    ],
+    ids=["StepLR", "ReduceLROnPlateau"],
+)
+def test_a_schedule_and_no_method_are_resumed_too(tmp_path, schedule):
+    settings = {"balanced": False, "schedule": schedule}
+    whole = Training(tmp_path / "whole", "own", **settings).run()
+    with pytest.raises(Killed):
+        Training(tmp_path / "parts", "own", **settings).run(9)
+    again = Training(tmp_path / "parts", "own", **settings).run()
+    folders = (tmp_path / "whole", tmp_path / "parts")
+    assert_same(whole.weights, again.weights, folders, ["metrics.jsonl"])
+    rates = [line["lr"] for line in read_jsonl(folders[1] / "metrics.jsonl")]
+    assert rates == [0.1, 0.05, 0.025] or "Plateau" in str(type(again.session._parts.schedule))
+
+
+def test_a_signal_saves_and_the_best_weights_can_be_had(tmp_path):
+    training = Training(tmp_path / "run", "stock", save_minutes=100)
+    with pytest.raises(Stopped, match="SIGTERM: saved step 9"):
+        training.run(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    again = Training(tmp_path / "run", "stock").run()
+    best = again.session.load_best()
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert best.score == max(line["val_margin"] for line in lines)
+    assert again.validate()["margin"] == pytest.approx(best.score)
+
+
+def test_the_optimizer_is_given_back_as_it_was(tmp_path):
+    training = Training(tmp_path / "run", "own", epochs=1)
+    assert "step" in vars(training.optimizer)
+    training.run()
+    assert "step" not in vars(training.optimizer)
+    calls = []
+    training.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    training.optimizer.step(closure=None)
+    assert calls == [1]
+
+
+def test_numbers_that_are_not_finite_end_it_before_their_step(tmp_path):
+    training = Training(tmp_path / "run", "stock", balanced=False)
+    spoil = training.network.encoders["text"][0].weight.register_hook
+
+    def poison(engine):
+        if engine.state.iteration == 3:
+            spoil(lambda gradient: gradient * float("nan"))
+
+    training.session.trainer.add_event_handler(Events.ITERATION_STARTED, poison)
+    with pytest.raises(UserError, match="iteration 3: the gradient of the network is not finite"):
+        training.run()
+    assert (
+        Training(tmp_path / "run", "stock", balanced=False).session._saver.progress.iteration == 2
+    )
+
+
+def test_other_data_of_another_length_is_refused(tmp_path):
+    Training(tmp_path / "run", "own", epochs=1).run()
+    longer = DataLoader(samples(28), batch_size=4)
+    training = Training(tmp_path / "other", "own")
+    with pytest.raises(UserError, match="number of batches"):
+        Session(
+            Engine(lambda *_: 0.0),
+            TrainingParts(training.network, training.optimizer),
+            TrainingData(longer),
+            RunFolder(tmp_path / "run"),
+            SessionOptions(max_epochs=2),
+        )
+
+
+def test_a_replayed_loader_begins_anywhere_and_leaves_the_generator_alone():
+    loader = DataLoader(range(10), batch_size=2, shuffle=True)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    whole = ReplayedLoader(loader, seed=1)
+    batches = [batch.tolist() for batch, _ in zip(whole, range(15), strict=False)]
+    assert torch.equal(torch.rand(1), expected)
+    epochs = [[x for batch in batches[start : start + 5] for x in batch] for start in (0, 5, 10)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+    for skipped in (1, 5, 7, 14):
+        part = ReplayedLoader(loader, seed=1)
+        part.skip(skipped)
+        assert next(iter(part)).tolist() == batches[skipped]
+
+
+def run_example(folder, *, kill_after=None):
+    command = [sys.executable, ROOT / "examples" / "resumable.py", folder]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    checkpoints = folder / "run" / "checkpoints"
+    while kill_after is not None and process.poll() is None:
+        steps = [int(path.name[-8:]) for path in checkpoints.glob("epoch-*")]
+        if any(step > kill_after and step % 16 for step in steps):
+            process.kill()
+        time.sleep(0.005)
+    return process.wait(timeout=120)
+
+
+def test_the_example_survives_kill_9(tmp_path):
+    assert run_example(tmp_path / "whole") == 0
+    assert run_example(tmp_path / "parts", kill_after=4) == -signal.SIGKILL
+    assert run_example(tmp_path / "parts", kill_after=40) == -signal.SIGKILL
+    assert run_example(tmp_path / "parts") == 0
+    last = "run/checkpoints/epoch-0006-step-00000096/model.safetensors"
+    one, other = (load_file(tmp_path / name / last) for name in ("whole", "parts"))
+    assert_same(one, other, (tmp_path / "whole" / "run", tmp_path / "parts" / "run"))
