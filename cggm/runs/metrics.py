@@ -63,6 +63,10 @@ class Metric:
         """The value with the sign that makes higher ones better, as the selection wants it."""
         return -value if self.lower_is_better else value
 
+    def text(self, value: float | None) -> str:
+        """A value in a table for a terminal, a hyphen where it is undefined."""
+        return "-" if value is None else f"{value:.{self.digits}f}"
+
 
 _known: dict[str, Metric] = {}
 

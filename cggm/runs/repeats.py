@@ -7,10 +7,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
+from cggm.display import aligned
 from cggm.distributed import is_first_rank
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
+from cggm.runs.metrics import find_metric
 from cggm.runs.options import BalancerConfig, RunConfig
 from cggm.runs.storage import read_json, write_json
 
@@ -141,9 +143,7 @@ def _summarize(group: RunFolder, folders: Mapping[str, RunFolder]) -> None:
     write_json(group.summary, summary)
     simulated = " (SIMULATED)" if summary["simulated"] else ""
     print(f"\ntest split{simulated}, {len(results)} runs")
-    print(f"{'metric':<14}{'mean':>8}{'sd':>8}")
-    for name, row in summary["test"].items():
-        print(f"{name:<14}{_shown(row['mean'])}{_shown(row['sd'])}")
+    print("\n".join(aligned(_lines(summary["test"]))))
     print(f"\nsummary  {group.summary}")
 
 
@@ -160,5 +160,10 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": fmean(known), "sd": sd, "values": list(values)}
 
 
-def _shown(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.3f}"
+def _lines(statistics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Cells of the table of all metrics."""
+    lines = [["metric", "mean", "sd"]]
+    for name, row in statistics.items():
+        metric = find_metric(name)
+        lines.append([metric.heading, metric.text(row["mean"]), metric.text(row["sd"])])
+    return lines

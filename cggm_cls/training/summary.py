@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from cggm.balancer import Balancer
+from cggm.display import aligned
 from cggm.late_fusion import LateFusion
 from cggm.runs import (
     RunFolder,
     Session,
     describe_training,
+    find_metric,
     keep_gradients,
     plot_curves,
     write_json,
 )
 from cggm.tensors import subsets_of
 from cggm_cls.data import TaskData
+from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
 from cggm_cls.networks import MultimodalTransformer
 from cggm_cls.reports import write_predictions, write_sequence_report
 from cggm_cls.training.batches import epoch_batches
@@ -116,7 +119,8 @@ def _print_results(
 ) -> None:
     test, rows = result["test"], result["subsets"]
     print(f"\ntest split{_if_simulated(data)}, epoch {result['epoch']}, selected on validation")
-    print("\n".join(f"{name:<14}{_shown(test[name])}" for name in numbers(test)))
+    records = [find_metric(name) for name in numbers(test)]
+    print("\n".join(aligned([[m.heading, m.text(test[m.name])] for m in records])))
     if rows:
         print(f"\nthe same, for subsets of modalities\n{_table(rows, data.classes)}")
     if config.curves:
@@ -134,13 +138,6 @@ def _if_simulated(data: TaskData) -> str:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], classes: int | None) -> str:
-    columns = ("mae", "corr") if classes is None else ("acc", "uar")
-    width = max(map(len, rows)) + 2
-    lines = [f"{'':<{width}}" + "".join(f"{column:>8}" for column in columns)]
-    for name, row in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(_shown(row[column]) for column in columns))
-    return "\n".join(lines)
-
-
-def _shown(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.3f}"
+    shown = (SENTIMENT if classes is None else CLASSIFICATION)[:2]
+    lines = [[name, *(m.text(row[m.name]) for m in shown)] for name, row in rows.items()]
+    return "\n".join(aligned([["modalities", *(m.heading for m in shown)], *lines]))

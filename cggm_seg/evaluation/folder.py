@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from cggm.display import aligned
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
-from cggm.runs import file_digest
+from cggm.runs import file_digest, find_metric
 from cggm.tensors import subsets_of
 from cggm_seg.data import Case, LabelScheme, find_cases, label_scheme, read_labels
 from cggm_seg.evaluation.lesions import lesion_metrics
@@ -102,12 +103,12 @@ class Evaluation:
 
     def table(self) -> str:
         """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
-        lines = self.rows | self.statistics
-        width = max(len("case"), *map(len, lines))
-        head = f"{'case':<{width}}" + "".join(
-            f"{metric.replace('_', ' '):>10}" for metric in METRICS
-        )
-        body = [_line(name, row, width) for name, row in lines.items()]
+        metrics = [find_metric(name) for name in METRICS]
+        rows = [
+            [name, *(metric.text(row[metric.name]) for metric in metrics)]
+            for name, row in (self.rows | self.statistics).items()
+        ]
+        head, *body = aligned([["case", *(metric.label for metric in metrics)], *rows])
         rule = "-" * len(head)
         return "\n".join([head, rule, *body[: len(self.rows)], rule, *body[len(self.rows) :]])
 
@@ -234,8 +235,3 @@ def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:
         }
         for name, statistic in _STATISTICS.items()
     }
-
-
-def _line(name: str, row: Row, width: int) -> str:
-    values = (f"{row[m]:>10.{4 if m.startswith('dice') else 2}f}" for m in METRICS)
-    return f"{name:<{width}}" + "".join(values)

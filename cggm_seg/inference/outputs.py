@@ -1,12 +1,12 @@
 """Class probabilities of a case, and the table of all cases: what was found, in milliliters."""
 
-import csv
 import gzip
-import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cggm.display import csv_text
 from cggm.runs import replacing
 from cggm_seg.data import Grid
 from cggm_seg.evaluation import CLASSES, REGION_NAMES, REGIONS
@@ -80,12 +80,10 @@ def write_summary(folder: PredictionFolder) -> None:
     records = folder.records()
     if not records:
         return
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    rows: list[Sequence[str]] = [_COLUMNS]
     for record in records:
         volumes = [f"{record.volumes_ml[region]:.3f}" for region in REGION_NAMES]
         model, file = record.made_with["network"][:12], folder.labels(record.case).name
         absent = " ".join(record.absent)
-        table.writerow([record.case, absent, *volumes, f"{record.seconds:.2f}", model, file])
-    folder.write_table("summary.csv", text.getvalue())
+        rows.append([record.case, absent, *volumes, f"{record.seconds:.2f}", model, file])
+    folder.write_table("summary.csv", csv_text(rows))

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cggm.balancer import Balancer
+from cggm.display import aligned
 from cggm.runs import (
     RunFolder,
     Session,
     describe_training,
+    find_metric,
     keep_gradients,
     plot_curves,
     write_json,
@@ -106,7 +108,7 @@ def _print_table(
 ) -> None:
     cases = f"{_cases(cohort.split.validation, 'validation ')}{_if_simulated(cohort.folder)}"
     print(f"\nmean Dice of {cases}, epoch {epoch}")
-    print(_aligned(table))
+    print(_subset_table(table))
     if config.curves:
         print(f"\ncurves   {run.curves}")
         print(f"report   {run.report}")
@@ -129,10 +131,7 @@ def _if_simulated(data: Path) -> str:
     return " (SIMULATED)" if _is_simulated(data) else ""
 
 
-def _aligned(table: dict[str, dict[str, float]]) -> str:
-    width = max(len("modalities"), *(len(name) for name in table))
-    heads = [column.removeprefix("dice_") for column in next(iter(table.values()))]
-    lines = [f"{'modalities':<{width}}" + "".join(f"{head:>8}" for head in heads)]
-    for name, row in table.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:8.3f}" for value in row.values()))
-    return "\n".join(lines)
+def _subset_table(table: dict[str, dict[str, float]]) -> str:
+    metrics = [find_metric(name) for name in next(iter(table.values()))]
+    rows = [[name, *(m.text(row[m.name]) for m in metrics)] for name, row in table.items()]
+    return "\n".join(aligned([["modalities", *(m.heading for m in metrics)], *rows]))

@@ -1,10 +1,10 @@
 """Outcome of a verification, listed for people and for programs."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cggm.display import aligned
 from cggm_seg.data import Finding
 
 _COLUMNS = ("", "code", "case", "file")
@@ -45,10 +45,10 @@ class Verification:
         if not self.findings:
             return ""
         rows = [(_severity(f), f.code.value, f.case, self._path(f)) for f in self.findings]
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-        lines = [_aligned(_COLUMNS, widths)]
-        for row, finding in zip(rows, self.findings, strict=True):
-            lines += [_aligned(row, widths), f"    {finding.what}", f"    {finding.fix}"]
+        head, *found = aligned([_COLUMNS, *rows], texts=len(_COLUMNS))
+        lines = [head]
+        for line, finding in zip(found, self.findings, strict=True):
+            lines += [line, f"    {finding.what}", f"    {finding.fix}"]
         return "\n".join(lines) + "\n\n"
 
     def summary(self) -> str:
@@ -95,11 +95,6 @@ class Verification:
 
 def _severity(finding: Finding) -> str:
     return "error" if finding.is_error else "warning"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
-    return "  ".join(padded).rstrip()
 
 
 def _count(number: int, noun: str) -> str:

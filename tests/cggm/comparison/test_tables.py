@@ -13,7 +13,7 @@ from cggm.comparison.tables import (
     performance_table,
     rank_table,
 )
-from cggm.display.tables import DASH, Cell, Table, to_csv, to_latex, to_markdown
+from cggm.display.tables import DASH, to_csv, to_latex, to_markdown
 from tests.cggm.comparison.runs import run, runs
 
 SMALL = [
@@ -158,23 +158,9 @@ def test_latex_is_balanced_and_escaped(build, records):
     assert {row.count("&") + 1 for row in rows} == {columns}
 
 
-def test_latex_of_signs_and_marks():
-    cells = (Cell("a_b\\{~^}"), Cell("-0.1 [-∞, 50 %] ± 1", "best"), Cell("x-2", "second"))
-    latex = to_latex(Table("T & #1", ("m", "<", ">"), (cells,), ("100 $",)))
-    assert r"a\_b\textbackslash{}\{\textasciitilde{}\textasciicircum{}\}" in latex
-    assert r"\textbf{$-$0.1 [$-$$\infty$, 50 \%] $\pm$ 1}" in latex
-    assert r"\underline{x-2}" in latex
-    assert r"\caption{T \& \#1}" in latex
-    assert "m & $<$ & $>$" in latex
-
-
 def test_csv_reads_back():
     title, *lines = to_csv(performance_table(SMALL, "mosi", ["acc"])).splitlines()
     assert title == "# Performance on mosi (SIMULATED)"
     rows = [*csv.reader(io.StringIO("\n".join(lines)))]
     assert rows[0] == ["method", "acc", "acc - joint", "verdict on acc"]
     assert rows[3] == ["plain", "0.700 (n=1)", "-0.0400", "no difference"]
-
-
-def test_markdown_keeps_a_bar_inside_its_cell():
-    assert r"| a\|b |" in to_markdown(Table("T", ("m",), ((Cell("a|b"),),)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from cggm.display import Line, LineChart, number
+from cggm.display import Line, LineChart
 from cggm.errors import UserError
 from cggm.reports.charts import figure
 from cggm.reports.page import LARGEST, SIMULATED, Section, write_page
@@ -68,15 +68,6 @@ def test_headings_of_sortable_tables_are_buttons():
     table = sortable_table("T", [Column("a", ["x"]), Column("b", [1.0])], sorted_by=1)
     assert table.count("<button") == 2
     assert re.findall(r'aria-sort="ascending"><button type="button">(\w)', table) == ["b"]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}"), (-0.0001, "0.000"),
-     (-1.5, "\N{MINUS SIGN}1.500"), (float("inf"), "∞")],
-)  # fmt: skip
-def test_numbers_in_text(value, text):
-    assert number(value) == text
 
 
 def test_chart_has_its_values_as_a_table():

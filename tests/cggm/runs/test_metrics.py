@@ -1,7 +1,17 @@
+import json
+
 import pytest
 
 from cggm.errors import UserError
-from cggm.runs.metrics import Metric, find_metric, register_metrics, selection_score
+from cggm.runs.metrics import (
+    Metric,
+    find_metric,
+    is_registered,
+    keep_metrics,
+    learn_metrics,
+    register_metrics,
+    selection_score,
+)
 
 ECE = Metric("toy_ece", "calibration error", "lower", digits=2, unit="%")
 
@@ -48,3 +58,42 @@ def test_two_records_of_one_name_are_refused():
 def test_a_record_that_makes_no_sense_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Metric(*values)
+
+
+def test_records_travel_with_a_run(tmp_path):
+    file = tmp_path / "metric_records.json"
+    register_metrics(ECE)
+    keep_metrics(file)
+    kept = {record["name"]: record for record in json.loads(file.read_text())}
+    assert kept["toy_ece"] == {
+        "name": "toy_ece",
+        "label": "calibration error",
+        "direction": "lower",
+        "digits": 2,
+        "unit": "%",
+    }
+    file.write_text(json.dumps([kept["toy_ece"] | {"name": "toy_foreign", "unit": ""}]))
+    assert not is_registered("toy_foreign")
+    learn_metrics(file)
+    assert find_metric("toy_foreign") == Metric("toy_foreign", "calibration error", "lower", 2)
+    learn_metrics(tmp_path / "absent.json")
+
+
+def test_records_of_a_run_do_not_replace_known_ones_and_must_agree_on_the_direction(tmp_path):
+    file = tmp_path / "metric_records.json"
+    register_metrics(ECE)
+    other = {"name": "toy_ece", "label": "ECE", "direction": "lower"}
+    file.write_text(json.dumps([other]))
+    learn_metrics(file)
+    assert find_metric("toy_ece") is ECE
+    file.write_text(json.dumps([other | {"direction": "higher"}]))
+    with pytest.raises(UserError, match="higher values of the metric toy_ece are better there"):
+        learn_metrics(file)
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '[{"name": "a"}]', '[{"name": "<b>"}]', "[" * 9999])
+def test_damaged_records_are_refused(tmp_path, text):
+    file = tmp_path / "metric_records.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"metric_records\.json"):
+        learn_metrics(file)

@@ -56,7 +56,7 @@ def test_statistics_and_table(cohort):
         *("case", "case_0", "case_1", "case_2", "mean", "std", "median")
     ]
     assert len({len(line) for line in lines}) == 1
-    assert lines[3].split()[1:] == ["0.0000"] * 3 + ["373.13"] * 3
+    assert lines[3].split()[1:] == ["0.000"] * 3 + ["373.13"] * 3
     content = json.loads(evaluation.to_json(predictions=predictions, reference=reference))
     assert content["rows"]["case_1"]["hd95_TC"] == WORST_HD95
     assert content["missing"] == []

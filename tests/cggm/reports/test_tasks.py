@@ -1,0 +1,71 @@
+import importlib
+from pathlib import Path
+
+import pytest
+
+from cggm.errors import UserError
+from cggm.reports.tasks import find_task, load_tasks
+from cggm.runs.metrics import Metric, register_metrics
+
+TABLE = Path(__file__).parents[3] / "configs" / "tasks.yaml"
+
+
+def table(folder, text):
+    (folder / "tasks.yaml").write_text(text)
+    return folder / "tasks.yaml"
+
+
+def test_all_that_the_table_of_the_project_names_is_there():
+    tasks = load_tasks(TABLE)
+    assert list(tasks) == ["brats", "mosi", "iemocap", "food101", "mfeat"]
+    for task in tasks.values():
+        assert task.script.is_file()
+        assert task.quick.is_file()
+        assert callable(task.load_report())
+        assert [metric.name for metric in task.shown_metrics()] == list(task.metrics)
+        assert all(importlib.import_module(name) for name in task.imports)
+
+
+def test_paths_are_relative_to_the_table(tmp_path):
+    file = table(tmp_path, "mine: {script: t/go.py, modalities: [a], metrics: [m], quick: q.yaml}")
+    (task,) = load_tasks(file).values()
+    assert task.script == tmp_path / "t" / "go.py"
+    assert task.quick == tmp_path / "q.yaml"
+    assert task.load_report() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected tasks by name"),
+        ("mine: {script: a.py}", "task mine: missing, .* modalities, metrics"),
+        ("mine: 3", "script, modalities, metrics"),
+        ("mine: {script: a.py, modalities: [a], metrics: [m], scrpt: b}", "scrpt"),
+        ("mine: {script: a.py, modalities: a, metrics: [m]}", "modalities"),
+        ("../up: {script: a.py, modalities: [a], metrics: [m]}", "its name"),
+    ],
+)
+def test_wrong_tables_are_refused(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_tasks(table(tmp_path, text))
+
+
+@pytest.mark.parametrize("report", ["cggm.no_such:f", "cggm.reports:no_such", "nonsense"])
+def test_a_report_that_is_not_there_is_refused(tmp_path, report):
+    text = f"mine: {{script: a.py, modalities: [a], metrics: [m], report: '{report}'}}"
+    (task,) = load_tasks(table(tmp_path, text)).values()
+    with pytest.raises(UserError, match="expected `report` to be module:function"):
+        task.load_report()
+
+
+def test_unknown_tasks_and_metrics_are_refused_with_what_there_is(tmp_path):
+    tasks = load_tasks(table(tmp_path, "mine: {script: a.py, modalities: [a], metrics: [odd]}"))
+    with pytest.raises(UserError, match=r"Unknown task 'yours'\. Available: mine; .* --tasks"):
+        find_task("yours", tasks)
+    with pytest.raises(UserError, match="Unknown metric 'odd'"):
+        tasks["mine"].shown_metrics()
+    register_metrics(Metric("toy_known", "known", "higher"))
+    (task,) = load_tasks(
+        table(tmp_path, "mine: {script: a.py, modalities: [a], metrics: [toy_known]}")
+    ).values()
+    assert [metric.label for metric in task.shown_metrics()] == ["known"]
