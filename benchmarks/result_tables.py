@@ -1,6 +1,6 @@
 """The tables of docs/results.md, from what was measured.
 
-python benchmarks/result_tables.py
+python -m benchmarks.result_tables
 """
 
 import json
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from known_data import SCENARIOS, TASKS
-
+from benchmarks.known.data import SCENARIOS, TASKS
 from cggm.comparison.records import read_records
 from cggm.comparison.tables import heads_table, missing_table, performance_table
 from cggm.display import to_markdown

@@ -1,33 +1,35 @@
-"""Run every benchmark, one after another, and write benchmarks/results/<name>.json.
+"""Every benchmark, one after another, each with its figures in benchmarks/results/<name>.json.
 
-python benchmarks/run_all.py
+    python -m benchmarks.run_all
+
+Faults have a command of their own, benchmarks/faults/run.py.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-NAMES = (
-    "slices",
-    "step",
-    "inference",
-    "metrics",
-    "sequences",
-    "methods",
-    "known_answer",
-    "pickles",
-    "features",
-)
+RESULTS = Path(__file__).parent / "results"
+MODULES = {
+    "slices": "data.slices",
+    "step": "methods.segmentation_step",
+    "inference": "data.inference",
+    "metrics": "data.metrics",
+    "sequences": "methods.sequence_step",
+    "methods": "methods.cost",
+    "known_answer": "known.answer",
+    "pickles": "data.pickles",
+    "features": "data.features",
+}
 
 
 def main() -> None:
     """Run them; a benchmark that fails ends the run."""
-    (HERE / "results").mkdir(exist_ok=True)
-    for name in NAMES:
+    RESULTS.mkdir(exist_ok=True)
+    for name, module in MODULES.items():
         print(f"\n{name}", flush=True)
-        result = HERE / "results" / f"{name}.json"
-        subprocess.run([sys.executable, HERE / f"{name}.py", "--json", result], check=True)
+        command = [sys.executable, "-m", f"benchmarks.{module}", "--json", RESULTS / f"{name}.json"]
+        subprocess.run(command, check=True, cwd=RESULTS.parents[1])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed, memory and disk use of slice feeding, against MONAI in the same run, on one thread.
 
-    python benchmarks/slices.py [--json FILE]
+    python -m benchmarks.data.slices [--json FILE]
 
 Every figure is the median of five rounds; a round measures each contender once, so that a change
 of load meets all. Files are read from the page cache.
@@ -18,7 +18,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from machine import machine
 from monai.data import CacheDataset, Dataset
 from monai.transforms import (
     Compose,
@@ -30,6 +29,7 @@ from monai.transforms import (
 )
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.machine import machine
 from cggm_seg.data.cache import SliceCache, build_cache
 from cggm_seg.data.cases import Case, find_cases
 from cggm_seg.data.slices import SliceDataset

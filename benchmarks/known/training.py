@@ -8,7 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from known_data import (
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.known.data import (
     NAMES,
     SCENARIOS,
     SCORES,
@@ -17,10 +20,7 @@ from known_data import (
     make_data,
     task_loss,
 )
-from known_networks import Head, LateNetwork, Network
-from torch import Tensor, nn
-from torch.nn import functional as F
-
+from benchmarks.known.networks import Head, LateNetwork, Network
 from cggm import Balancer
 from cggm.late_fusion import FusionRule, late_rule
 from cggm.methods.build import bound_balancer

@@ -1,6 +1,6 @@
 """Time and memory of a training step of every method against the joint step of the same network.
 
-    python benchmarks/methods.py [--repeats 15] [--only NAME ...] [--json FILE]
+    python -m benchmarks.methods.cost [--repeats 15] [--only NAME ...] [--json FILE]
 
 Every configuration of ``configs/methods`` makes steps on a network for sequences and on one for
 segmentation; late-fusion methods are compared with the joint step of a late-fusion network. Sides
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
-from method_counts import Counts, counts
-from method_memory import keep_memory, peaks
-from method_parts import Parts, seconds_of
-from method_tasks import EPOCHS, SLICE_SIZE, STEPS, TASKS, Task, fusion_of, names
 
+from benchmarks.machine import machine
+from benchmarks.methods.counts import Counts, counts
+from benchmarks.methods.memory import keep_memory, peaks
+from benchmarks.methods.parts import Parts, seconds_of
+from benchmarks.methods.tasks import EPOCHS, SLICE_SIZE, STEPS, TASKS, Task, fusion_of, names
 from cggm import Balancer
 from cggm.errors import UserError
 
@@ -172,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     unknown = set(options.only) - set(counts(1))
     if unknown:
-        parser.error(f"method_counts.py does not say what {sorted(unknown)} take.")
+        parser.error(f"methods/counts.py does not say what {sorted(unknown)} take.")
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(len(options.task), fork) as pool:
         reports = pool.map(partial(report, options=options), options.task)

@@ -4,7 +4,7 @@ The file has the shapes of the unaligned MulT layout and the sentences of MMSA's
 content, and is read from the page cache. Every figure is the median of rounds that run both, one
 after the other.
 
-    python benchmarks/pickles.py [--json FILE] [--repeats 5]
+    python -m benchmarks.data.pickles [--json FILE] [--repeats 5]
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 
+from benchmarks.machine import machine
 from cggm_cls.data.pickles.load import load_arrays
 
 SPLITS = {"train": 1284, "valid": 229, "test": 686}

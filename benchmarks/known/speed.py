@@ -7,10 +7,11 @@ from multiprocessing.pool import Pool
 from typing import Any
 
 import torch
-from known_data import NAMES, SCENARIOS, SLOW_SCALES, make_data, task_loss
-from known_networks import Head, make_encoder
-from known_training import Case, batches, make_optimizer, score
 from torch import nn
+
+from benchmarks.known.data import NAMES, SCENARIOS, SLOW_SCALES, make_data, task_loss
+from benchmarks.known.networks import Head, make_encoder
+from benchmarks.known.training import Case, batches, make_optimizer, score
 
 LEVELS = {"classification": 60.0, "regression": -66.0, "segmentation": 65.0}
 

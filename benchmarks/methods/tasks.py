@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import sequences
 import torch
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.methods import sequence_step
 from cggm import Balancer
 from cggm.heads import OptimizerFactory
 from cggm.methods.build import bound_balancer
@@ -28,7 +28,7 @@ from cggm_seg.training import config as slice_config
 from cggm_seg.training.balancing import unimodal_heads as slice_heads
 from cggm_seg.training.losses import SoftDiceCELoss
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 CLASSES = 4
 STEPS = 32
 SLICE_SIZE = 64
@@ -107,14 +107,14 @@ def sequence_task(fusion: str, batch: int = 64) -> Task:
     """Classification by the network for sequences at the paper's size for IEMOCAP."""
     torch.manual_seed(0)
     network = MultimodalTransformer(
-        sequences.WIDTHS,
+        sequence_step.WIDTHS,
         CLASSES,
         encoder_layers=4,
         fusion=fusion,  # type: ignore[arg-type]
         fusion_layers=2,
     )
     options = argparse.Namespace(steps=STEPS, batch=batch)
-    inputs, _ = sequences.make_batch(options)
+    inputs, _ = sequence_step.make_batch(options)
     rates = sequence_config.AdamConfig()
     make = partial(sequence_balancing.adam_factory, rates)
     loss, pair = nn.CrossEntropyLoss(), (inputs, torch.randint(0, CLASSES, (batch,)))

@@ -1,6 +1,6 @@
 """Time and memory of whole-volume inference, against MONAI's SliceInferer in the same run.
 
-    python benchmarks/inference.py [--json FILE] [--encoder NAME] [--device cpu|cuda]
+    python -m benchmarks.data.inference [--json FILE] [--encoder NAME] [--device cpu|cuda]
 
 The case is simulated at BraTS size, its brain fills the box of the SRI24 template. The network is
 first trained on it for some steps, because labels of a random network are ties of noise. Every
@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from machine import machine
 from monai.inferers import SliceInferer
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.machine import machine
 from cggm_seg.data.preprocessing import intensity_statistics, zscore
 from cggm_seg.inference.slices import InferenceSettings, computes_bf16
 from cggm_seg.inference.volume import predict_volume

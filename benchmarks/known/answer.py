@@ -1,8 +1,8 @@
 """What methods do on simulated data where the right answer is known.
 
-    python benchmarks/known_answer.py [--quick] [--seeds N] [--jobs 2] [--json FILE]
+    python -m benchmarks.known.answer [--quick] [--seeds N] [--jobs 2] [--json FILE]
 
-Two modalities, three tasks, four scenarios, see known_data.py, where what a balancing method should
+Two modalities, three tasks, four scenarios, see known/data.py, where what a balancing method should
 do in each is written down beforehand. For one seed all methods get the same data, batches and
 initial weights, so that each is compared with joint training in pairs. Scores are in hundredths:
 accuracy, negative mean absolute error, Dice. "probe" is the lower of the two scores that ridge
@@ -21,12 +21,12 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from known_data import NOISE, SCENARIOS, TASKS
-from known_speed import measure_speed
-from known_training import RATES, Case, Row, run
-from machine import machine
 from scipy.stats import t as student
 
+from benchmarks.known.data import NOISE, SCENARIOS, TASKS
+from benchmarks.known.speed import measure_speed
+from benchmarks.known.training import RATES, Case, Row, run
+from benchmarks.machine import machine
 from cggm.errors import UserError
 
 PAPER = {"rho": 1.0, "gate": None}

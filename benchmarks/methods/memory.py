@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import torch
-from method_tasks import EPOCHS, TASKS, Task, fusion_of
 
+from benchmarks.methods.tasks import EPOCHS, TASKS, Task, fusion_of
 from cggm import Balancer
 from cggm.errors import UserError
 

@@ -1,6 +1,7 @@
 """Whether large and small lesions are learnt, on cohorts of two simulators.
 
-    python benchmarks/lesions.py [--json FILE] [--folder DIR] [--seeds 3] [--cohorts small balls]
+    python -m benchmarks.known.lesions [--json FILE] [--folder DIR] [--seeds 3]
+        [--cohorts small balls]
 
 Trains configs/brats/demo.yaml for 25 epochs with the Dice of regions, its recommendation, and with
 the paper's Dice of all foreground; cases that were not trained on are evaluated once, with the
@@ -18,12 +19,11 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
 
-from lesion_phantom import write_cohort
-from machine import machine
-
+from benchmarks.known.lesion_phantom import write_cohort
+from benchmarks.machine import machine
 from cggm_seg.simulation import simulate_cohort
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EPOCHS = 25
 # Share of the cases that is not trained on: 2 of 8, 3 of 16.
 COHORTS = {"large": 0.2, "small": 0.25, "balls": 0.25}

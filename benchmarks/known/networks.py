@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from known_data import CODE, NAMES, NUISANCE, OUTPUTS, Inputs
 from torch import Tensor, nn
 
+from benchmarks.known.data import CODE, NAMES, NUISANCE, OUTPUTS, Inputs
 from cggm.late_fusion import LateFusion
 
 WIDTH, CHANNELS = 32, 8

@@ -1,4 +1,4 @@
-"""How many of the measured parts each method takes beyond a joint step, see method_parts."""
+"""How many of the measured parts each method takes beyond a joint step, see parts.py."""
 
 Counts = dict[str, float]
 

@@ -1,6 +1,7 @@
 """Time and memory of a CGGM training step against the joint step of the same network.
 
-    python benchmarks/step.py [--encoder resnet101] [--size 160] [--batch 2] [--json FILE]
+    python -m benchmarks.methods.segmentation_step [--encoder resnet101]
+        [--size 160] [--batch 2] [--json FILE]
 
 Sides take turns within one process for the times; peak memory is taken in a process of its own for
 each side.
@@ -24,6 +25,7 @@ from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.balancing import unimodal_heads
 from cggm_seg.training.losses import SoftDiceCELoss
 
+MODULE = "benchmarks.methods.segmentation_step"
 SIDES = ("joint", "light heads", "full heads")
 TARGETS = {"light heads": 1.05, "full heads": 1.10, "memory": 1.02}
 
@@ -101,7 +103,7 @@ def peak(options: argparse.Namespace) -> float:
 def peaks(options: argparse.Namespace) -> dict[str, float]:
     """Peak memory of each side, in processes of their own."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("--json") and a != options.json]
-    command = [sys.executable, __file__, *arguments, "--side"]
+    command = [sys.executable, "-m", MODULE, *arguments, "--side"]
     return {
         side: float(subprocess.run([*command, side], check=True, capture_output=True).stdout)
         for side in SIDES

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from method_tasks import Task
 from torch import Tensor
 
+from benchmarks.methods.tasks import Task
 from cggm import Balancer
 from cggm.balancer import Step
 from cggm.heads import Heads

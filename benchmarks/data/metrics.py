@@ -3,7 +3,7 @@
 Both score the same simulated case against the same lesion, shifted and with one false voxel far
 away. MONAI's metrics get whole one-hot volumes of the three regions, made beforehand.
 
-    python benchmarks/metrics.py [--json FILE] [--repeats 5]
+    python -m benchmarks.data.metrics [--json FILE] [--repeats 5]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Reading a random batch of 128 features, against running BERT-base and ViT-B/16 on it.
 
-    python benchmarks/features.py [--json FILE]
+    python -m benchmarks.data.features [--json FILE]
 
 One thread. The backbones have the true shapes and random weights, which does not change their
 speed; they get 50 tokens and a decoded image of 224 x 224 per sample, and are timed on 16 samples,
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 from transformers.utils import logging
 
+from benchmarks.machine import machine
 from cggm_cls.data.food101.backbones import ImageBackbone, TextBackbone
 from cggm_cls.data.food101.store import open_features
 from cggm_cls.data.food101.writer import FeatureWriter

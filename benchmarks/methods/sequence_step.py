@@ -1,6 +1,6 @@
 """Time of a training step on sequences: ours, plain attention, and CGGM, of one network.
 
-    python benchmarks/sequences.py [--batch 64] [--steps 50] [--repeats 7] [--json FILE]
+    python -m benchmarks.methods.sequence_step [--batch 64] [--steps 50] [--repeats 7] [--json FILE]
 
 The network is the paper's for CMU-MOSI. Plain attention is what published code writes: batched
 matrix products, softmax and, ``plain`` alone, dropout of the attention weights at the released
