@@ -146,9 +146,8 @@ def _missing(files: CaseFolder, case_id: str, part: str, near: Sequence[Path]) -
         said = f"Expected the {what} of this case, but there is no such file."
         fix = "Add the file, or take the case out of the folder."
     else:
-        said = (
-            f"Expected the {what} of this case, but found {file_names(near)}, whose name fits none."
-        )
+        found = file_names(near)
+        said = f"Expected the {what} of this case, but found {found}, whose name fits no scheme."
         fix = f"Rename it to {wanted.name} if it is the one; otherwise take it out of the folder."
     return Finding(Code.MISSING, case_id, wanted, said, fix)
 
