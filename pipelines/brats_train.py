@@ -2,6 +2,7 @@
 
     python pipelines/brats_train.py --data /brats2021
 
+With --folds K it trains K networks, each without another share of the patients.
 Without --data it trains on simulated cases (made on first use) and says so.
 """
 
@@ -16,7 +17,6 @@ from cggm.runs import (
     joined,
     parse_training,
     ranked,
-    report_problems,
     run,
     same_output,
 )
@@ -50,29 +50,9 @@ def _train(config: BratsConfig, options: RunOptions, device: "torch.device") -> 
         folder = RunFolder.plan(options.output, name="brats")
     data = config.data or first_alone(lambda: _demo_cohort(config))
 
-    from cggm.distributed import is_first_rank
-    from cggm.runs import seed_everything
-    from cggm_seg.data import open_cohort
-    from cggm_seg.training import (
-        announce_segmentation,
-        conclude_segmentation,
-        segmentation_balancer,
-        segmentation_session,
-    )
+    from cggm_seg.training import train_or_cross_validate
 
-    seed_everything(config.seed)
-    network = config.network.build(config.used, pretrained=not options.resume)
-    network = network.to(device)
-    cohort = open_cohort(data, config)
-    balancer = segmentation_balancer(config, network, cohort.cache, cohort.split)
-    session = segmentation_session(config, folder, network, balancer, cohort, device)
-    session.prepare_folder()
-    if is_first_rank():
-        announce_segmentation(config, folder, network, cohort, done=session.done)
-    session.run()
-    if is_first_rank():
-        conclude_segmentation(config, session, network, balancer, cohort)
-        report_problems(cohort.problems)
+    train_or_cross_validate(config, folder, data, device)
 
 
 def _demo_cohort(config: BratsConfig) -> Path:

@@ -88,7 +88,8 @@ def run_repeats(
     """Run the trainings that are not finished, one after another; resume one that was interrupted.
 
     A single training uses the group's folder as its own. Several leave ``summary.json`` there, mean
-    and standard deviation of every test metric, and print it.
+    and standard deviation of every test metric, or validation metric without a test split, and
+    print it.
 
     Args:
         group: Folder of all of them.
@@ -134,16 +135,18 @@ def is_finished(folder: RunFolder, config: RunConfig) -> bool:
 
 def _summarize(group: RunFolder, folders: Mapping[str, RunFolder]) -> None:
     results = {name: read_json(f.results) for name, f in folders.items()}
-    columns = _columns([result["test"] for result in results.values()])
+    # Folds of a cross-validation have no split but the one that each holds out.
+    split = "test" if all("test" in result for result in results.values()) else "validation"
+    columns = _columns([result[split] for result in results.values()])
     summary: dict[str, Any] = {
         "runs": list(results),
         "simulated": any(result["simulated"] for result in results.values()),
-        "test": {name: _statistics(values) for name, values in columns.items()},
+        split: {name: _statistics(values) for name, values in columns.items()},
     }
     write_json(group.summary, summary)
     simulated = " (SIMULATED)" if summary["simulated"] else ""
-    print(f"\ntest split{simulated}, {len(results)} runs")
-    print("\n".join(aligned(_lines(summary["test"]))))
+    print(f"\n{split} split{simulated}, {len(results)} runs")
+    print("\n".join(aligned(_lines(summary[split]))))
     print(f"\nsummary  {group.summary}")
 
 

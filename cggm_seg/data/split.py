@@ -117,10 +117,10 @@ def _share(order: Sequence[str], sizes: Mapping[str, int], fraction: float) -> I
 
 
 def _fold(order: Sequence[str], sizes: Mapping[str, int], number: int, count: int) -> list[str]:
-    """The patients of a fold: each goes to the one that has the fewest cases so far."""
+    """The patients of a fold: those with most cases first, each to the fold with the fewest."""
     folds: list[list[str]] = [[] for _ in range(count)]
     filled = [0] * count
-    for patient in order:
+    for patient in sorted(order, key=lambda patient: -sizes[patient]):
         smallest = filled.index(min(filled))
         folds[smallest].append(patient)
         filled[smallest] += sizes[patient]

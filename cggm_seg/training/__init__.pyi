@@ -1,5 +1,4 @@
-from .assembly import segmentation_session as segmentation_session
-from .balancing import segmentation_balancer as segmentation_balancer
 from .config import BratsConfig as BratsConfig
-from .summary import announce_segmentation as announce_segmentation
-from .summary import conclude_segmentation as conclude_segmentation
+from .training import SegmentationTraining as SegmentationTraining
+from .training import prepare_training as prepare_training
+from .training import train_or_cross_validate as train_or_cross_validate
