@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cggm.errors import DataError, UserError
 from cggm.runs import file_digest, map_processes, replacing, sweep_drafts
 from cggm_seg.data import preprocessing, volumes
-from cggm_seg.data.cases import Case
+from cggm_seg.data.cases import MODALITIES, Case
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.labels import CLASSES
 from cggm_seg.data.manifest import check_recorded
@@ -183,7 +183,7 @@ class _CachedCase:
     slices: Any  # safe_open handle: a memory map without an open file
     statistics: np.ndarray
     class_counts: np.ndarray
-    rows: list[int]  # of the modalities that are read
+    modalities: tuple[str, ...]  # that the case has, in the order of the stored images
     digests: dict[str, str]
 
 
@@ -195,13 +195,13 @@ class SliceCache:
 
     Args:
         files: Case identifier to its file, as made by :func:`build_cache`.
-        modalities: What is read, in this order; all that a case holds if ``None``.
+        modalities: What is read, in this order; zeros where a case lacks it.
     """
 
-    def __init__(self, files: Mapping[str, Path], modalities: Sequence[str] | None = None) -> None:
+    def __init__(self, files: Mapping[str, Path], modalities: Sequence[str] = MODALITIES) -> None:
         self.case_ids: tuple[str, ...] = tuple(files)
+        self.modalities = tuple(modalities)
         self._files = dict(files)
-        self._modalities = modalities
         self._opened: dict[str, _CachedCase] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class SliceCache:
         Args:
             modalities: What is read, in this order.
         """
-        return SliceCache(self._files, tuple(modalities))
+        return SliceCache(self._files, modalities)
 
     def depth(self, case_id: str) -> int:
         """Number of slices of a case."""
@@ -227,6 +227,10 @@ class SliceCache:
         """SHA-256 of the files that a case was cached from, by modality and ``seg``."""
         return self._open(case_id).digests
 
+    def present(self, case_id: str) -> tuple[bool, ...]:
+        """Which of ``modalities`` a case has."""
+        return tuple(name in self._open(case_id).modalities for name in self.modalities)
+
     def read(self, case_id: str, z: int) -> tuple[np.ndarray, np.ndarray]:
         """One slice.
 
@@ -235,7 +239,8 @@ class SliceCache:
             z: Slice number within the brain, caudal to cranial.
 
         Returns:
-            Z-scores, float32, shape ``(M, h, w)``, and classes, uint8, shape ``(h, w)``.
+            Z-scores, float32, shape ``(M, h, w)``, 0 in a modality that the case lacks, and
+            classes, uint8, shape ``(h, w)``.
 
         Raises:
             IndexError: If ``z`` lies outside the case.
@@ -243,19 +248,28 @@ class SliceCache:
         case = self._open(case_id)
         if not 0 <= z < len(case.class_counts):
             raise IndexError(f"Expected `z` in [0, {len(case.class_counts)}), but got {z}.")
-        images = case.slices.get_slice("images")[z]
-        return zscore(images, case.statistics)[case.rows], case.slices.get_slice("label")[z]
+        images = zscore(case.slices.get_slice("images")[z], case.statistics)
+        return self._selected(images, case), case.slices.get_slice("label")[z]
+
+    def _selected(self, images: np.ndarray, case: _CachedCase) -> np.ndarray:
+        """The modalities that are read, of the images that a case has."""
+        if case.modalities == self.modalities:
+            return images
+        selected = np.zeros((len(self.modalities), *images.shape[1:]), images.dtype)
+        for row, name in enumerate(self.modalities):
+            if name in case.modalities:
+                selected[row] = images[case.modalities.index(name)]
+        return selected
 
     def _open(self, case_id: str) -> _CachedCase:
         if case_id not in self._opened:
             slices = safe_open(self._files[case_id], "np")
             key = json.loads(slices.metadata()["header"])["key"]
-            names = key["modalities"]
             self._opened[case_id] = _CachedCase(
                 slices,
                 slices.get_tensor("statistics"),
                 slices.get_tensor("class_counts"),
-                [names.index(name) for name in self._modalities or names],
+                tuple(key["modalities"]),
                 key["digests"],
             )
         return self._opened[case_id]
@@ -278,7 +292,7 @@ def build_cache(
     processes may build at once.
 
     Args:
-        cases: Labelled cases with the same modalities.
+        cases: Labelled cases, each with at least one image.
         folder: Where the files lie, about 30 MB for a BraTS case; made if missing.
         recorded: File to its SHA-256, see :func:`cggm_seg.data.manifest.recorded_digests`; a case
             with a file of another content is bad. Files not recorded are taken as they are.
@@ -294,8 +308,7 @@ def build_cache(
     Raises:
         DataError: If no case is left, or with ``strict`` if one is bad.
         UserError: If a file cannot be written, for example because no space is left.
-        ValueError: If two cases share an identifier, a case has no label map, or the modalities
-            of two cases differ.
+        ValueError: If two cases share an identifier, or a case has no label map.
     """
     _check_cases(cases)
     _prepare(folder)
@@ -326,11 +339,6 @@ def _check_cases(cases: Sequence[Case]) -> None:
     for case in cases:
         if case.label is None:
             raise ValueError(f"Expected labelled cases, but {case.id} has no label map.")
-        if tuple(case.images) != tuple(cases[0].images):
-            raise ValueError(
-                f"Expected the modalities {tuple(cases[0].images)} in every case, "
-                f"but {case.id} has {tuple(case.images)}."
-            )
 
 
 def _prepare(folder: Path) -> None:

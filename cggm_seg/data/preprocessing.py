@@ -12,7 +12,6 @@ _EXTREME_SHARE = 1e-3  # of the brain: brighter than vessels are only artifacts
 _FEWEST_EXTREMES = 10  # voxels
 _FAR = 15  # deviations of the other voxels, within which a voxel may be what it seems
 _FARTHEST = 200  # deviations, beyond which a voxel is an artifact whatever it does to the variance
-_BORDERS = [(axis, end) for axis in range(3) for end in (0, -1)]
 _LIMIT = np.iinfo(np.int16).max
 
 
@@ -42,7 +41,8 @@ def background_value(image: np.ndarray) -> float | None:
     Args:
         image: Intensities of one modality, shape ``(H, W, Z)``.
     """
-    border = np.concatenate([np.take(image, end, axis).ravel() for axis, end in _BORDERS])
+    faces = [np.moveaxis(image, axis, 0)[end] for axis in range(3) for end in (0, -1)]
+    border = np.concatenate([face.ravel() for face in faces])
     zeros = border.size - np.count_nonzero(border)
     value, second = 0.0, float(1 - zeros / border.size)
     if second > _SHARE_OF_ANOTHER:  # sorting takes long: only where it is needed
@@ -93,7 +93,8 @@ def intensity_limits(image: np.ndarray) -> tuple[float, float] | None:
     reach = max(float(image.max()) - middle, middle - float(image.min()))
     if reach <= _FAR * (high - low) / 1.349:  # no voxel is far enough to matter
         return None
-    brain = image[image != 0].astype(np.float64)
+    flat = image.ravel(order="K")  # selects 4 times faster than a 3-D array
+    brain = flat[flat != 0].astype(np.float64)
     distance = np.abs(brain - middle)
     few = max(_FEWEST_EXTREMES, int(_EXTREME_SHARE * brain.size))
     kept = brain[distance <= np.partition(distance, brain.size - few - 1)[brain.size - few - 1]]
@@ -166,10 +167,10 @@ def to_int16(
     Returns:
         Int16 values of the same shape, and scales and offsets, float64, shape ``(M,)`` each.
     """
-    values, scales = np.zeros_like(images, np.int16), np.ones(len(images))
-    offsets = np.zeros(len(images))
+    scales, offsets = np.ones(len(images)), np.zeros(len(images))
     if images.dtype.kind in "iu" and images.min() >= -_LIMIT and images.max() <= _LIMIT:
         return images.astype(np.int16, copy=False), scales, offsets
+    values = np.zeros_like(images, np.int16)
     for k, (image, (mean, deviation)) in enumerate(zip(images, statistics, strict=True)):
         if deviation and abs(mean) > 100 * deviation:
             scales[k], offsets[k] = _far_scale(image)

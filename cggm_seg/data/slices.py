@@ -21,12 +21,14 @@ class SliceItem(TypedDict):
     Attributes:
         image: Z-scores, float32, shape ``(M, size, size)``.
         label: Classes 0 to 3, int64, shape ``(size, size)``.
+        present: Which modalities the case has, bool, shape ``(M,)``; the others are 0 in the image.
         case: Identifier of the case.
         position: Of the case in the data set.
     """
 
     image: Tensor
     label: Tensor
+    present: Tensor
     case: str
     position: int
 
@@ -100,6 +102,7 @@ class SliceDataset(Dataset[SliceItem]):
         return SliceItem(
             image=torch.from_numpy(image),
             label=torch.from_numpy(label).long(),
+            present=torch.tensor(self.cache.present(case_id)),
             case=case_id,
             position=number,
         )

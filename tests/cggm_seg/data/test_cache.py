@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -250,15 +251,39 @@ def test_folder_that_cannot_be_made_is_an_error(cases, tmp_path):
         build(cases, tmp_path / "file" / "cache")
 
 
-def test_cases_must_be_labelled_alike_and_different(cases, folder, tmp_path):
+def test_cases_must_be_labelled_and_different(cases, folder, tmp_path):
     unlabelled, _ = find_cases(tmp_path / "data", labelled=False)
     with pytest.raises(ValueError, match="has no label map"):
         build(unlabelled, folder)
     with pytest.raises(ValueError, match="every case once"):
         build([cases[0], cases[0]], folder)
-    fewer = Case("b", {"flair": cases[1].images["flair"]}, cases[1].label, "2021")
-    with pytest.raises(ValueError, match="Expected the modalities"):
-        build([cases[0], fewer], folder)
+
+
+def test_absent_modality_is_zero_and_known_as_absent(cases, folder):
+    expected = build(cases, folder / "whole")[0].read("a", 3)
+    images = dict(cases[0].images)
+    del images["t1ce"], images["t1"]
+    lacking = replace(cases[0], images=images)
+    cache, errors = build([lacking, cases[1]], folder)
+    assert errors == []
+    assert cache.present("a") == (True, False, False, True)
+    assert cache.present("b") == (True, True, True, True)
+    image, label = cache.read("a", 3)
+    np.testing.assert_array_equal(image[[0, 3]], expected[0][[0, 3]])
+    np.testing.assert_array_equal(image[1:3], 0)
+    np.testing.assert_array_equal(label, expected[1])
+    assert cache.read("b", 3)[0][1].any()
+    some = cache.only(("t1ce", "t2"))
+    assert (some.present("a"), some.present("b")) == ((False, True), (True, True))
+    np.testing.assert_array_equal(some.read("a", 3)[0], [image[1], image[3]])
+
+    before = identity(folder)
+    build([lacking, cases[1]], folder)
+    assert identity(folder) == before
+    cache, _ = build(cases, folder)  # the file has come
+    assert cache.present("a") == (True, True, True, True)
+    np.testing.assert_array_equal(cache.read("a", 3)[0], expected[0])
+    assert identity(folder)["b.safetensors"] == before["b.safetensors"]
 
 
 def test_cache_travels_to_other_processes_without_its_slices(cases, folder):

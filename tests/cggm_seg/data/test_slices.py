@@ -1,3 +1,4 @@
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 
@@ -46,6 +47,7 @@ def test_item_has_the_announced_types(cache):
     assert (item["image"].dtype, item["image"].shape) == (torch.float32, (4, 24, 24))
     assert (item["label"].dtype, item["label"].shape) == (torch.int64, (24, 24))
     assert item["case"] == "case0"
+    assert item["present"].tolist() == [True] * 4
     assert set(item["label"].unique().tolist()) <= {0, 1, 2, 3}
 
 
@@ -203,3 +205,17 @@ def test_free_crops_reach_every_place():
     rng = np.random.default_rng(0)
     tops = {int(random_crop(label[None], label, 4, rng)[1][0, 0]) for _ in range(50)}
     assert tops == {0, 1, 2}
+
+
+def test_absent_modality_stays_zero_under_augmentation_and_is_told_by_the_item(tmp_path):
+    for seed in range(2):
+        write_case(tmp_path / "data", f"case{seed}", seed=seed)
+    cases, _ = find_cases(tmp_path / "data", labelled=True)
+    images = {name: file for name, file in cases[0].images.items() if name != "t1ce"}
+    cases[0] = replace(cases[0], images=images)
+    cache, _ = build_cache(cases, tmp_path / "cache", workers=1, progress=False)
+    dataset = SliceDataset(cache, cache.case_ids, size=24, slices_per_case=8)
+    [batch] = list(DataLoader(dataset, 16, sampler=[(0, k) for k in range(16)]))
+    assert batch["present"].tolist() == [[True, False, True, True]] * 8 + [[True] * 4] * 8
+    shown = batch["image"].flatten(2).any(-1)
+    assert shown.tolist() == batch["present"].tolist()
