@@ -12,6 +12,7 @@ from cggm.errors import DataError
 from cggm.runs import check_problems, first_alone
 from cggm_seg.data.cache import SliceCache, build_cache
 from cggm_seg.data.cases import MODALITIES, Case, find_cases, patient_of, read_patients
+from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.labels import label_scheme
 from cggm_seg.data.manifest import recorded_digests
 from cggm_seg.data.split import Split, split_cases
@@ -23,6 +24,10 @@ class CohortOptions(Protocol):
     @property
     def used(self) -> tuple[str, ...]:
         """The modalities that the network sees, in the order of its channels."""
+
+    @property
+    def missing(self) -> str:
+        """Whether cases may lack modalities, ``allow``, or are left out then, ``refuse``."""
 
     @property
     def labels(self) -> str | None:
@@ -84,6 +89,16 @@ class Cohort:
         """SHA-256 of every file that the slices were made from: case, modality or ``seg``."""
         return {case_id: self.cache.digests(case_id) for case_id in self.cases}
 
+    @property
+    def lacking(self) -> dict[str, list[str]]:
+        """The cases that lack a modality which the network sees, by modality; others not named."""
+        present = {case_id: self.cache.present(case_id) for case_id in self.cases}
+        lacking = {
+            name: [case_id for case_id, has in present.items() if not has[channel]]
+            for channel, name in enumerate(self.cache.modalities)
+        }
+        return {name: ids for name, ids in lacking.items() if ids}
+
 
 def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
     """Finds the labelled cases of a folder, caches their slices and splits them.
@@ -102,17 +117,38 @@ def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
         UserError: If fewer than two cases are left, or the cache cannot be written.
     """
     scheme = label_scheme(options.labels)
-    cases, problems = find_cases(folder, labelled=True, modalities=options.used, labels=scheme)
+    cases, problems = find_cases(
+        folder,
+        labelled=True,
+        allow_missing=options.missing == "allow",
+        modalities=options.used,
+        labels=scheme,
+    )
+    cases, blank = _seen(cases, options.used)
+    problems += blank
     check_problems(cases, problems, strict=options.strict)
-    if any(len(case.images) < len(MODALITIES) for case in cases):
-        # What is not used may be there in some cases and not in others; the cache wants them alike.
-        cases = [replace(c, images={m: c.images[m] for m in options.used}) for c in cases]
     cache, damaged = _cached(cases, folder, options)
     problems += damaged
     check_problems(cache.case_ids, problems, needed=2)
     good = {case.id: case for case in cases if case.id in cache.case_ids}
     split = _split(cache.case_ids, options)
     return Cohort(folder, good, cache.only(options.used), split, problems)
+
+
+def _seen(cases: Sequence[Case], used: Sequence[str]) -> tuple[list[Case], list[DataError]]:
+    """The cases as the network sees them, and an error for each of which it sees nothing."""
+    if all(len(case.images) == len(MODALITIES) for case in cases):
+        return list(cases), []  # cached as a whole, for trainings on other modalities as well
+    seen = [
+        replace(case, images={name: case.images[name] for name in used if name in case.images})
+        for case in cases
+    ]
+    what = f"Expected at least one of {', '.join(used)}, but the case has none of them."
+    fix = "Add an image, or take the case out of the folder."
+    blank: list[DataError] = [
+        Finding(Code.MISSING, case.id, None, what, fix) for case in seen if not case.images
+    ]
+    return [case for case in seen if case.images], blank
 
 
 def _split(case_ids: Sequence[str], options: CohortOptions) -> Split:

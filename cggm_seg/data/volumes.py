@@ -2,7 +2,7 @@
 
 import gzip
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,27 @@ class Volumes:
             where a background was subtracted, one that holds it; laid out slice by slice.
         label: Classes 0 background, 1 NCR, 2 ED, 3 ET, uint8, shape ``(H, W, Z)``, or ``None``.
         grid: How the file of the first modality stores its voxels, for what is written of the case.
+        modalities: Names of the images.
     """
 
     images: np.ndarray
     label: np.ndarray | None
     grid: Grid
+    modalities: tuple[str, ...]
+
+    def channels(self, names: Sequence[str]) -> np.ndarray:
+        """Images of these modalities, zeros where the case lacks one, shape ``(M, H, W, Z)``.
+
+        Args:
+            names: The modalities of a network, in the order of its channels.
+        """
+        if tuple(names) == self.modalities:
+            return self.images
+        channels = _allocate(len(names), self.images[0])
+        for channel, name in zip(channels, names, strict=True):
+            present = name in self.modalities
+            channel[...] = self.images[self.modalities.index(name)] if present else 0
+        return channels
 
 
 def read_case(case: Case) -> Volumes:
@@ -66,7 +82,7 @@ def read_case(case: Case) -> Volumes:
         volume = read_volume(case.label, case.id)
         _raise_first(geometry_findings(case.id, case.label, volume, first))
         label = to_classes(case.id, case.label, volume, case.labels)
-    return Volumes(images, label, first.grid)
+    return Volumes(images, label, first.grid, tuple(case.images))
 
 
 def read_labels(file: Path, case_id: str, scheme: LabelScheme) -> tuple[np.ndarray, Grid]:

@@ -1,7 +1,7 @@
 """Prediction of one case, from its images to its files, unless these are there already."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ class CasePredictor:
         volumes, names = read_case(case), names_of(self.network)
         labels, probabilities = segment(
             self.network,
-            _by_channel(names, case, volumes.images),
+            volumes.channels(names),
             self.settings,
             self.size,
             probabilities=self.folder.probabilities(case.id) in files,
@@ -159,13 +159,3 @@ def _digests(case: Case) -> dict[str, str]:
     except OSError:
         read_case(case)  # its error names the file and the remedy
         raise
-
-
-def _by_channel(names: Sequence[str], case: Case, images: np.ndarray) -> np.ndarray:
-    """Images of all modalities of the network, zeros for those that the case lacks."""
-    if len(images) == len(names):
-        return images
-    shape = (len(names), *images.shape[:0:-1])
-    channels = np.zeros(shape, images.dtype).transpose(0, 3, 2, 1)  # laid out as the images are
-    channels[[names.index(name) for name in case.images]] = images
-    return channels

@@ -158,14 +158,37 @@ def cases_section(scores: CaseSet) -> Section:
     return Section(f"{scores.title} case by case", body + (left_out if problems else ""))
 
 
-def subsets_section(subsets: Mapping[str, Row]) -> Section:
-    """Dice for every subset of modalities as a heat map.
+def missing_section(subsets: Mapping[str, Row], split: Mapping[str, Any]) -> Section:
+    """What cases lack, and Dice for every subset of modalities as a heat map.
 
     Args:
         subsets: Modalities joined by ``+`` to mean Dice by region; empty where not measured.
+        split: Cases in ``training`` and ``validation``, and by modality those ``lacking`` it; empty
+            where not known.
     """
+    return Section("Missing modalities", _lacking(split) + _subsets(subsets))
+
+
+def _lacking(split: Mapping[str, Any]) -> Markup:
+    """How many cases of each role lack a modality; empty where none does."""
+    lacking = split.get("lacking", {})
+    if not lacking:
+        return Markup()
+    roles = {role: set(split[role]) for role in ("training", "validation")}
+    columns = [Column("modality", list(lacking))] + [
+        Column(
+            f"{role} cases without it, of {len(ids)}",
+            [float(len(ids.intersection(cases))) for cases in lacking.values()],
+            digits=0,
+        )
+        for role, ids in roles.items()
+    ]
+    return plain_table("Cases that lack modalities", columns)
+
+
+def _subsets(subsets: Mapping[str, Row]) -> Markup:
     if len(subsets) < 2:
-        return Section("Missing modalities", Markup())
+        return Markup()
     metrics = [
         Column(m.label, [row[m.name] for row in subsets.values()], heat=True, scale=(0.0, 1.0))
         for m in map(find_metric, _SHOWN[:4])
@@ -176,7 +199,7 @@ def subsets_section(subsets: Mapping[str, Row]) -> Section:
         [head, *metrics],
     )
     note = "Absent modalities are zero-filled, as in training; the stronger the color, the better."
-    return Section("Missing modalities", Markup('{}<p class="note">{}</p>').format(table, note))
+    return Markup('{}<p class="note">{}</p>').format(table, note)
 
 
 def _metrics(scores: CaseSet) -> list[Metric]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cggm.runs import RunFolder, write_atomically
-from cggm_seg.data import Case, find_cases, read_case, read_labels, write_labels
+from cggm_seg.data import Case, Cohort, find_cases, read_case, read_labels, write_labels
 from cggm_seg.inference import predict_volume
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
@@ -55,7 +55,7 @@ def choose_examples(dice: Mapping[str, float]) -> dict[str, str]:
 def keep_validation(
     run: RunFolder,
     network: MultiEncoderDeepLabV3Plus,
-    data: Path,
+    cohort: Cohort,
     rows: Sequence[Mapping[str, float | str]],
 ) -> None:
     """Write ``validation.json`` and, into ``examples``, predictions of the cases of the report.
@@ -63,19 +63,19 @@ def keep_validation(
     Args:
         run: The finished run.
         network: With the weights of the best checkpoint, on its device.
-        data: Folder of the cases.
+        cohort: The cases.
         rows: Dice of each validation case, see
             :func:`cggm_seg.training.validation.evaluate_cached`.
     """
-    record = {"data": str(data.resolve()), "rows": rows}
+    record = {"data": str(cohort.folder.resolve()), "rows": rows}
     write_atomically(run.path / "validation.json", json.dumps(record, indent=2).encode())
     dice = {str(row["case"]): float(row["dice_mean"]) for row in rows}
     folder = run.path / EXAMPLES
     folder.mkdir(exist_ok=True)
-    for case in _find_labelled(data, choose_examples(dice).values()).values():
+    for case_id in choose_examples(dice).values():
+        case = cohort.cases[case_id]
         volumes = read_case(case)
-        seen = [[*case.images].index(name) for name in network.modalities]
-        prediction = predict_volume(network, volumes.images[seen])
+        prediction = predict_volume(network, volumes.channels(network.modalities))
         write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.grid, case.labels)
 
 
@@ -100,7 +100,7 @@ def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path)
 
 
 def _find_labelled(folder: Path, wanted: Collection[str]) -> dict[str, Case]:
-    cases, _ = find_cases(folder, labelled=True)
+    cases, _ = find_cases(folder, labelled=True, allow_missing=True, modalities=())
     return {case.id: case for case in cases if case.id in wanted}
 
 

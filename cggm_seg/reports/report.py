@@ -18,9 +18,9 @@ from cggm_seg.reports.cases import (
     CaseSet,
     cases_section,
     headline_section,
+    missing_section,
     read_evaluation,
     read_validation,
-    subsets_section,
 )
 from cggm_seg.reports.examples import read_examples
 from cggm_seg.reports.viewer import viewer_section
@@ -53,7 +53,10 @@ def write_segmentation_report(path: Path) -> Path:
             headline_section(sets, record.results.get("validation")),
             _viewer(sets),
             *map(cases_section, sets),
-            subsets_section(read_json(RunFolder(path).subsets, missing_ok=True)),
+            missing_section(
+                read_json(record.folder.subsets, missing_ok=True),
+                read_json(record.folder.split, missing_ok=True),
+            ),
             balance_section(record.balance),
             training_section(record),
             provenance_section(record, _warnings(validation)),

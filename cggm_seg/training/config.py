@@ -180,6 +180,7 @@ class BratsConfig(RunConfig):
         amp: Whether a GPU computes in bfloat16 where it can.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
         cache: Folder of the slice cache; <data>/.slices where not given.
+        missing: Whether cases that lack modalities are left out, or trained on with what they have.
         labels: Label values of the segmentations: brats2021, brats2023, brats-ped, brats2013,
             brats2024, or pairs such as 1=NCR,2=ED,4=ET; told by names and contents where not given.
         patients: Table (CSV) with the columns case and patient, none of whom is in training and
@@ -202,6 +203,7 @@ class BratsConfig(RunConfig):
     amp: bool = True
     strict: bool = False
     cache: Path | None = None
+    missing: Literal["refuse", "allow"] = "refuse"
     labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     patients: Path | None = field(default=None, metadata={"metavar": "CSV"})
     folds: int | None = field(default=None, metadata={"metavar": "K"})

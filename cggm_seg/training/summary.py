@@ -50,8 +50,14 @@ def announce_segmentation(
         lines["patients"] = f"{_patients(split.training, split)} for training, " + (
             f"{_patients(split.validation, split)} for validation, none of them in both"
         )
+    if cohort.lacking:
+        lines["lacking"] = ", ".join(
+            f"{name} in {len(ids)} of {len(cohort.cases)} cases"
+            for name, ids in cohort.lacking.items()
+        )
     describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
-    write_json(run.split, split.to_dict())
+    lacking = {"lacking": cohort.lacking} if cohort.lacking else {}
+    write_json(run.split, split.to_dict() | lacking)
 
 
 def conclude_segmentation(
@@ -93,7 +99,7 @@ def conclude_segmentation(
     write_json(run.results, {**result, "finished": False})
     if config.curves:
         plot_curves(run)
-        keep_validation(run, network, cohort.folder, rows[modalities])
+        keep_validation(run, network, cohort, rows[modalities])
         write_segmentation_report(run.path)
     write_json(run.results, {**result, "finished": True})
     _print_table(config, run, cohort, best.epoch, table)

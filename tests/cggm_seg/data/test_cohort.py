@@ -9,6 +9,7 @@ from cggm.runs.storage.files import file_digest
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.cohort import open_cohort
+from cggm_seg.data.findings import Code
 from cggm_seg.data.split import split_cases
 from cggm_seg.verification.cohort import verify_data
 from tests.cggm_seg.nifti import case_file, write_case
@@ -20,6 +21,7 @@ class Options:
     cache: Path | None = None
     processes: int = 1
     strict: bool = False
+    missing: str = "refuse"
     labels: str | None = None
     patients: Path | None = None
     folds: int | None = None
@@ -112,3 +114,45 @@ def test_label_scheme_is_that_of_the_option(data):
     counts = cohort.cache.class_counts("case0").sum(axis=0)
     again = open_cohort(data, Options()).cache.class_counts("case0").sum(axis=0)
     assert counts.tolist() == again[[0, 2, 1, 3]].tolist()
+
+
+def test_files_of_modalities_that_are_not_used_need_not_be_there(data):
+    for seed in range(4):
+        for part in ("t1", "t2") if seed else ("t1",):
+            case_file(data, f"case{seed}", part).unlink()
+    cohort = open_cohort(data, Options())
+    assert len(cohort.cases) == 4
+    assert all([*case.images] == ["t1ce", "flair"] for case in cohort.cases.values())
+    assert cohort.lacking == {}
+    assert cohort.cache.read("case0", 3)[0].any(axis=(1, 2)).all()
+
+
+def test_cases_that_lack_modalities_are_left_out_or_taken_as_they_are(data):
+    case_file(data, "case1", "t1ce").unlink()
+    case_file(data, "case3", "t1ce").unlink()
+    for part in ("flair", "t1ce"):
+        case_file(data, "case2", part).unlink()
+
+    refused = open_cohort(data, Options(used=("flair", "t2")))
+    assert [problem.case for problem in refused.problems] == ["case2"]
+
+    cohort = open_cohort(data, Options(missing="allow"))
+    [problem] = cohort.problems
+    assert (problem.case, problem.code) == ("case2", Code.MISSING)
+    assert "at least one of t1ce, flair" in problem.what
+    assert list(cohort.cases) == ["case0", "case1", "case3"]
+    assert cohort.lacking == {"t1ce": ["case1", "case3"]}
+    image, _ = cohort.cache.read("case1", 3)
+    assert (image[0].any(), image[1].any()) == (False, True)
+
+
+def test_resumed_build_and_a_second_one_find_what_lacks_modalities(data, tmp_path):
+    case_file(data, "case1", "t1ce").unlink()
+    options = Options(missing="allow", cache=tmp_path / "cache")
+    first = open_cohort(data, options)
+    times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    again = open_cohort(data, options)
+    assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()} == times
+    assert again.lacking == first.lacking == {"t1ce": ["case1"]}
+    assert again.digests == first.digests
+    assert sorted(again.digests["case1"]) == ["flair", "seg"]
