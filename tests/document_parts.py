@@ -108,6 +108,7 @@ SETUPS = {
         "CONTRACTS": dict(CONTRACTS),
         "Contract": Contract,
     },
+    "docs/howto/new_metric.md": dict,
     "docs/howto/other_data.md": lambda: {**slices(), "__file__": "pipelines/ecg_train.py"},
     "docs/inference.md": cases,
     "docs/method.md": dict,

@@ -139,7 +139,7 @@ def _draw_points(chart: ScatterChart, axes: "Axes") -> None:
             color=COLORS[cloud.color],
             markersize=4,
             markeredgewidth=1 if cloud.crossed else 0,
-            alpha=0.5 if chart.diagonal else 1.0,
+            alpha=0.6 if chart.diagonal else 1.0,
         )
     if chart.diagonal:
         both = limits([v for cloud in chart.clouds for v in (cloud.x, cloud.y)])
@@ -216,7 +216,7 @@ def _draw_dots(axes: "Axes", line: Line, ends: tuple[float, float]) -> None:
         color=COLORS[line.color],
         markersize=5 if len(line.x) <= _FEW else 2.6,
         markeredgewidth=0,
-        alpha=0.35,
+        alpha=0.45,
     )
 
 

@@ -1,6 +1,7 @@
 """A task and a metric of one's own, in two files that are no part of the source."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,33 +9,19 @@ from pathlib import Path
 import pytest
 
 from pipelines import compare, report
+from tests.documents import PAGES, blocks
 
-# The first file: a training that computes the metric and registers it.
-SCRIPT = """
+METRIC, RESULTS = (code for _, code in blocks(PAGES["docs/howto/new_metric.md"], "python"))
+[(_, TABLE)] = blocks(PAGES["docs/howto/new_metric.md"], "yaml")
+MAIN = """
 import sys
-from pathlib import Path
-
-from cggm.runs import JsonLines, Metric, RunFolder, keep_metrics, register_metrics, write_json
-
-register_metrics(Metric("toy_ece", "calibration error", "lower", digits=1, unit="%"))
 
 told = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-run = RunFolder(Path(told["--output"]))
-run.make()
-keep_metrics(run.metric_records)
-settings = f"balancer: {{name: {told['--method']}, settings: {{}}}}"
-run.config.write_text(f"task: toy\\nseed: {told['--seed']}\\n{settings}\\n")
-error = {"joint": 20.0, "ogm": 12.0}[told["--method"]] + int(told["--seed"]) / 10
-with JsonLines(run.metrics) as log:
-    log.write({"epoch": 1, "iteration": 5, "train_loss": 1.0, "val_toy_ece": error + 1})
-write_json(run.results, {"simulated": True, "test": {"toy_ece": error}})
-"""
-# The second one: what comparisons show.
-TABLE = """
-toy:
-  script: toy_train.py
-  modalities: [left, right]
-  metrics: [toy_ece]
+seed = int(told["--seed"])
+right = np.repeat([1, 0], [80 - seed, 20 + seed])  # in 100 predictions of the same confidence
+confidence = {"joint": 0.95, "ogm": 0.88}[told["--method"]]
+error = calibration_error(np.full(100, confidence), right)
+leave_results(told["--output"], told["--method"], seed, error)
 """
 
 
@@ -50,11 +37,11 @@ def call(script, *arguments):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    (folder / "toy_train.py").write_text(SCRIPT)
+    (folder / "calls_train.py").write_text("\n".join([METRIC, RESULTS, MAIN]))
     (folder / "tasks.yaml").write_text(TABLE)
     output = folder / "comparison"
     call(
-        *(compare, "--tasks", folder / "tasks.yaml", "--task", "toy", "--methods", "joint,ogm"),
+        *(compare, "--tasks", folder / "tasks.yaml", "--task", "calls", "--methods", "joint,ogm"),
         *("--seeds", 5, "--output", output),
     )
     return folder, output
@@ -62,25 +49,29 @@ def compared(tmp_path_factory):
 
 def test_tables_take_label_digits_and_direction_from_the_record(compared):
     _, output = compared
-    table = (output / "tables" / "toy-performance.md").read_text()
+    table = (output / "tables" / "calls-performance.md").read_text()
     assert "| calibration error (%) |" in table.replace("  ", "")
-    assert "**12.2 ± 0.2**" in table, "the lower error is the better one"
+    assert "**10.0 ± 1.6**" in table, "the lower error is the better one"
     assert "| better" in table
-    lines = (output / "tables" / "toy-performance.csv").read_text().splitlines()[1:]
+    lines = (output / "tables" / "calls-performance.csv").read_text().splitlines()[1:]
     rows = list(csv.DictReader(lines))
-    assert [row["toy_ece"] for row in rows] == ["20.2 ± 0.2", "12.2 ± 0.2"]
-    assert [row["verdict on toy_ece"] for row in rows][1] == "better"
+    assert [row["ece"] for row in rows] == ["17.0 ± 1.6", "10.0 ± 1.6"]
+    assert [row["verdict on ece"] for row in rows][1] == "better"
 
 
 def test_reports_of_the_comparison_and_of_a_run_show_it(compared):
     folder, output = compared
     page = (output / "report.html").read_text()
-    assert "toy: calibration error minus joint" in page
+    assert "calls: calibration error minus joint" in page
     assert "lower is better" in page
-    run = output / "runs" / "toy" / "ogm" / "seed-0"
+    run = output / "runs" / "calls" / "ogm" / "seed-0"
     call(report, run, "--tasks", folder / "tasks.yaml")
     page = (run / "report.html").read_text()
-    assert '<dt>calibration error</dt><dd><span class="value" data-v="12.0">12.0</span> %' in page
+    error = json.loads((run / "results.json").read_text())["test"]["ece"]
+    assert error == pytest.approx(8.0)
+    assert (
+        f'<dt>calibration error</dt><dd><span class="value" data-v="{error}">8.0</span> %' in page
+    )
     assert "Validation: calibration error (%)" in page
     assert "SIMULATED DATA" in page
 
@@ -90,4 +81,4 @@ def test_nothing_of_it_is_in_the_source():
     files = [f for p in ("cggm", "configs", "pipelines") for f in (root / p).rglob("*.*")]
     texts = [f.read_text() for f in files if f.suffix in (".py", ".pyi", ".yaml")]
     assert len(texts) > 50
-    assert not [text for text in texts if "toy_ece" in text]
+    assert not [text for text in texts if '"ece"' in text]

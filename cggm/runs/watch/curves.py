@@ -147,7 +147,7 @@ def validation_charts(metrics: Log) -> list[LineChart]:
     charts = []
     for kind, names in kinds.items():
         labels = [find_metric(name).heading for name in names]
-        title = os.path.commonprefix(labels).rstrip(" ,<>=(") or kind  # noqa: RUF071
+        title = _in_common(labels) or kind
         lines = [
             Line(label, x, column(metrics, f"val_{name}"), *_shade(i, len(names)))
             for i, (label, name) in enumerate(zip(labels, names, strict=True))
@@ -220,6 +220,14 @@ class CurveRefresh:
         _save(self._run, "curves", [*read_charts(self._run).values()])
         self._drawn_at = time.monotonic()
         self._seconds = self._drawn_at - started
+
+
+def _in_common(labels: Sequence[str]) -> str:
+    """What several labels begin with, else the words that all of them have."""
+    start = os.path.commonprefix(labels).rstrip(" ,<>=(")  # noqa: RUF071  (character by character)
+    others = [label.split() for label in labels[1:]]
+    words = [word for word in labels[0].split() if all(word in other for other in others)]
+    return start or " ".join(words)
 
 
 def _shade(number: int, lines: int) -> tuple[int, None, int]:
