@@ -58,7 +58,6 @@ BEHIND_FACES = {
 LONG: set[str] = set()
 MANY_ARGUMENTS: set[str] = set()
 SEVERAL_MEANINGS = {
-    "brain_box",
     "modulation",
 }
 

@@ -69,7 +69,7 @@ MEANINGS: dict[Code, str] = {
     Code.OUTSIDE: "lesion outside the brain",
     Code.SHIFTED: "the label map fits the images better when moved",
     Code.SWAPPED: "modalities look like each other's in the rest of the data",
-    Code.ODD_GEOMETRY: "another shape, spacing or orientation than most cases",
+    Code.ODD_GEOMETRY: "another shape or spacing than most cases",
 }
 """One line for each code."""
 

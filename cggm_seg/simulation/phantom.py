@@ -14,7 +14,7 @@ from cggm_seg.simulation.template import (
     Tissue,
     bent_voxels,
     box_around,
-    brain_box,
+    brain_extent,
     load_template,
     random_pose,
     sample_tissue,
@@ -112,7 +112,7 @@ def simulate_case(
     Raises:
         UserError: If nilearn, which ships the anatomy, is not installed.
     """
-    axes, box = brain_box(shape)
+    axes, box = brain_extent(shape)
     pose = random_pose(rng)
     lesions = _place_lesions(rng, pose, model)
     masses = [(lesion.center, lesion.radius) for lesion in lesions]

@@ -89,7 +89,7 @@ def load_template() -> Template:
     return Template(t1, gm, wm, np.argwhere(deep) * 4)
 
 
-def brain_box(shape: tuple[int, int, int]) -> tuple[Axes, Box]:
+def brain_extent(shape: tuple[int, int, int]) -> tuple[Axes, Box]:
     """Positions and indices of the voxels that can hold brain, in the field of view at `shape`."""
     axes = [
         (np.arange(count) + 0.5) * (full / count) - 0.5 - center

@@ -77,7 +77,8 @@ def _odd(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
 
 
 def _geometry(record: FileRecord) -> str:
+    """Shape and spacing in the project's frame, into which any orientation is read."""
     shape, spacing = (
         " x ".join(f"{size:g}" for size in sizes) for sizes in (record.shape, record.spacing)
     )
-    return f"{shape} voxels of {spacing} mm in {record.orientation}"
+    return f"{shape} voxels of {spacing} mm"

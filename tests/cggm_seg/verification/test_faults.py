@@ -136,7 +136,16 @@ def test_case_of_another_geometry_is_a_warning(data):
     write_case(data, "d", shape=(24, 22, 18), seed=9)
     [finding] = verify(data).findings
     assert (finding.code, finding.case, finding.is_error) == (Code.ODD_GEOMETRY, "d", False)
-    assert "24 x 22 x 16 voxels of 1 x 1 x 1 mm in LPS" in finding.what
+    assert "24 x 22 x 16 voxels of 1 x 1 x 1 mm" in finding.what
+
+
+def test_case_of_another_orientation_is_none(data):
+    for part in ("flair", "t1ce", "t1", "t2", "seg"):
+        file = case_file(data, "b", part)
+        image = nib.Nifti1Image.from_filename(file)
+        turned = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(image.dataobj), image.affine))
+        write_volume(file, np.asarray(turned.dataobj), turned.affine)
+    assert found(data) == []
 
 
 def test_unlabelled_data_lacks_no_label_map(data):
