@@ -1,5 +1,5 @@
 from .balancer import Balancer as Balancer
-from .balancer import Step as Step
 from .handlers import BalanceHandler as BalanceHandler
 from .handlers import BalanceRecorder as BalanceRecorder
 from .methods.cggm import CGGM as CGGM
+from .passes import Step as Step

@@ -1,69 +1,23 @@
 """The contract of a balancing method, and joint training, which balances nothing."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm.binding import Binding, Callbacks, Decode, Inputs
-from cggm.contract import unwrap
-from cggm.heads import Criterion, Heads
-from cggm.tensors import Features, plain
+from cggm.binding import Binding
+from cggm.contract import Decode, check_heads, gradient_norms, gradients_kept, modules_of
+from cggm.heads import Criterion, HeadReadings, Heads, check_scalar
+from cggm.passes import REPEATED, Step
+from cggm.scores import Clock, Score, ScoreTracker, Window
+from cggm.tensors import Features, presence_of, without_subclass
 
-
-class Clock(nn.Module):
-    """Epoch and optimizer steps of a balancer, saved and restored with it.
-
-    Attributes:
-        epoch: The epoch under way, counted from 1; 0 where none was started.
-        steps: Optimizer steps made.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoch = 0
-        self.steps = 0
-
-    @property
-    def current(self) -> int:
-        """The epoch under way, the first one in a loop that starts none."""
-        return max(self.epoch, 1)
-
-    def get_extra_state(self) -> dict[str, int]:
-        """Both numbers."""
-        return {"epoch": self.epoch, "steps": self.steps}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
-        self.epoch, self.steps = state["epoch"], state["steps"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One training forward pass, as a method sees it.
-
-    Attributes:
-        inputs: Positional and keyword arguments of each encoder by modality.
-        features: Output of each encoder by modality, with its graph, as it was before ``fuse``.
-        prediction: The network's prediction, ``(B, ...)``.
-        target: What the task loss compares it with.
-        loss: Task loss of the prediction, a scalar.
-        layer_input: Input of the output layer, ``(B, D, *S)`` or ``(*S, D)``.
-        layer_output: Output of the output layer, ``(B, C, *S)`` or ``(*S, C)``.
-        unimodal: Prediction of each modality alone by a late-fusion network's own heads; empty for
-            any other network. Where it is not empty, the two attributes above are empty tensors.
-    """
-
-    inputs: Mapping[str, Inputs]
-    features: Mapping[str, Features]
-    prediction: Tensor
-    target: Any
-    loss: Tensor
-    layer_input: Tensor
-    layer_output: Tensor
-    unimodal: Mapping[str, Tensor]
+# A gradient scaler skips up to 17 steps at first, which are no sign of a missing optimizer.
+_CALLS_WITHOUT_STEP = 20
 
 
 class Balancer(nn.Module):
@@ -71,8 +25,11 @@ class Balancer(nn.Module):
 
     Bound to a network, it is called as ``loss = balancer(prediction, target)`` and returns what is
     back-propagated. A method overrides ``prepare``, ``fuse``, ``identify``, ``loss``, ``scales``,
-    ``update_scales``, ``edit_gradients``, ``commit``, ``restart``, ``start_epoch`` or
-    ``end_epoch``, and keeps what it remembers in buffers.
+    ``update_scales``, ``edit_gradients``, ``commit``, ``start_epoch`` or ``end_epoch``. What it
+    remembers from step to step it keeps in buffers; what it gathers over the micro-batches of a
+    step it adds to ``window``. When the optimizer has stepped, this class calls ``commit``, moves
+    ``scores`` by the window, lets ``heads`` step and clears the window; where a step was skipped,
+    it forgets the window.
 
     In eval mode and under ``torch.no_grad`` the call gives the task loss.
 
@@ -80,8 +37,13 @@ class Balancer(nn.Module):
         task_loss: ``(prediction, target)`` to a scalar.
 
     Attributes:
+        serves_absence: Whether the method can leave out a modality that samples lack, see
+            :meth:`present`.
+        heads: Heads that judge modalities, where the method has some.
+        scores: State of their scores, where the method keeps one.
+        window: Sums over the micro-batches since the last optimizer step.
         readings: What the method measured in the last call, by name: device tensors, one value per
-            modality. Empty for joint training.
+            modality, NaN for one that the batch lacks. Empty for joint training.
         calls: Training calls since the balancer was bound.
         measure_norms: Whether to measure ``norms`` when the optimizer steps, which costs a pass
             over the encoders' gradients.
@@ -89,18 +51,25 @@ class Balancer(nn.Module):
         norms: Euclidean norm of each encoder's gradient at the last such step, ``(M,)``.
     """
 
+    serves_absence: ClassVar[bool] = False
     heads: Heads | None
+    scores: ScoreTracker | None
 
     def __init__(self, task_loss: Criterion) -> None:
         super().__init__()
         self.task_loss = task_loss
         self.heads = None
+        self.scores = None
         self.clock = Clock()
+        self.window = Window()
         self.readings: dict[str, Tensor] = {}
         self.calls = 0
         self.measure_norms = False
         self.norms: Tensor | None = None
         self._micro_batches = 0
+        self._calls_without_step = 0
+        self._present: dict[str, Tensor | bool] = {}
+        self._warned: set[str] = set()
         self._binding: Binding | None = None
 
     @property
@@ -131,18 +100,19 @@ class Balancer(nn.Module):
         self,
         network: nn.Module | None = None,
         *,
-        encoders: Mapping[str, nn.Module] | None = None,
+        encoders: Mapping[str, nn.Module] | Sequence[nn.Module] | None = None,
         output_layer: nn.Module | None = None,
         decode: Decode | None = None,
     ) -> Self:
         """Tie this balancer to a network's modules.
 
-        Heads, if any, move to the network's device. Bind before the first call of a compiled
-        network, and before loading a state of this balancer.
+        Heads move to the network's device. Bind before the first call of a compiled network, and
+        before loading a state of this balancer.
 
         Args:
             network: Has ``encoders: nn.ModuleDict`` and ``output_layer``, and ``decode`` where a
-                method asks for it; may be wrapped by DDP or ``torch.compile``.
+                method asks for it; may be wrapped by DDP or ``torch.compile``. Encoders in an
+                ``nn.ModuleList`` are named "0", "1" and so on.
             encoders: Modality name to encoder, for any other network.
             output_layer: Its last parametrized layer, linear or a 1x1 convolution.
             decode: What its encoders return, by modality, to its prediction.
@@ -156,28 +126,22 @@ class Balancer(nn.Module):
         """
         if self._binding is not None:
             raise RuntimeError("Expected an unbound balancer, but it is bound. Call `unbind()`.")
-        if network is not None:
-            inner = unwrap(network)
-            encoders = encoders or _attribute(inner, "encoders")
-            output_layer = output_layer or _attribute(inner, "output_layer")
-            decode = decode or getattr(inner, "decode", None)
-        if encoders is None or output_layer is None:
-            raise ValueError("Expected a network, or both `encoders` and `output_layer`.")
-        encoders = {name: unwrap(module) for name, module in encoders.items()}
-        callbacks = Callbacks(self.fuse, self._before_step, self._after_step)
-        binding = Binding(encoders, output_layer, callbacks, decode)
+        named, layer, decode = modules_of(network, encoders, output_layer, decode)
+        binding = Binding(named, layer, self, decode)
+        self.window = Window()
         try:
-            self._check_heads(binding)
+            if self.heads is not None:
+                check_heads(self.heads, binding.names, layer, type(self).__name__)
             self.prepare(binding)
-        except ValueError:
+            self.to(binding.device)
+            if self.heads is not None:
+                self.heads.place(binding.device)
+        except BaseException:
             binding.remove()
             raise
+        binding.updates_scaled = type(self).update_scales is not Balancer.update_scales
         self._binding = binding
         self.calls = 0
-        device = self._binding.device
-        self.to(device)
-        if self.heads is not None:
-            self.heads.place(device)
         return self
 
     def unbind(self) -> None:
@@ -186,7 +150,7 @@ class Balancer(nn.Module):
             self._binding.remove()
         self._binding = None
 
-    def forward(self, prediction: Tensor, target: Any, loss: Tensor | None = None) -> Tensor:  # noqa: ANN401
+    def forward(self, prediction: Any, target: Any, loss: Tensor | None = None) -> Tensor:  # noqa: ANN401
         """Loss to back-propagate.
 
         Args:
@@ -196,31 +160,56 @@ class Balancer(nn.Module):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: If the task loss is no scalar, or if the batch lacks a modality and the
+                method cannot leave one out.
+            RuntimeError: If a module did not run in a forward pass just made.
         """
-        prediction, target = plain(prediction), plain(target)
+        prediction, target = without_subclass(prediction), without_subclass(target)
         if loss is None:
             loss = self.task_loss(prediction, target)
+        check_scalar(loss, "the network")
         if not self.binding.active:
-            return loss
+            return self.binding.unbalanced(loss)
         if self._micro_batches:
-            self.restart(self.binding.window_kept())
+            self._keep_window(gradients_kept(self.binding.modules))
         self.calls += 1
         self._micro_batches += 1
         step = self._step(prediction, target, loss)
         total = self.loss(step)
-        self.binding.scales = self.scales(step)
-        self.binding.update_scales = self.update_scales(step)
+        self._set_factors(step)
         return total
 
     def prepare(self, binding: Binding) -> None:
-        """Look at the modules while binding; a ``ValueError`` refuses them and leaves no trace."""
+        """Look at the modules while binding; an error refuses them and leaves no trace."""
 
     def identify(self, samples: Tensor) -> None:
         """Positions of the batch's samples in the training data, ``(B,)``, before the criterion.
 
-        Called by loops, see :class:`cggm.BalanceHandler`; only a method that remembers samples
-        needs it.
+        Only a method that remembers samples needs it.
         """
+
+    def present(self, masks: Mapping[str, Tensor | bool]) -> None:
+        """Say which samples of the coming batch have which modality, before the forward pass.
+
+        A head sees and scores the samples that have its modality, and the gradient that the
+        network sends to an encoder is scaled for those alone. A modality that the whole batch lacks
+        is out of the direction loss, and its encoder need not run; of one that ran before nothing
+        has to be said then. Holds for one call of the criterion, and a rank's own batch.
+
+        Args:
+            masks: Modality name to bool, shape ``(B,)``, on the processor, or one bool for the
+                whole batch; modalities left out are there in all samples.
+
+        Raises:
+            ValueError: If a name is not that of an encoder.
+        """
+        unknown = [name for name in masks if name not in self.binding.names]
+        if unknown:
+            known = self.binding.names
+            raise ValueError(f"Expected modalities of {known}, but got {unknown}. Correct them.")
+        self._present = dict(masks)
 
     def fuse(self, name: str, features: Features) -> Features:
         """What the network gets in place of an encoder's output, in training only.
@@ -231,7 +220,7 @@ class Balancer(nn.Module):
         return features
 
     def loss(self, step: Step) -> Tensor:
-        """What is back-propagated, from one forward pass."""
+        """What is back-propagated."""
         return step.loss
 
     def scales(self, step: Step) -> Tensor | None:
@@ -246,72 +235,118 @@ class Balancer(nn.Module):
         """Called before the optimizer steps, on the gradients that it will use."""
 
     def commit(self) -> None:
-        """Move the state; called once the optimizer really stepped."""
+        """Move the state by the window; called once the optimizer really stepped."""
 
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget what the window gathered unless ``kept``, without asking the device."""
+    def judge(self, step: Step, score: Score) -> HeadReadings:
+        """Let every head predict and learn, and add to the window what it says.
+
+        Adds ``counts`` of the score and the number of batches ``seen`` by each, of all ranks.
+
+        Args:
+            step: The forward pass.
+            score: See :func:`cggm.scores.score_counts`.
+        """
+        assert self.heads is not None
+        said = self.heads.observe(step.features, step.target, self.task_loss, score, step.presence)
+        self.window.gather(counts=said.counts, seen=said.seen)
+        return said
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Surround an update of the network that no ``torch.optim.Optimizer`` makes."""
+        self.binding.before_update(None)
+        yield
+        self.binding.after_update()
 
     def abandon(self) -> None:
         """Forget the window: its step is not made, and the next call opens a new one."""
-        self.restart(False)
+        self._keep_window(False)
         self._micro_batches = 0
 
     def start_epoch(self, epoch: int) -> None:
         """Called at the start of each epoch, counted from 1; an override calls this one, too."""
         self.clock.epoch = epoch
+        self._check_heads()
 
     def end_epoch(self, epoch: int) -> None:
         """Called at the end of each epoch."""
 
-    def _step(self, prediction: Tensor, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
-        captured = self.binding.take()
-        layer, unimodal = (captured.layer_input, captured.layer_output), {}
-        if self.binding.late_fusion:
-            unimodal = {name: plain(part) for name, part in captured.layer_output.items()}
-            layer = (prediction.new_empty(0), prediction.new_empty(0))
-        return Step(captured.inputs, captured.features, prediction, target, loss, *layer, unimodal)
-
-    def _before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer | None) -> None:
+        """Called before the network is updated, with the optimizer where it is one of torch's."""
         if self.measure_norms:
-            self.norms = self.binding.gradient_norms(optimizer)
+            self.norms = gradient_norms(self.binding.encoders.values(), optimizer)
         if self._micro_batches:
             self.edit_gradients()
 
-    def _after_step(self) -> None:
-        if self._micro_batches:
-            self.commit()
-            self.clock.steps += 1
-        self._micro_batches = 0
-
-    def _check_heads(self, binding: Binding) -> None:
-        if self.heads is None:
+    def after_step(self) -> None:
+        """Called once the network was really updated; moves state, heads and clock."""
+        if not self._micro_batches:  # of several optimizers the first one to step counts
             return
-        if list(self.heads) != binding.names:
-            raise ValueError(
-                f"Expected one head per encoder, {binding.names}, but got {list(self.heads)}. "
-                "Give heads by the encoders' names, in their order."
-            )
-        if binding.late_fusion:
-            raise ValueError(
-                f"Expected a network that fuses features, but its modalities have heads of their "
-                f"own, and {type(self).__name__} compares one output layer with heads. "
-                "Use a network with one output layer."
-            )
-        expected = binding.output_weight.shape
-        for name in self.heads:
-            found = self.heads.output_weight(name).shape
-            if found != expected:
-                raise ValueError(
-                    f"Expected the output layer of head {name!r} to have a weight of shape "
-                    f"{tuple(expected)} like the network's, but got {tuple(found)}."
-                )
+        self.commit()
+        if self.scores is not None:
+            self.scores.commit(self.window)
+        if self.heads is not None:
+            self.heads.step()
+        self.window.clear()
+        self.clock.steps += 1
+        self._micro_batches = self._calls_without_step = 0
+        steps = self.clock.steps
+        if steps & (steps - 1) == 0 and self.binding.device.type == "cpu":  # 1, 2, 4, ...
+            self._check_heads()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the hooks and the window: a copy, or a saved balancer, is not bound."""
+        state = dict(self.__dict__)
+        return state | {"_binding": None, "window": Window(), "_micro_batches": 0}
 
-def _attribute(network: nn.Module, name: str) -> Any:  # noqa: ANN401
-    value = getattr(network, name, None)
-    if value is None:
-        raise ValueError(
-            f"Expected {type(network).__name__} to have an attribute `{name}`, but it has none. "
-            "Pass `encoders=` and `output_layer=`."
-        )
-    return value
+    def _step(self, prediction: Any, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
+        binding = self.binding
+        told, self._present = self._present, {}
+        presence = presence_of(told, binding.names, prediction)
+        captured = binding.take(loss, presence)
+        for name in captured.repeated:
+            self._warn(REPEATED.format(name=name, method=type(self).__name__))
+        skipped = [name for name in binding.names if name not in captured.features]
+        if skipped and presence is None:
+            presence = presence_of(dict.fromkeys(skipped, False), binding.names, prediction)
+        if presence is not None and type(self) is not Balancer and not self.serves_absence:
+            presence.refuse(type(self).__name__)
+        return captured.as_step(prediction, target, loss, presence)
+
+    def _set_factors(self, step: Step) -> None:
+        factors, presence = self.binding.factors, step.presence
+        factors.gradient, factors.update = self.scales(step), self.update_scales(step)
+        factors.masks = {}
+        if presence is None:
+            return
+        factors.leave_out(presence, self.binding.device)
+        some = presence.matrix().any(0).to(self.binding.device, non_blocking=True)
+        if factors.update is not None and "seen" in self.window:  # alike on all ranks
+            factors.update = torch.where(self.window["seen"] > 0, factors.update, 1.0)
+        for name, value in self.readings.items():
+            if value.shape == some.shape and value.is_floating_point():
+                self.readings[name] = torch.where(some, value, torch.nan)
+
+    def _keep_window(self, kept: Tensor | bool) -> None:
+        self.window.keep(kept)
+        if self.heads is not None:
+            self.heads.window.keep(kept)
+        self._calls_without_step += 1
+        never = self.clock.steps == 0 and self._calls_without_step == _CALLS_WITHOUT_STEP
+        if never and not bool(kept):  # asks the device this once
+            self._warn(
+                f"{type(self).__name__} was called {_CALLS_WITHOUT_STEP} times and saw no "
+                "optimizer step, so that its state and its heads do not move. If something else "
+                "than a torch.optim.Optimizer updates the network, do it within "
+                "`with balancer.updating():`."
+            )
+
+    def _check_heads(self) -> None:
+        """Say once of each head that it is lost; waits for the device."""
+        for message in [] if self.heads is None else self.heads.lost():
+            self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,9 +1,10 @@
-"""Ties a balancer to a network by removable hooks: the only file that registers or removes them."""
+"""Hooks that tie a balancer to a network: the only file that registers or removes any."""
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,47 +15,40 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from cggm.contract import check_encoders, check_output_layer, last_weight
+from cggm.contract import (
+    Decode,
+    Decoder,
+    check_encoders,
+    check_output_layer,
+    check_scaled,
+    last_weight,
+)
 from cggm.late_fusion import LateFusion
-from cggm.tensors import Features, map_tensors, plain
+from cggm.passes import (
+    Captured,
+    Factors,
+    Recorder,
+    ScaledGradient,
+    Seen,
+    SeenBackward,
+)
+from cggm.tensors import Features, Presence, map_tensors, without_subclass
 
 # Hooks run eagerly between a compiled network's graphs: they must see every forward pass.
 _outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.compiler.disable
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Decode = Callable[[Mapping[str, Features]], Tensor]
 
+class Owner(Protocol):
+    """What a binding calls: the balancer."""
 
-@dataclass(frozen=True)
-class Captured:
-    """What one forward pass left behind.
+    def fuse(self, name: str, features: Features) -> Features:
+        """What the network gets in place of an encoder's output."""
 
-    Attributes:
-        inputs: Arguments of each encoder.
-        features: Output of each encoder.
-        layer_input: Input of the last layer.
-        layer_output: Output of the last layer; of a late-fusion network predictions by modality.
-    """
+    def before_step(self, optimizer: Optimizer | None) -> None:
+        """Called before a bound parameter is updated, with the optimizer that does it."""
 
-    inputs: Mapping[str, Inputs]
-    features: Mapping[str, Features]
-    layer_input: Any
-    layer_output: Any
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What a binding calls.
-
-    Args:
-        fuse: Modality and its encoder's output to what the network gets in its place.
-        before_step: Called before an optimizer that owns a bound parameter steps.
-        after_step: Called after such an optimizer really stepped.
-    """
-
-    fuse: Callable[[str, Features], Features]
-    before_step: Callable[[Optimizer], None]
-    after_step: Callable[[], None]
+    def after_step(self) -> None:
+        """Called after the update was really made."""
 
 
 class Binding:
@@ -65,14 +59,19 @@ class Binding:
     gradient of the encoder, without a pass over the parameters, before any clipping, and under any
     optimizer, gradient accumulation, loss scaling and DDP.
 
-    Hooks are silent when the output layer is in eval mode and under ``torch.no_grad``.
+    Hooks are silent under ``torch.no_grad``, and when output layer and encoders are all in eval
+    mode. A bound network can be copied and saved; its copy's hooks do nothing.
 
     Args:
         encoders: Modality name to encoder.
         output_layer: The network's last parametrized layer, linear or a 1x1 convolution, or
             :class:`cggm.late_fusion.LateFusion`.
-        callbacks: What is called, and when.
+        owner: What is called.
         decode: Features of all modalities to the network's prediction, where it can be had.
+
+    Attributes:
+        factors: What the encoders' gradients and updates are multiplied by.
+        updates_scaled: Whether the method scales updates, so that a step may need what was before.
 
     Raises:
         ValueError: If a module cannot serve, naming it and the remedy.
@@ -82,34 +81,30 @@ class Binding:
         self,
         encoders: Mapping[str, nn.Module],
         output_layer: nn.Module,
-        callbacks: Callbacks,
+        owner: Owner,
         decode: Decode | None = None,
     ) -> None:
         check_encoders(encoders, output_layer)
         check_output_layer(output_layer, list(encoders))
         self.encoders = dict(encoders)
         self.output_layer = output_layer
-        self.scales: Tensor | None = None
-        self.update_scales: Tensor | None = None
-        self._callbacks = callbacks
-        self._decode = decode
-        self._decoding = False
-        self._inputs: dict[str, Inputs] = {}
-        self._features: dict[str, Features] = {}
-        self._layer: tuple[Any, Any] | None = None
-        self._before_update: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self.factors = Factors()
+        self.updates_scaled = False
+        self._owner = owner
+        self._decoder = Decoder(decode, list(encoders.values()))
+        self._recorder = Recorder(list(encoders))
+        self._unbalanced = Seen()
         self._parameter_ids = {
             id(p) for module in (*encoders.values(), output_layer) for p in module.parameters()
         }
         self._handles: list[RemovableHandle] = [
-            encoder.register_forward_hook(self._encoder_hook(name, index), with_kwargs=True)
-            for index, (name, encoder) in enumerate(encoders.items())
+            encoder.register_forward_hook(_Hook(self, "_after_encoder", name), with_kwargs=True)
+            for name, encoder in encoders.items()
         ]
         self._handles += [
-            output_layer.register_forward_hook(_outside_graphs(self._output_hook)),
-            register_optimizer_step_pre_hook(self._pre_step_hook),
-            register_optimizer_step_post_hook(self._post_step_hook),
+            output_layer.register_forward_hook(_Hook(self, "_after_layer"), with_kwargs=True),
         ]
+        _BINDINGS.add(self)
 
     @property
     def names(self) -> list[str]:
@@ -120,6 +115,11 @@ class Binding:
     def device(self) -> torch.device:
         """Device of the encoders."""
         return next(next(iter(self.encoders.values())).parameters()).device
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Output layer and encoders."""
+        return [self.output_layer, *self.encoders.values()]
 
     @property
     def output_weight(self) -> Tensor:
@@ -139,7 +139,8 @@ class Binding:
     @property
     def active(self) -> bool:
         """Whether a forward pass now is one of training."""
-        return self.output_layer.training and torch.is_grad_enabled()
+        # some of the modules may be in eval mode while they train, for their BatchNorm's sake
+        return torch.is_grad_enabled() and any(m.training for m in self.modules)
 
     @property
     def recomputing(self) -> bool:
@@ -147,197 +148,168 @@ class Binding:
         return _in_backward()
 
     def require_decode(self, method: str) -> None:
-        """Refuse a network whose fusion cannot be run again.
+        """Refuse a network whose fusion cannot be run again."""
+        self._decoder.require(method)
 
-        Raises:
-            ValueError: If the network was bound without a ``decode``, or with one whose modules
-                cannot be found.
-        """
-        if self._decode is None:
-            raise ValueError(
-                f"Expected `decode`, with which {method} runs the fusion on other features, but "
-                "got none. Give the network a method `decode(features)` that takes what its "
-                "encoders return by modality, or pass `decode=` to `bind`."
-            )
-        if self._decoder is None:
-            raise ValueError(
-                f"Expected `decode` to be a module or a method of one, because {method} sets the "
-                "mode of its modules and keeps their running statistics, but got "
-                f"{type(self._decode).__name__}. Pass a bound method such as `network.decode`."
-            )
-
-    def require_late_fusion(self, method: str) -> None:
-        """Refuse a network that does not predict from each modality alone.
-
-        Raises:
-            ValueError: If the output layer is no :class:`cggm.late_fusion.LateFusion`.
-        """
-        if not self.late_fusion:
-            raise ValueError(
-                f"Expected a late-fusion network, because {method} trains a prediction of each "
-                f"modality, but the output layer is {type(self.output_layer).__name__}. "
-                "Use a network whose `output_layer` is a `cggm.late_fusion.LateFusion`."
-            )
-
-    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Tensor:
-        """The network's prediction from other features: one more pass through its fusion.
-
-        It has gradients and leaves no trace: running statistics, such as BatchNorm's, move by the
-        network's own forward pass alone.
-
-        Args:
-            features: Modality to features like those that its encoder returns.
-            training: Whether modules keep the mode they are in; otherwise the pass runs in eval
-                mode, without dropout and by running statistics.
-        """
-        assert self._decode is not None
-        assert self._decoder is not None
-        modules = self._decoder.named_modules(memo=set(self.encoders.values()))
-        self._decoding = True
-        try:
-            with _untouched([module for _, module in modules], training):
-                prediction: Tensor = plain(self._decode(features))
-        finally:
-            self._decoding = False
-        return prediction
+    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Any:  # noqa: ANN401
+        """The network's prediction from other features, see :meth:`Decoder.decode`."""
+        return self._decoder.decode(features, training=training)
 
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
         """Pass the network's output through a function, in training only; removable alone."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
-            return function(output) if self.active and not _in_backward() else output
-
-        handle = network.register_forward_hook(_outside_graphs(hook))
+        hook = _Hook(self, "_after_network", function)
+        handle = network.register_forward_hook(hook, with_kwargs=True)
         self._handles.append(handle)
         return handle
 
-    def take(self) -> Captured:
-        """Hand over what the last forward pass left, once.
+    def take(self, loss: Tensor | None = None, presence: Presence | None = None) -> Captured:
+        """Hand over what the forward pass of a loss left, see :meth:`Recorder.take`."""
+        self._unbalanced.backward = False
+        return self._recorder.take(loss, presence)
+
+    def unbalanced(self, loss: Tensor) -> Tensor:
+        """The loss itself; an optimizer step after its backward pass is refused.
+
+        A network in eval mode is not balanced. Whether it is being trained all the same is known
+        once the optimizer steps.
+        """
+        if not (torch.is_grad_enabled() and loss.requires_grad):
+            return loss
+        noted: Tensor = SeenBackward.apply(loss, self._unbalanced)
+        return noted
+
+    def before_update(self, optimizer: Optimizer | None, *, closure: bool = False) -> None:
+        """Prepare for an update of the parameters.
+
+        Args:
+            optimizer: What makes it; ``None`` for anything but a ``torch.optim.Optimizer``.
+            closure: Whether the optimizer computes gradients itself.
 
         Raises:
-            RuntimeError: If an encoder or the output layer did not run since the last call.
+            RuntimeError: If the loss of this step was computed in eval mode.
         """
-        missing = [name for name in self.encoders if name not in self._features]
-        if missing or self._layer is None:
-            what = f"encoders {missing}" if missing else "the output layer"
+        if self._unbalanced.backward:
+            self._unbalanced.backward = False
             raise RuntimeError(
-                f"Expected a training forward pass through {what} before the criterion was called, "
-                "but none was seen. Call the criterion once per forward pass, with gradients on; "
-                "bind before the first call of a compiled network; use activation checkpointing "
-                "with use_reentrant=False."
+                "Expected the network in training mode while it trains, but its encoders and "
+                "output layer were in eval mode when the balancer was called, so that this step "
+                "is not balanced. Call `network.train()`, and `.eval()` on the BatchNorm and "
+                "dropout layers alone where those are to stay frozen."
             )
-        captured = Captured(self._inputs, self._features, *self._layer)
-        self._inputs, self._features, self._layer = {}, {}, None
-        return captured
+        self._owner.before_step(optimizer)
+        # a closure fills the factors, and the gradients, within the step
+        if self.updates_scaled and (closure or self.factors.update is not None):
+            held = self._parameter_ids if optimizer is None else set(map(id, _held_by(optimizer)))
+            for encoder in self.encoders.values():
+                owned = [p for p in encoder.parameters() if id(p) in held and p.requires_grad]
+                moving = [p for p in owned if closure or p.grad is not None]
+                self.factors.remember(moving)
 
-    def window_kept(self) -> Tensor | bool:
-        """Whether the gradients accumulated so far are still there, as a device tensor.
-
-        They are gone once ``zero_grad`` opened a new window, and not worth keeping once they are
-        not finite: both follow a step that a gradient scaler skipped.
-        """
-        owners = (self.output_layer, *self.encoders.values())
-        parameter = next(p for m in owners for p in m.parameters() if p.requires_grad)
-        if parameter.grad is None:
-            return False
-        total: Tensor = plain(parameter.grad).abs().sum()
-        return torch.isfinite(total) & (total > 0)
-
-    def gradient_norms(self, optimizer: Optimizer) -> Tensor:
-        """Euclidean norm of each encoder's parameter gradients, ``(M,)``, without a loss scale."""
-        norms = [
-            torch.nn.utils.get_total_norm([p.grad for p in e.parameters() if p.grad is not None])
-            for e in self.encoders.values()
-        ]
-        scale = getattr(optimizer, "grad_scale", None)
-        stacked = torch.stack([plain(norm).float().to(self.device) for norm in norms])
-        return stacked if scale is None else stacked / scale
+    @torch.no_grad()
+    def after_update(self, *, made: bool = True) -> None:
+        """Scale the update, and call the balancer where the step was really made."""
+        self.factors.scale_update()
+        if made:
+            self._owner.after_step()
 
     def remove(self) -> None:
         """Remove every hook."""
+        _BINDINGS.discard(self)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    @property
-    def _decoder(self) -> nn.Module | None:
-        """The module that ``decode`` is, or is a method of."""
-        owner = getattr(self._decode, "__self__", self._decode)
-        return owner if isinstance(owner, nn.Module) else None
+    def _after_encoder(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Features,
+    ) -> Features:
+        if module is not self.encoders[name]:  # a shallow copy keeps hooks
+            return output
+        if not self.active:
+            if module.training:
+                self._recorder.note_without_graph(name)
+            return output
+        if output is None:
+            self._recorder.note_absent(name)
+            return output
+        index, scaled = self.names.index(name), 0
 
-    def _encoder_hook(self, name: str, index: int) -> Callable[..., Features]:
         def scale(tensor: Tensor) -> Tensor:
+            nonlocal scaled
             if not tensor.requires_grad:
                 return tensor
-            return _ScaledGradient.apply(tensor, self, index)  # type: ignore[no-any-return]
+            scaled += 1
+            return ScaledGradient.apply(tensor, self.factors, index)  # type: ignore[no-any-return]
 
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Features
-        ) -> Features:
-            if not self.active or module is not self.encoders[name]:  # a copy keeps hooks
-                return output
-            if not _in_backward():
-                self._inputs[name] = (args, kwargs)
-                self._features[name] = map_tensors(plain, output)
-            return self._callbacks.fuse(name, map_tensors(scale, output))
+        result = map_tensors(scale, output)
+        if not scaled:
+            check_scaled(name, module, output)
+        if not _in_backward():
+            self._recorder.note_encoder(name, (args, kwargs), without_subclass(output))
+        return self._owner.fuse(name, result)
 
-        return _outside_graphs(hook)
-
-    def _output_hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        if self._decoding or _in_backward():
+    def _after_layer(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,  # noqa: ANN401
+    ) -> None:
+        if self._decoder.running or _in_backward() or not self.active:
             return
-        if self.active and module is self.output_layer:
-            self._layer = (args[0], output)
+        if module is self.output_layer:
+            taken = args[0] if args else next(iter(kwargs.values()))
+            self._recorder.note_layer(taken, output)
 
-    def _pre_step_hook(self, optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
-        if not self._owns(optimizer):
-            return
-        self._callbacks.before_step(optimizer)
-        if self.update_scales is not None:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            for name, encoder in self.encoders.items():
-                moving = [p for p in encoder.parameters() if id(p) in held and p.grad is not None]
-                data = [p.detach() for p in moving]
-                self._before_update[name] = (data, [p.clone() for p in data])
+    def _after_network(self, function: Callable[[Any], Any], *call: Any) -> Any:  # noqa: ANN401
+        return function(call[-1]) if self.active and not _in_backward() else call[-1]
 
-    def _post_step_hook(self, optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
-        if not self._owns(optimizer):
-            return
-        self._scale_update()
-        if not _was_skipped(optimizer):
-            self._callbacks.after_step()
-
-    @torch.no_grad()
-    def _scale_update(self) -> None:
-        if self.update_scales is None:
-            return
-        for scale, name in zip(self.update_scales, self.encoders, strict=True):
-            after, before = self._before_update.pop(name, ([], []))
-            if after:
-                torch._foreach_sub_(after, before)
-                torch._foreach_mul_(after, scale)
-                torch._foreach_add_(after, before)
-
-    def _owns(self, optimizer: Optimizer) -> bool:
-        return any(
-            id(p) in self._parameter_ids
-            for group in optimizer.param_groups
-            for p in group["params"]
-        )
+    def owns(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer updates a parameter of an encoder or of the output layer."""
+        return any(id(p) in self._parameter_ids for p in _held_by(optimizer))
 
 
-class _ScaledGradient(torch.autograd.Function):
-    """Identity whose backward multiplies the gradient by an encoder's factor, read late."""
+def _before_optimizer(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    for binding in [b for b in _BINDINGS if b.owns(optimizer)]:
+        binding.before_update(optimizer, closure=closure is not None)
 
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, binding: Binding, index: int) -> Tensor:  # noqa: ANN401
-        ctx.binding, ctx.index = binding, index
-        return tensor.detach()
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        scales = ctx.binding.scales
-        return gradient if scales is None else gradient * scales[ctx.index], None, None
+def _after_optimizer(optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401
+    for binding in [b for b in _BINDINGS if b.owns(optimizer)]:
+        binding.after_update(made=not _was_skipped(optimizer))
+
+
+# PyTorch calls these for every optimizer of the process, and holds them for good: they are two, and
+# know bindings weakly, so that a network that nobody unbinds is freed all the same.
+_BINDINGS: "weakref.WeakSet[Binding]" = weakref.WeakSet()
+register_optimizer_step_pre_hook(_before_optimizer)
+register_optimizer_step_post_hook(_after_optimizer)
+
+
+class _Hook:
+    """Calls a method of a binding; a copy of it, or a saved one, does nothing."""
+
+    def __init__(self, binding: Binding, method: str, *first: Any) -> None:  # noqa: ANN401
+        self._call = partial(getattr(binding, method), *first)
+
+    @_outside_graphs
+    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401
+        return self._call(*arguments)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return InertHook, ()
+
+
+class InertHook:
+    """What is left of a hook in a copy of a bound network, or in a file of one."""
+
+    def __call__(self, *arguments: Any) -> None:  # noqa: ANN401, D102
+        return None
 
 
 @contextmanager
@@ -351,7 +323,7 @@ def recorded(encoders: Mapping[str, nn.Module]) -> Iterator[dict[str, Features]]
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Features) -> None:
-            features[name] = map_tensors(plain, output)
+            features[name] = without_subclass(output)
 
         return hook
 
@@ -363,20 +335,8 @@ def recorded(encoders: Mapping[str, nn.Module]) -> Iterator[dict[str, Features]]
             handle.remove()
 
 
-@contextmanager
-def _untouched(modules: list[nn.Module], training: bool) -> Iterator[None]:
-    """Run modules in their mode or in eval mode, and give them their mode and buffers back."""
-    before = [(module, module.training, module._buffers) for module in modules]
-    try:
-        for module, mode, buffers in before:
-            module.training = mode and training
-            if module.training:
-                # copies take the updates: writing old values back would upset a later backward
-                module._buffers = {k: None if b is None else b.clone() for k, b in buffers.items()}
-        yield
-    finally:
-        for module, mode, buffers in before:
-            module.training, module._buffers = mode, buffers
+def _held_by(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
 
 
 def _in_backward() -> bool:

@@ -1,69 +1,19 @@
-"""Which modules can be bound, and the user's own module inside wrappers."""
+"""Modules that a balancer is bound to: what they must be, and what is asked of them."""
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
 from cggm.late_fusion import LateFusion
+from cggm.tensors import Features, kind_of, tensors_in, without_subclass
 
-Named = float | Mapping[str, float]
-
-
-def check_factors(argument: str, values: Named) -> None:
-    """Refuse factors that are negative or not finite.
-
-    Args:
-        argument: What the factors are called in the message.
-        values: One number, or one per modality.
-
-    Raises:
-        ValueError: If a factor cannot serve.
-    """
-    for value in values.values() if isinstance(values, Mapping) else [values]:
-        if not isfinite(value) or value < 0:
-            raise ValueError(f"Expected `{argument}` finite and not negative, but got {value}.")
-
-
-def check_names(argument: str, names: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse names other than those of the encoders.
-
-    Args:
-        argument: What bears the names, for the message.
-        names: Names given, in any order.
-        expected: Names of the encoders.
-
-    Raises:
-        ValueError: If a name is missing or unknown.
-    """
-    if sorted(names) != sorted(expected):
-        raise ValueError(
-            f"Expected `{argument}` for the modalities {list(expected)}, but got {list(names)}. "
-            "Name every encoder once."
-        )
-
-
-def per_modality(argument: str, values: Named, names: Sequence[str]) -> Tensor:
-    """Put numbers into the order of the encoders.
-
-    Args:
-        argument: What the numbers are called in the message.
-        values: One number, or one per modality.
-        names: Names of the encoders, in order.
-
-    Returns:
-        Shape ``(M,)``, float32.
-
-    Raises:
-        ValueError: If a name is missing or unknown.
-    """
-    if not isinstance(values, Mapping):
-        return torch.full((len(names),), float(values))
-    check_names(argument, list(values), names)
-    return torch.tensor([float(values[name]) for name in names])
-
+Decode = Callable[[Mapping[str, Features]], Any]
+"""Features by modality to a network's prediction."""
 
 _LAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -154,3 +104,235 @@ def check_output_layer(layer: nn.Module, names: list[str]) -> None:
             f"Expected a convolutional `output_layer` of kernel 1, stride 1 and one group, "
             f"but got {layer}. {remedy}"
         )
+
+
+def modules_of(
+    network: nn.Module | None,
+    encoders: Mapping[str, nn.Module] | Sequence[nn.Module] | None,
+    output_layer: nn.Module | None,
+    decode: Decode | None,
+) -> tuple[dict[str, nn.Module], nn.Module, Decode | None]:
+    """Encoders by modality, output layer and fusion, as given or as a network's attributes.
+
+    Args:
+        network: The network, which may be wrapped, or ``None`` where the others are given.
+        encoders: By modality, or a sequence, which is named "0", "1" and so on.
+        output_layer: The last layer with parameters.
+        decode: The fusion, where there is one to be called.
+
+    Raises:
+        ValueError: If something is missing.
+    """
+    if network is not None:
+        inner = unwrap(network)
+        encoders = encoders or _attribute(inner, "encoders")
+        output_layer = output_layer or _attribute(inner, "output_layer")
+        decode = decode or getattr(inner, "decode", None)
+    if encoders is None or output_layer is None:
+        raise ValueError("Expected a network, or both `encoders` and `output_layer`.")
+    if isinstance(encoders, Sequence | nn.ModuleList):
+        encoders = {str(index): module for index, module in enumerate(encoders)}
+    if not isinstance(encoders, Mapping | nn.ModuleDict):
+        raise ValueError(
+            "Expected `encoders` to map modalities to modules, as an nn.ModuleDict does, but got "
+            f"{type(encoders).__name__}."
+        )
+    return {name: unwrap(module) for name, module in encoders.items()}, output_layer, decode
+
+
+def check_heads(heads: Any, names: Sequence[str], output_layer: nn.Module, method: str) -> None:  # noqa: ANN401
+    """Refuse heads that do not fit the encoders and the output layer.
+
+    Args:
+        heads: Modality name to head, with an ``output_weight``, see :class:`cggm.heads.Heads`.
+        names: Modalities, in order.
+        output_layer: The network's output layer.
+        method: Name of the method that has them, for the message.
+
+    Raises:
+        ValueError: If names, order or a shape differ, or if the network fuses late.
+    """
+    if list(heads) != list(names):
+        raise ValueError(
+            f"Expected one head per encoder, {list(names)}, but got {list(heads)}. "
+            "Give heads by the encoders' names, in their order."
+        )
+    if isinstance(output_layer, LateFusion):
+        raise ValueError(
+            f"Expected a network that fuses features, but its modalities have heads of their "
+            f"own, and {method} compares one output layer with heads. "
+            "Use a network with one output layer."
+        )
+    expected = last_weight(output_layer).shape
+    for name in heads:
+        found = heads.output_weight(name).shape
+        if found != expected:
+            raise ValueError(
+                f"Expected the output layer of head {name!r} to have a weight of shape "
+                f"{tuple(expected)} like the network's, but got {tuple(found)}."
+            )
+
+
+def check_late_fusion(output_layer: nn.Module, method: str) -> None:
+    """Refuse a network that does not predict from each modality alone.
+
+    Args:
+        output_layer: The network's output layer.
+        method: Name of the method that needs it, for the message.
+
+    Raises:
+        ValueError: If the output layer is no :class:`cggm.late_fusion.LateFusion`.
+    """
+    if not isinstance(output_layer, LateFusion):
+        raise ValueError(
+            f"Expected a late-fusion network, because {method} trains a prediction of each "
+            f"modality, but the output layer is {type(output_layer).__name__}. "
+            "Use a network whose `output_layer` is a `cggm.late_fusion.LateFusion`."
+        )
+
+
+def check_scaled(name: str, encoder: nn.Module, output: Features) -> None:
+    """Refuse an output in which nothing could be scaled, unless its encoder is frozen.
+
+    Args:
+        name: Modality.
+        encoder: The encoder that returned it.
+        output: What it returned.
+
+    Raises:
+        ValueError: If the encoder has trainable parameters.
+    """
+    if any(p.requires_grad for p in encoder.parameters()):
+        found = [kind_of(tensor) for tensor in tensors_in(output)] or ["no tensor in it"]
+        raise ValueError(
+            f"Expected encoder {name!r} to return tensors that depend on its parameters, so that "
+            f"their gradient can be scaled, but got {kind_of(output)} with {', '.join(found)}, "
+            "none of which has a gradient. Return tensors, or containers or dataclasses of "
+            "tensors, or freeze the encoder's parameters."
+        )
+
+
+def gradients_kept(modules: Sequence[nn.Module]) -> Tensor | bool:
+    """Whether the gradients accumulated so far are still there, as a device tensor.
+
+    They are gone once ``zero_grad`` opened a new window, and not worth keeping once they are not
+    finite: both follow a step that a gradient scaler skipped.
+
+    Args:
+        modules: The first trainable parameter of theirs is looked at.
+    """
+    parameter = next(p for m in modules for p in m.parameters() if p.requires_grad)
+    if parameter.grad is None:
+        return False
+    total: Tensor = without_subclass(parameter.grad).abs().sum()
+    return torch.isfinite(total) & (total > 0)
+
+
+def gradient_norms(modules: Iterable[nn.Module], optimizer: Optimizer | None) -> Tensor:
+    """Euclidean norm of each module's parameter gradients, without a loss scale.
+
+    Args:
+        modules: The M modules.
+        optimizer: May hold a loss scale, as a fused one does under a gradient scaler.
+
+    Returns:
+        Shape ``(M,)``, float32, on the device of the first.
+    """
+    gradients = [[p.grad for p in m.parameters() if p.grad is not None] for m in modules]
+    norms = [torch.nn.utils.get_total_norm(own) for own in gradients]
+    scale = getattr(optimizer, "grad_scale", None)
+    full = [without_subclass(norm).float() for norm in norms]
+    stacked = torch.stack([norm.to(full[0].device) for norm in full])
+    return stacked if scale is None else stacked / scale
+
+
+class Decoder:
+    """A network's fusion, which can be run once more, on other features.
+
+    Args:
+        decode: Features of all modalities to the network's prediction, where it can be had.
+        encoders: Modules that are no part of the fusion.
+
+    Attributes:
+        running: Whether such a pass is under way.
+    """
+
+    def __init__(self, decode: Decode | None, encoders: Sequence[nn.Module]) -> None:
+        self.running = False
+        self._decode = decode
+        self._encoders = set(encoders)
+
+    @property
+    def _owner(self) -> nn.Module | None:
+        """The module that ``decode`` is, or is a method of."""
+        owner = getattr(self._decode, "__self__", self._decode)
+        return owner if isinstance(owner, nn.Module) else None
+
+    def require(self, method: str) -> None:
+        """Refuse a network whose fusion cannot be run again.
+
+        Args:
+            method: Name of the method that needs it, for the message.
+
+        Raises:
+            ValueError: If there is no ``decode``, or one whose modules cannot be found.
+        """
+        if self._decode is None:
+            raise ValueError(
+                f"Expected `decode`, with which {method} runs the fusion on other features, but "
+                "got none. Give the network a method `decode(features)` that takes what its "
+                "encoders return by modality, or pass `decode=` to `bind`."
+            )
+        if self._owner is None:
+            raise ValueError(
+                f"Expected `decode` to be a module or a method of one, because {method} sets the "
+                "mode of its modules and keeps their running statistics, but got "
+                f"{type(self._decode).__name__}. Pass a bound method such as `network.decode`."
+            )
+
+    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Any:  # noqa: ANN401
+        """The network's prediction from other features: one more pass through its fusion.
+
+        It has gradients and leaves no trace: running statistics, such as BatchNorm's, move by the
+        network's own forward pass alone.
+
+        Args:
+            features: Modality to features like those that its encoder returns.
+            training: Whether modules keep the mode they are in; otherwise the pass runs in eval
+                mode, without dropout and by running statistics.
+        """
+        assert self._decode is not None
+        assert self._owner is not None
+        modules = self._owner.named_modules(memo=set(self._encoders))
+        self.running = True
+        try:
+            with _untouched([module for _, module in modules], training):
+                return without_subclass(self._decode(features))
+        finally:
+            self.running = False
+
+
+@contextmanager
+def _untouched(modules: list[nn.Module], training: bool) -> Iterator[None]:
+    """Run modules in their mode or in eval mode, and give them their mode and buffers back."""
+    before = [(module, module.training, module._buffers) for module in modules]
+    try:
+        for module, mode, buffers in before:
+            module.training = mode and training
+            if module.training:
+                # copies take the updates: writing old values back would upset a later backward
+                module._buffers = {k: None if b is None else b.clone() for k, b in buffers.items()}
+        yield
+    finally:
+        for module, mode, buffers in before:
+            module.training, module._buffers = mode, buffers
+
+
+def _attribute(network: nn.Module, name: str) -> Any:  # noqa: ANN401
+    value = getattr(network, name, None)
+    if value is None:
+        raise ValueError(
+            f"Expected {type(network).__name__} to have an attribute `{name}`, but it has none. "
+            "Pass `encoders=` and `output_layer=`."
+        )
+    return value

@@ -4,13 +4,17 @@ Shapes: ``M`` modalities, ``B`` batch, ``C`` classes or outputs, ``D`` width of 
 input, ``*S`` any spatial shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Keeps half-precision gradients of a mean over many voxels out of the subnormal range.
 _HALF_SCALE = 1024.0
+
+# Nodes that PyTorch puts into a graph where a formula is not implemented, or forbidden.
+_WITHOUT_DERIVATIVE = ("NotImplemented", "Error", "DelayedError")
 
 
 def _raw(gains: Tensor) -> Tensor:
@@ -193,8 +197,8 @@ def weight_gradient(delta: Tensor, layer_input: Tensor, *, channels_last: bool) 
 
 def last_layer_gradient(
     loss: Tensor,
-    layer_input: Tensor,
-    layer_output: Tensor,
+    layer_input: Tensor | Sequence[Tensor],
+    layer_output: Tensor | Sequence[Tensor],
     *,
     channels_last: bool,
     create_graph: bool = True,
@@ -207,8 +211,9 @@ def last_layer_gradient(
 
     Args:
         loss: Scalar loss that depends on ``layer_output``.
-        layer_input: Input of the last layer, see :func:`weight_gradient`.
-        layer_output: Output of the last layer, before any interpolation.
+        layer_input: Input of the last layer, see :func:`weight_gradient`; a sequence where the
+            layer was called several times, whose gradients add up.
+        layer_output: Output of the last layer, before any interpolation, likewise.
         channels_last: Whether the layer is linear.
         create_graph: Whether the result can be differentiated.
 
@@ -219,14 +224,43 @@ def last_layer_gradient(
         RuntimeError: If the loss does not depend on ``layer_output``, or if a compiled graph lies
             between the two and cannot be differentiated twice.
     """
-    half = layer_output.dtype == torch.float16
+    inputs = [layer_input] if isinstance(layer_input, Tensor) else list(layer_input)
+    outputs = [layer_output] if isinstance(layer_output, Tensor) else list(layer_output)
+    half = outputs[0].dtype == torch.float16
     seed = torch.full_like(loss, _HALF_SCALE if half else 1.0)
-    (delta,) = torch.autograd.grad(
-        loss, layer_output, seed, retain_graph=True, create_graph=create_graph
-    )
-    with torch.autocast(delta.device.type, enabled=False):
-        gradient = weight_gradient(_plain(delta), _plain(layer_input), channels_last=channels_last)
-    return gradient / _HALF_SCALE if half else gradient
+    deltas = torch.autograd.grad(loss, outputs, seed, retain_graph=True, create_graph=create_graph)
+    total = None
+    for delta, taken in zip(deltas, inputs, strict=True):
+        with torch.autocast(delta.device.type, enabled=False):
+            pair = (_base_tensor(delta), _base_tensor(taken))
+            part = weight_gradient(*pair, channels_last=channels_last)
+        total = part if total is None else total + part
+    assert total is not None
+    return total / _HALF_SCALE if half else total
+
+
+def graph_nodes(tensor: Tensor) -> set[Any]:
+    """Every node of the graph that a tensor was computed by."""
+    found: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [below for below, _ in node.next_functions]
+    return found
+
+
+def differentiable_twice(gradient: Tensor) -> bool:
+    """Whether a gradient that was computed with a graph has derivatives itself.
+
+    PyTorch says so only in the backward pass, and names neither the loss nor the setting at fault.
+    Some losses, such as CTC, have a first derivative alone.
+
+    Args:
+        gradient: What ``autograd.grad`` gave with ``create_graph=True``; its graph is walked.
+    """
+    return not any(type(node).__name__ in _WITHOUT_DERIVATIVE for node in graph_nodes(gradient))
 
 
 def cosines(fused: Tensor, heads: Tensor) -> Tensor:
@@ -272,5 +306,5 @@ def _full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _base_tensor(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)

@@ -1,7 +1,7 @@
 """Ignite handlers: attach a balancer to an engine that exists, and record what it measures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,8 @@ class BalanceHandler:
         accumulation_steps: As given to the trainer (``gradient_accumulation_steps``).
         identify: A batch to the positions of its samples in the training data, ``(B,)``, for
             methods that remember samples (QMF).
+        present: A batch to the masks of :meth:`cggm.Balancer.present`, where samples lack
+            modalities.
 
     Raises:
         ValueError: If ``accumulation_steps`` is not positive.
@@ -58,6 +60,7 @@ class BalanceHandler:
         scaler: torch.amp.GradScaler | None = None,
         accumulation_steps: int = 1,
         identify: Callable[[Any], Tensor] | None = None,
+        present: Callable[[Any], Mapping[str, Tensor | bool]] | None = None,
     ) -> None:
         if accumulation_steps < 1:
             raise ValueError(f"Expected `accumulation_steps` >= 1, but got {accumulation_steps}.")
@@ -68,6 +71,7 @@ class BalanceHandler:
         self.scaler = scaler
         self.accumulation_steps = accumulation_steps
         self.identify = identify
+        self.present = present
         self._binds = False
         self._engine: Engine | None = None
         self._output_hook: RemovableHandle | None = None
@@ -115,6 +119,8 @@ class BalanceHandler:
     def _identify(self, engine: Engine) -> None:
         if self.identify is not None:
             self.balancer.identify(self.identify(engine.state.batch))
+        if self.present is not None:
+            self.balancer.present(self.present(engine.state.batch))
 
     def _end_epoch(self, engine: Engine) -> None:
         self.balancer.end_epoch(engine.state.epoch)

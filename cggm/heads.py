@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from cggm.distributed import broadcast_from_first, mean_over_ranks
-from cggm.scores import Score, score_counts
-from cggm.tensors import Features, map_tensors
+from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
+from cggm.scores import Score, Window, score_counts
+from cggm.tensors import Features, Presence, batch_size, kind_of, map_tensors, take_samples
 
-Criterion = Callable[[Tensor, Any], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 default_optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=5e-4)
@@ -26,14 +26,16 @@ class HeadReadings:
     """What the heads say about one micro-batch.
 
     Attributes:
-        losses: Task loss of each head, shape ``(M,)``.
+        losses: Task loss of each head, shape ``(M,)``; NaN where no sample has the modality.
         counts: Numerators and denominators of each head's score, shape ``(M, 2, K)``.
         gradients: Gradient of each head's last weight, mean over ranks, shape ``(M, C, D)``.
+        seen: Share of the samples that have each modality, shape ``(M,)``.
     """
 
     losses: Tensor
     counts: Tensor
     gradients: Tensor
+    seen: Tensor
 
 
 class Heads(nn.ModuleDict):
@@ -41,13 +43,21 @@ class Heads(nn.ModuleDict):
 
     Heads see detached features, so that the network's optimizer, schedule and clipping are
     untouched, and learn inside the criterion call, one after another, which keeps one head's
-    activations in memory at a time. Half precision by float16 autocast is left to the network:
-    without a loss scale of their own the heads run in float32 there.
+    activations in memory at a time. Their gradients are kept apart from ``grad`` until their own
+    optimizer steps, so that a head that another optimizer holds as well is not moved by it.
+
+    Features come in the type of a head's weights, whatever the encoder's. Half precision by float16
+    autocast is left to the network: without a loss scale of their own the heads run in float32
+    there.
 
     Args:
         heads: Modality name to module; each ends in an attribute ``output_layer`` of the network's
             last layer's shape.
         optimizer: Builds the optimizer from the heads' parameters.
+
+    Attributes:
+        window: Gradients since the last step, and how many micro-batches each head saw, by share
+            of the samples.
 
     Raises:
         ValueError: If a head has no ``output_layer`` with a weight.
@@ -64,7 +74,7 @@ class Heads(nn.ModuleDict):
                     f"but {type(head).__name__} has none. Name its last layer `output_layer`."
                 )
         self.optimizer = optimizer(list(self.parameters()))
-        self._micro_batches = torch.zeros(())
+        self.window = Window()
 
     def output_weight(self, name: str) -> Tensor:
         """Weight of a head's last layer."""
@@ -74,7 +84,7 @@ class Heads(nn.ModuleDict):
         """Move heads and their optimizer's state to a device; make all ranks start alike."""
         self.to(device)
         self.optimizer.load_state_dict(self.optimizer.state_dict())
-        self._micro_batches = self._micro_batches.to(device)
+        self.window = Window()
         broadcast_from_first(self.parameters())
 
     def observe(
@@ -83,28 +93,45 @@ class Heads(nn.ModuleDict):
         target: Any,  # noqa: ANN401
         task_loss: Criterion,
         score: Score,
+        presence: Presence | None = None,
     ) -> HeadReadings:
         """Predict from each modality alone, and add to the heads' gradients.
 
         Args:
-            features: Output of each encoder.
+            features: Output of each encoder; may lack modalities that no sample has.
             target: What the task loss compares predictions with.
             task_loss: ``(prediction, target)`` to a scalar.
             score: See :func:`cggm.scores.score_counts`.
+            presence: Which samples have which modality; ``None`` where all have all. A head sees
+                the samples that have its modality.
 
         Returns:
             Losses, score counts and last-layer gradients.
         """
-        rows = [
-            self._observe_one(head, features[name], target, task_loss, score)
-            for name, head in self.items()
-        ]
+        seen = dict.fromkeys(self, 1.0)
+        if presence is not None:
+            seen = {name: presence.share(name) for name in self}
+        found = {}
+        for name in self:
+            if seen[name] > 0:
+                batch = _of_present(features[name], target, name, presence)
+                found[name] = self._observe_one(name, *batch, task_loss, score, seen[name])
+        shape = next(iter(found.values()))[1].shape
+        rows = [found.get(name) or self._observe_none(name, shape) for name in self]
         losses, counts, gradients = (torch.stack(column) for column in zip(*rows, strict=True))
-        self._micro_batches += 1
-        (gradients,) = mean_over_ranks([gradients])
-        return HeadReadings(losses, counts, gradients)
+        shares = torch.ones(len(rows), device=gradients.device)
+        if presence is not None:
+            shares.copy_(torch.tensor(list(seen.values())), non_blocking=True)
+        self.window.add("seen", shares)
+        return HeadReadings(losses, counts, _mean_by_share(gradients, shares), shares)
 
-    def losses(self, features: Mapping[str, Features], target: Any, task_loss: Criterion) -> Tensor:  # noqa: ANN401
+    def losses(
+        self,
+        features: Mapping[str, Features],
+        target: Any,  # noqa: ANN401
+        task_loss: Criterion,
+        presence: Presence | None = None,
+    ) -> Tensor:
         """Loss of each head, ``(M,)``, differentiable in the features; heads are constants.
 
         One more pass through the heads, which leaves their gradients and batch statistics alone.
@@ -113,32 +140,49 @@ class Heads(nn.ModuleDict):
             features: Output of each encoder, with its graph.
             target: What the task loss compares predictions with.
             task_loss: ``(prediction, target)`` to a scalar.
+            presence: See :meth:`observe`; the loss is 0 where no sample has the modality.
         """
         losses = []
         for name, head in self.items():
+            if presence is not None and name in presence.absent:
+                losses.append(torch.zeros((), device=self.output_weight(name).device))
+                continue
+            own, wanted = _of_present(features[name], target, name, presence)
             constants = {key: p.detach() for key, p in head.named_parameters()}
             buffers = {key: b.clone() for key, b in head.named_buffers()}
-            prediction = functional_call(head, constants | buffers, (features[name],))
-            loss = task_loss(prediction, target)
+            own = map_tensors(partial(_as_head_takes, head=head, in_full=False), own)
+            loss = task_loss(functional_call(head, constants | buffers, (own,)), wanted)
             losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
         return torch.stack(losses)
 
     def step(self) -> None:
-        """Let the heads' optimizer step by the mean gradient of the window and of all ranks."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, self._micro_batches)
-        for gradient, mean in zip(gradients, mean_over_ranks(gradients), strict=True):
-            gradient.copy_(mean)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._micro_batches.zero_()
+        """Let the heads' optimizer step by the mean gradient of the window and of all ranks.
 
-    def keep(self, kept: Tensor | bool) -> None:
-        """Forget the window's gradients unless ``kept``, without asking the device."""
-        kept = torch.as_tensor(kept, device=self._micro_batches.device)
-        for tensor in [*(p.grad for p in self.parameters()), self._micro_batches]:
-            if tensor is not None:
-                tensor.copy_(torch.where(kept, tensor, 0.0))
+        A head that no sample of the window had a modality for is left as it is.
+        """
+        if "seen" not in self.window:
+            return
+        parameters = dict(self.named_parameters())
+        gradients = self.window.named("gradient/")
+        for name, mean in zip(gradients, self._means(gradients), strict=True):
+            parameters[name].grad = mean
+        self.optimizer.step()
+        for parameter in parameters.values():
+            parameter.grad = None
+        self.window.clear()
+
+    def lost(self) -> list[str]:
+        """A message for each head that has a weight that is not finite; waits for the device."""
+        found = []
+        for name, head in self.items():
+            sizes = [p.detach().abs().amax() for p in head.parameters() if p.numel()]
+            if not torch.stack(sizes).isfinite().cpu().numpy().all():
+                found.append(
+                    f"The head of {name!r} has weights that are not finite, so that it does not "
+                    "judge its modality any more, whose score stays what it was. Lower the heads' "
+                    "learning rate, or look for features or targets that are not finite."
+                )
+        return found
 
     def get_extra_state(self) -> dict[str, Any]:
         """State of the heads' optimizer, saved along with the heads."""
@@ -148,32 +192,111 @@ class Heads(nn.ModuleDict):
         """Restore what :meth:`get_extra_state` gave."""
         self.optimizer.load_state_dict(state)
 
+    def _means(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
+        """Mean of each gradient over micro-batches and ranks, by shares of samples."""
+        (total,) = sum_over_ranks([seen := self.window["seen"]])
+        (share,) = mean_over_ranks([seen])
+        # each rank's mean, times its weight among the ranks: 1 where all saw as much
+        weights = torch.where(total > 0, seen / share, 0.0)
+        index = {name: i for i, name in enumerate(self)}
+        owners = [index[self._owner(name)] for name in gradients]
+        counts = torch.where(seen > 0, seen, 1.0)
+        means = [
+            g / counts[i].to(g.dtype) * weights[i].to(g.dtype)
+            for i, g in zip(owners, gradients.values(), strict=True)
+        ]
+        return mean_over_ranks(means)
+
+    def _owner(self, parameter: str) -> str:
+        """Modality of a parameter's head; names of modalities may hold dots."""
+        return max((n for n in self if parameter.startswith(f"{n}.")), key=len)
+
     def _observe_one(
         self,
-        head: nn.Module,
+        name: str,
         features: Features,
         target: Any,  # noqa: ANN401
         task_loss: Criterion,
         score: Score,
+        share: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parameters = [p for p in head.parameters() if p.requires_grad]
-        with _without_half(self._micro_batches.device.type) as in_full:
-            prediction = head(map_tensors(lambda x: _detached(x, in_full), features))
+        head, weight = self[name], self.output_weight(name)
+        parameters = {k: p for k, p in head.named_parameters() if p.requires_grad}
+        with _without_half(weight.device.type) as in_full:
+            detached = map_tensors(torch.Tensor.detach, features)
+            prediction = head(
+                map_tensors(partial(_as_head_takes, head=head, in_full=in_full), detached)
+            )
             loss = task_loss(prediction, target)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        weight = _output_weight(head)
+        check_scalar(loss, f"head {name!r}")
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         last = None
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for (key, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             last = gradient if parameter is weight else last
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                weighted = gradient if share == 1 else gradient * share
+                self.window.add(f"gradient/{name}.{key}", weighted)
         if last is None:
             raise RuntimeError(
                 f"Expected the loss of {type(head).__name__} to depend on the trainable weight of "
                 "its `output_layer`, but it does not. Let it be the head's last layer."
             )
-        counts = score_counts(score, prediction.detach(), target)
+        counts = score_counts(score, map_tensors(torch.Tensor.detach, prediction), target)
         return loss.detach().float(), counts, last.flatten(1).clone()
+
+    def _observe_none(self, name: str, counts: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+        """What a head says of a batch in which no sample has its modality."""
+        weight = self.output_weight(name)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for key, p in self[name].named_parameters():  # ranks exchange the same tensors
+                if p.requires_grad:
+                    self.window.add(f"gradient/{name}.{key}", torch.zeros_like(p))
+        nothing = torch.full((), torch.nan, device=weight.device)
+        return nothing, weight.new_zeros(counts).float(), torch.zeros_like(weight).flatten(1)
+
+
+def check_scalar(loss: Any, owner: str) -> None:  # noqa: ANN401
+    """Refuse a loss that is no scalar tensor.
+
+    Args:
+        loss: What a task loss returned.
+        owner: Whose prediction it judged, for the message.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(
+            f"Expected `task_loss` to return a scalar tensor for {owner}, but got "
+            f"{kind_of(loss)}. Use a loss that averages over samples, such as `reduction='mean'`."
+        )
+
+
+def _of_present(
+    features: Features,
+    target: Any,  # noqa: ANN401
+    name: str,
+    presence: Presence | None,
+) -> tuple[Features, Any]:
+    """Features and targets of the samples that have a modality."""
+    rows = None if presence is None else presence.rows(name)
+    if presence is None or rows is None:
+        return features, target
+    size = len(presence.masks[name])
+    if batch_size(features) != size:
+        raise ValueError(
+            f"Expected the batch of {size} samples as the first axis of what encoder {name!r} "
+            f"returns, to leave out those without {name!r}, but got {kind_of(features)}. "
+            "Return the batch first, or feed batches of samples that have all modalities."
+        )
+    return take_samples(features, rows, size), take_samples(target, rows, size)
+
+
+def _mean_by_share(gradients: Tensor, shares: Tensor) -> Tensor:
+    """Mean over ranks of gradients ``(M, C, D)``, by how many samples each rank has."""
+    weighted = gradients * shares[:, None, None].to(gradients.dtype)
+    total, weight = sum_over_ranks([weighted, shares.to(gradients.dtype)])
+    return total / torch.where(weight > 0, weight, 1.0)[:, None, None]
 
 
 def _output_weight(head: nn.Module) -> Tensor:
@@ -191,6 +314,12 @@ def _without_half(device_type: str) -> Iterator[bool]:
         yield half
 
 
-def _detached(tensor: Tensor, in_full: bool) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.float() if in_full and tensor.dtype == torch.float16 else tensor
+def _as_head_takes(tensor: Tensor, head: nn.Module, in_full: bool) -> Tensor:
+    """A tensor of numbers in the type of a head's weights, unless autocast decides of types."""
+    if not tensor.is_floating_point():
+        return tensor
+    if in_full:
+        return tensor.float() if tensor.dtype == torch.float16 else tensor
+    if torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(_output_weight(head).dtype)

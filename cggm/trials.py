@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cggm import binding
-from cggm.contract import unwrap
+from cggm.binding import InertHook, recorded
+from cggm.contract import modules_of, unwrap
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
 from cggm.heads import Criterion, OptimizerFactory
 from cggm.tensors import Features
 
-Batches = Callable[[int], Iterable[tuple[Any, Any]]]
 Module = TypeVar("Module", bound=nn.Module)
+Batches = Callable[[int], Iterable[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class Trial:
         self.device = next(network.parameters()).device
         self.heads = deepcopy(nn.ModuleDict(dict(heads))).to(self.device)
         broadcast_from_first(self.heads.parameters())
-        encoders = network.encoders
-        assert isinstance(encoders, nn.ModuleDict)
-        self.encoders = encoders
+        self.encoders = modules_of(network, None, None, None)[0]
 
     def fit(self, weights: Tensor, epochs: int) -> None:
         """Train the copy on a weighted sum of its branches' losses.
@@ -135,7 +133,7 @@ class Trial:
     def _losses(self, inputs: Any, target: Any) -> tuple[list[Tensor], int]:  # noqa: ANN401
         """Loss of every branch, and the number of samples."""
         features: dict[str, Features]
-        with binding.recorded(dict(self.encoders.items())) as features:
+        with recorded(self.encoders) as features:
             prediction = self.network(inputs)
         predictions = [head(features[name]) for name, head in self.heads.items()]
         losses = [self.trials.task_loss(p, target) for p in [*predictions, prediction]]
@@ -157,8 +155,9 @@ def unhooked_copy(module: Module) -> Module:
     copy = deepcopy(module)
     for part in copy.modules():
         for key, hook in list(part._forward_hooks.items()):
-            if getattr(hook, "__module__", None) == binding.__name__:
+            if isinstance(hook, InertHook):
                 del part._forward_hooks[key]
+                part._forward_hooks_with_kwargs.pop(key, None)
     return copy
 
 

@@ -29,24 +29,17 @@ class LossShare(Balancer):
         self.heads, self.score, self.weight = Heads(heads), score, weight
 
     def loss(self, step: Step) -> Tensor:
-        """Task loss; the heads learn from detached features, in ``observe``."""
-        seen = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-        (losses,) = mean_over_ranks([seen.losses])
+        """Task loss; the heads learn from detached features, in ``judge``."""
+        said = self.judge(step, self.score)
+        (losses,) = mean_over_ranks([said.losses])
         term = 1 + self.weight * (losses / losses.mean() - 1)
-        self.readings = {"score": ratio_score(seen.counts), "head_loss": losses, "term": term}
+        score = ratio_score(self.window["counts"])
+        self.readings = {"score": score, "head_loss": losses, "term": term}
         return step.loss
 
     def scales(self, step: Step) -> Tensor | None:
         """Factor of each encoder's gradient, ``(M,)``."""
         return self.readings["term"] if self.weight else None
-
-    def commit(self) -> None:
-        """The network's optimizer stepped: let that of the heads step."""
-        self.heads.step()
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Micro-batches led to no step: forget the heads' gradients."""
-        self.heads.keep(kept)
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:

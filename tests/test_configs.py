@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cggm.methods.build import build_balancer
+from cggm.methods import build_balancer
 from cggm.runs.config import read_config
 from cggm.trials import Trials
 from cggm_seg.training.config import BratsConfig

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cggm.errors import DataError, UserError
-from cggm.methods.build import build_balancer
+from cggm.methods import build_balancer
 from cggm.runs.config import read_config
 from cggm_cls.data.food101.store import FORMAT, MANIFEST, SAMPLES, open_features
 from cggm_cls.data.iemocap.hdf5 import open_arrays

@@ -23,9 +23,9 @@ from benchmarks.known.data import (
 from benchmarks.known.networks import Head, LateNetwork, Network
 from cggm import Balancer
 from cggm.late_fusion import FusionRule, late_rule
-from cggm.methods.build import bound_balancer
+from cggm.methods import bound_balancer
 from cggm.scores import ratio_score, score_counts
-from cggm.tensors import absent
+from cggm.tensors import zeros_of
 from cggm.trials import Trials
 
 BATCH = {"classification": 64, "regression": 64, "segmentation": 16}
@@ -194,7 +194,7 @@ def judge(case: Case, network: nn.Module, data: Mapping[str, Any]) -> dict[str, 
         "score": score(case, network.decode(features), target),
         "train": score(case, network.decode(trained), labels),
         "without": {
-            name: score(case, network.decode(features | {name: absent(features[name])}), target)
+            name: score(case, network.decode(features | {name: zeros_of(features[name])}), target)
             for name in NAMES
         },
         "probe": {

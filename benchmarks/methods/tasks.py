@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from benchmarks.methods import sequence_step
 from cggm import Balancer
 from cggm.heads import OptimizerFactory
-from cggm.methods.build import bound_balancer
+from cggm.methods import bound_balancer
 from cggm.trials import Trials
 from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from cggm_cls.training import balancing as sequence_balancing
@@ -49,7 +49,7 @@ class Task:
         network: In training mode.
         optimizer: Of the network.
         batch: Input and target.
-        parts: What the task gives to methods, see :func:`cggm.methods.build.build_balancer`.
+        parts: What the task gives to methods, see :func:`cggm.methods.build_balancer`.
     """
 
     network: nn.Module

@@ -1,41 +1,22 @@
-"""One file, one class, one paper each."""
+"""Methods of balanced training: one file, one class, one paper each, found by their names.
 
-from cggm.balancer import Balancer
-from cggm.methods.agm import AGM
-from cggm.methods.cggm import CGGM
-from cggm.methods.constant import ConstantFactors
-from cggm.methods.gblending import GradientBlending
-from cggm.methods.greedy import Greedy
-from cggm.methods.mmpareto import MMPareto
-from cggm.methods.mrd import ModalityDropout
-from cggm.methods.mslr import ModalityLearningRates
-from cggm.methods.ogm import OGM
-from cggm.methods.opm import OPM
-from cggm.methods.pmr import PMR
-from cggm.methods.qmf import QMF
-from cggm.methods.random_factors import RandomFactors
-from cggm.methods.reconboost import ReconBoost
-from cggm.methods.ume import UnimodalEnsemble
-from cggm.methods.umt import UnimodalTeacher
-from cggm.methods.unimodal_losses import UnimodalLosses
+``from cggm.methods import OGM`` imports the class of that name from whichever module holds it.
+"""
 
-__all__ = [
-    "AGM",
-    "CGGM",
-    "OGM",
-    "OPM",
-    "PMR",
-    "QMF",
-    "Balancer",
-    "ConstantFactors",
-    "GradientBlending",
-    "Greedy",
-    "MMPareto",
-    "ModalityDropout",
-    "ModalityLearningRates",
-    "RandomFactors",
-    "ReconBoost",
-    "UnimodalEnsemble",
-    "UnimodalLosses",
-    "UnimodalTeacher",
-]
+from typing import Any
+
+import lazy_loader
+
+_face, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name[0].isupper():
+        method = _face("published_methods")().get(name)
+        if method is not None:
+            return method
+    return _face(name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_face("method_names")()]

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
 from cggm.methods._parts import combined, shapley_weights
+from cggm.passes import Step
 from cggm.scores import ratio_score, score_counts
-from cggm.tensors import Features, absent, subsets_of
+from cggm.tensors import Features, subsets_of, zeros_of
 
 _MOST = 6
 
@@ -92,7 +92,6 @@ class AGM(Balancer):
         self.register_buffer("weights", torch.zeros(0), persistent=False)
         self.register_buffer("mean", torch.zeros(0))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._window: Tensor | None = None
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a fusion that cannot be run again, or would have to too often."""
@@ -125,26 +124,20 @@ class AGM(Balancer):
     @torch.no_grad()
     def commit(self) -> None:
         """Move the mean losses by the window's."""
-        if self._window is None:
+        if "counts" not in self.window:
             return
-        losses = ratio_score(self._window)
+        losses = ratio_score(self.window["counts"])
         finite = losses.isfinite().all()
         self.steps += finite
         weight = 1 / self.steps.clamp_min(1)
         if self.beta is not None:
             weight = weight.clamp_min(1 - self.beta)
         self.mean.copy_(torch.where(finite, torch.lerp(self.mean, losses, weight), self.mean))
-        self._window = None
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget the losses of a window that led to no step."""
-        if self._window is not None:
-            self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
 
     def _predictions(self, step: Step) -> dict[tuple[str, ...], Tensor]:
         """Prediction of each subset of modalities, at least float32."""
         names = self.binding.names
-        blank = {name: absent(step.features[name]) for name in names}
+        blank = {name: zeros_of(step.features[name]) for name in names}
         predictions = {}
         for subset in subsets_of(names)[:-1]:
             shown: dict[str, Features] = {n: step.features[n] for n in subset}
@@ -159,19 +152,18 @@ class AGM(Balancer):
         if step.prediction.shape[1:] in ((), (1,)):
             answers = [predictions[name,] for name in self.binding.names]
         rows = [score_counts(self.task_loss, answer, step.target) for answer in answers]
-        (counts,) = sum_over_ranks([torch.stack(rows)])
-        self._window = counts if self._window is None else self._window + counts
-        losses = ratio_score(self._window)
-        factors = modulation(losses, self.mean, self.alpha, self.cap)
+        self.window.gather(counts=torch.stack(rows))
+        losses = ratio_score(self.window["counts"])
+        factors = agm_factors(losses, self.mean, self.alpha, self.cap)
         self.readings = {"score": -losses, "term": factors}
         return factors
 
 
-def modulation(losses: Tensor, means: Tensor, alpha: float, cap: float) -> Tensor:
+def agm_factors(losses: Tensor, means: Tensor, alpha: float, cap: float) -> Tensor:
     """Factors kappa of :class:`AGM` from losses now and their means before, all of shape ``(M,)``.
 
     Example:
-        >>> modulation(torch.tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)
+        >>> agm_factors(torch.tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)
         tensor([0.5029, 1.1704, 1.1704])
     """
     ahead = _ratios(means) - _ratios(losses)

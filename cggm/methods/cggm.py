@@ -6,17 +6,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.distributed import mean_over_ranks
 from cggm.functional import (
     TERMS,
     balancing_terms,
     cosines,
+    differentiable_twice,
     direction_loss,
     gated_terms,
     last_layer_gradient,
 )
-from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.heads import Criterion, HeadReadings, Heads, OptimizerFactory, default_optimizer
+from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker, SignalTracker, with_chance
 
 _DIRECTIONS = ("gradients", "weights", None)
@@ -83,7 +85,9 @@ class CGGM(Balancer):
         ValueError: If an argument is out of range.
     """
 
+    serves_absence = True
     heads: Heads
+    scores: ScoreTracker
     late_gradient: Tensor
     late_loss: Tensor
 
@@ -131,27 +135,18 @@ class CGGM(Balancer):
 
     def loss(self, step: Step) -> Tensor:
         """Task loss plus, where asked for, the direction loss of equation (13)."""
-        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-        self.scores.add(heads.counts)
-        gains, gates = self.scores.gains(), self.scores.gates()
-        terms = self._warmed_up(gated_terms(gains, gates, self.rho or 1.0, self.terms))
+        heads = self.judge(step, self.score)
+        gains, gates = self.scores.gains(self.window), self.scores.gates(self.window)
+        terms = self._warmed_up(gated_terms(gains, gates, self.rho or 1.0, self.terms))  # eq. (7)
         fused = self._fused_gradient(step)
-        self.readings = {
-            "score": self.scores.scores(),
-            "raw_term": balancing_terms(gains, self.rho or 1.0, "raw"),
-            "term": torch.ones_like(terms) if self.rho is None else terms,
-            "cosine": cosines(fused.detach(), heads.gradients),
-            "head_loss": heads.losses,
-        }
-        if self.gate is not None:
-            self.readings["gate"] = gates
+        self._report(heads, gates, terms, fused.detach())
         if self.direction is None or self.lam == 0:
             return step.loss
+        weights = gates * (heads.seen > 0)
         if self.direction == "weights":
-            return step.loss + self.lam * self._late_direction_loss(gains, gates)
-        weight = self.lam * (self.scores.steps >= self.warmup)
-        aligned = direction_loss(fused, heads.gradients, gates * terms)
-        return step.loss + weight.to(fused.dtype) * aligned
+            return step.loss + self.lam * self._late_direction_loss(gains, gates, weights)
+        lam = self.lam * (self.clock.steps >= self.warmup)
+        return step.loss + lam * direction_loss(fused, heads.gradients, weights * terms)
 
     def scales(self, step: Step) -> Tensor | None:
         """Balancing terms, equation (8)."""
@@ -162,42 +157,54 @@ class CGGM(Balancer):
         return self._used_terms() if self.acts_on == "update" else None
 
     def commit(self) -> None:
-        """Move scores and heads by the window that the optimizer stepped on."""
-        self.scores.commit()
-        self.heads.step()
+        """Keep the direction loss of this step for the next, as the released code does."""
         if self.direction == "weights" and self._next_late is not None:
             self.late_gradient.copy_(self._next_late[0])
             self.late_loss.copy_(self._next_late[1])
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and head gradients of a window that led to no step."""
-        self.scores.keep(kept)
-        self.heads.keep(kept)
 
     def _used_terms(self) -> Tensor | None:
         return None if self.rho is None else self.readings["term"]
 
     def _warmed_up(self, terms: Tensor) -> Tensor:
-        return torch.where(self.scores.steps < self.warmup, torch.ones_like(terms), terms)
+        return torch.ones_like(terms) if self.clock.steps < self.warmup else terms
+
+    def _report(self, heads: HeadReadings, gates: Tensor, terms: Tensor, fused: Tensor) -> None:
+        gains = self.scores.gains(self.window)
+        self.readings = {
+            "score": self.scores.scores(self.window),
+            "raw_term": balancing_terms(gains, self.rho or 1.0, "raw"),
+            "term": torch.ones_like(terms) if self.rho is None else terms,
+            "cosine": cosines(fused, heads.gradients),
+            "head_loss": heads.losses,
+        }
+        if self.gate is not None:
+            self.readings["gate"] = gates
 
     def _fused_gradient(self, step: Step) -> Tensor:
         """Gradient of the output layer over all ranks, differentiable in this rank's share."""
+        differentiable = self.direction == "gradients" and self.lam > 0
         gradient = last_layer_gradient(
             step.loss,
-            step.layer_input,
-            step.layer_output,
+            step.layer_inputs,
+            step.layer_outputs,
             channels_last=self.binding.channels_last,
-            create_graph=self.direction == "gradients" and self.lam > 0,
+            create_graph=differentiable,
         )
+        if differentiable and self.calls == 1 and not differentiable_twice(gradient):
+            raise ValueError(
+                "Expected a task loss that can be differentiated twice, because "
+                'direction="gradients" back-propagates through its gradient, but PyTorch has no '
+                "second derivative of it. Use direction=None, or another loss."
+            )
         (mean,) = mean_over_ranks([gradient.detach()])
         return gradient + (mean - gradient).detach()
 
-    def _late_direction_loss(self, gains: Tensor, gates: Tensor) -> Tensor:
+    def _late_direction_loss(self, gains: Tensor, gates: Tensor, weights: Tensor) -> Tensor:
         """Direction loss of the released code: the last step's, and its gradient there."""
         weight = self.binding.output_weight
         heads = torch.stack([self.heads.output_weight(n).detach().flatten(1) for n in self.heads])
         now = weight.detach().requires_grad_()
-        terms = gates * gated_terms(gains, gates, 1.0, self.terms)
+        terms = weights * gated_terms(gains, gates, 1.0, self.terms)
         loss = direction_loss(now.flatten(1), heads, terms)
         (gradient,) = torch.autograd.grad(loss, now)
         self._next_late = (gradient, loss.detach())

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.contract import Named, check_factors, per_modality
 from cggm.heads import Criterion
+from cggm.methods._parts import Numbers, check_factors, per_modality
+from cggm.passes import Step
 
 _TARGETS = ("gradient", "update")
 
@@ -37,11 +38,13 @@ class ConstantFactors(Balancer):
             modalities than the encoders.
     """
 
+    serves_absence = True
+
     def __init__(
         self,
         task_loss: Criterion,
         *,
-        factors: Named | None = None,
+        factors: Numbers | None = None,
         acts_on: str = "gradient",
     ) -> None:
         super().__init__(task_loss)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
 from cggm.trials import TrialLosses, Trials
 
@@ -65,7 +66,9 @@ class GradientBlending(Balancer):
         RuntimeError: In the first call, if no weights were measured.
     """
 
+    serves_absence = True
     heads: Heads
+    scores: ScoreTracker
     weights: Tensor
     estimated: Tensor
 
@@ -118,27 +121,16 @@ class GradientBlending(Balancer):
                 "Expected weights to be measured before training, but no epoch was started. "
                 "Attach a BalanceHandler, call `start_epoch(epoch)`, or give `weights`."
             )
-        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-        self.scores.add(heads.counts)
+        heads = self.judge(step, self.score)
         self.readings = {
-            "score": self.scores.scores(),
+            "score": self.scores.scores(self.window),
             "head_loss": heads.losses,
             "term": self.weights[:-1].clone(),
         }
         if self.joint:
             return step.loss
-        losses = self.heads.losses(step.features, step.target, self.task_loss)
+        losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
         return (self.weights * torch.cat([losses, step.loss[None].to(losses)])).sum()
-
-    def commit(self) -> None:
-        """Move scores and heads by the window that the optimizer stepped on."""
-        self.scores.commit()
-        self.heads.step()
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and head gradients of a window that led to no step."""
-        self.scores.keep(kept)
-        self.heads.keep(kept)
 
     def _estimate(self, trials: Trials) -> Tensor:
         unimodal = torch.ones_like(self.weights)

@@ -7,19 +7,21 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.contract import check_names
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
 from cggm.methods._parts import (
     ChannelMeans,
-    Gains,
     channel_axis,
+    check_names,
     effective_updates,
+    gain_updates,
     map_channels,
     norm_of,
+    with_gain,
 )
+from cggm.passes import Step
 from cggm.tensors import Features
 
 
@@ -93,7 +95,6 @@ class Greedy(Balancer):
         self.register_buffer("sums", torch.zeros(2, 0))  # effective updates: bypass, main
         self.register_buffer("left", torch.zeros((), dtype=torch.int64))
         self.register_buffer("target", torch.zeros((), dtype=torch.int64))
-        self._gains = Gains(torch.device("cpu"))
         self._outputs: dict[str, Features] = {}
         self._updates: Tensor | None = None
 
@@ -107,7 +108,7 @@ class Greedy(Balancer):
         if self.sums.shape[1] != len(binding.names):
             self.sums = torch.zeros(2, len(binding.names))
         self.means.place(binding.device)
-        self._gains, self._updates = Gains(binding.device), None
+        self._updates = None
 
     def fuse(self, name: str, features: Features) -> Features:
         """Features times gains, or their running mean while the modality is left out."""
@@ -122,12 +123,12 @@ class Greedy(Balancer):
         self.measure_norms = True  # a recorder may have turned it off
         seen = step.features if self.bypass is None else self._outputs
         for name in self.binding.names:
-            self.means.add(name, seen.get(name), self.binding)
+            self.means.add(name, seen.get(name), self.binding, self.window)
         self._outputs = {}
         order = torch.arange(self.sums.shape[1], device=self.sums.device)
         used = (self.left == 0) | (self.target != order)
         self.readings = {"speed": self._speeds(), "term": used.float()}
-        return step.loss if self.bypass is not None else step.loss + self._gains.zero.to(step.loss)
+        return step.loss if self.bypass is not None else step.loss + self._zero.to(step.loss)
 
     def edit_gradients(self) -> None:
         """Measure the effective updates of parameters, and change nothing."""
@@ -151,22 +152,22 @@ class Greedy(Balancer):
                 "Expected gradients before the optimizer's step, to measure them, but it computes "
                 "them in a closure. Use another optimizer."
             )
-        gradients = [] if self.bypass is not None else self._gains.gradients()
-        parts = sum_over_ranks([*gradients, *self.means.window.values()])
+        gradients = self.window.gradients()
+        sums = self.window.named("channels/")
+        parts = sum_over_ranks([*gradients.values(), *sums.values()])
         updates = self._updates
         if self.bypass is None:
-            bypass = self._gains.updates(self.binding.names, parts[: len(gradients)])
+            over_ranks = dict(zip(gradients, parts, strict=False))
+            bypass = gain_updates(over_ranks, self.binding.names)
             updates = torch.cat([bypass[None], updates])
         self._decide(updates)
-        self.means.commit(parts[len(gradients) :])
-        self._gains.clear()
+        self.means.commit(dict(zip(sums, parts[len(gradients) :], strict=True)))
         self._updates = None
 
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget gradients of gains and sums of features of a window that led to no step."""
-        keep = torch.as_tensor(kept, device=self.sums.device)
-        self.means.keep(keep)
-        self._gains.keep(keep)
+    @property
+    def _zero(self) -> Tensor:
+        """A zero whose gradient is the loss scale, which those of gains have in them."""
+        return self.window.leaf("zero", torch.zeros((), device=self.binding.device))
 
     def _watch(self, name: str, output: Features) -> Features:
         self._outputs[name] = output
@@ -179,7 +180,7 @@ class Greedy(Balancer):
             axis, mean = channel_axis(tensor, self.binding), self.means.mean(place)
             passed = tensor
             if self.bypass is None:
-                passed = self._gains.apply(place, tensor, axis)
+                passed = with_gain(place, tensor, axis, self.window)
             if mean is None:
                 return passed
             shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.distributed import mean_over_ranks
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
 
 # Keeps half-precision gradients of the heads' losses out of the subnormal range.
@@ -61,8 +62,9 @@ class MMPareto(Balancer):
         RuntimeError: If the optimizer computes gradients itself, in a closure.
     """
 
+    serves_absence = True
     heads: Heads
-    _calls: Tensor
+    scores: ScoreTracker
 
     def __init__(
         self,
@@ -83,20 +85,17 @@ class MMPareto(Balancer):
         self.heads = Heads(heads, head_optimizer)
         self.score, self.scores = score, ScoreTracker(len(heads))
         self.weight, self.gamma = weight, gamma
-        self._window: list[list[Tensor]] = []  # by encoder and parameter, summed
-        self.register_buffer("_calls", torch.zeros(()), persistent=False)
         self._loss_scale: Tensor | None = None
         self._edited = False
         self._directions: dict[str, Tensor] = {}
 
     def loss(self, step: Step) -> Tensor:
         """Task loss; the gradients of the heads' losses are gathered on the way."""
-        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-        self.scores.add(heads.counts)
-        self.readings = {"score": self.scores.scores(), "head_loss": heads.losses}
+        heads = self.judge(step, self.score)
+        self.readings = {"score": self.scores.scores(self.window), "head_loss": heads.losses}
         self.readings |= self._directions
         if self.weight > 0:
-            self._gather(self.heads.losses(step.features, step.target, self.task_loss))
+            self._gather(step)
         return step.loss
 
     @torch.no_grad()
@@ -106,15 +105,16 @@ class MMPareto(Balancer):
         if self.weight == 0:
             return
         rows = []
-        for encoder, sums in zip(self.binding.encoders.values(), self._window, strict=True):
-            unimodal = mean_over_ranks([u / self._calls for u in sums])
+        for name, encoder in self.binding.encoders.items():
+            sums = self.window.named(f"gradient/{name}/").values()
+            unimodal = mean_over_ranks([u / self.window["calls"] for u in sums])
             rows.append(self._combine([_gradient(p) for p in _trainable(encoder)], unimodal))
         cosines, terms = (torch.stack(column) for column in zip(*rows, strict=True))
         self._directions = {"cosine": cosines, "term": terms}
         self.readings |= self._directions
 
     def commit(self) -> None:
-        """Move scores and heads, and open the next window.
+        """Hold that gradients were combined.
 
         Raises:
             RuntimeError: If the optimizer computes gradients itself, so that none were combined.
@@ -124,17 +124,7 @@ class MMPareto(Balancer):
                 "Expected gradients before the optimizer's step, to combine, but it computes them "
                 "in a closure. Use another optimizer."
             )
-        self.scores.commit()
-        self.heads.step()
-        self._window, self._edited = [], False
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and gradients of a window that led to no step."""
-        self.scores.keep(kept)
-        self.heads.keep(kept)
-        keep = torch.as_tensor(kept)
-        self._calls = torch.where(keep, self._calls, 0.0)
-        self._window = [[torch.where(keep, u, 0.0) for u in sums] for sums in self._window]
+        self._edited = False
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Readings of the last step, which those of the next window begin with."""
@@ -142,25 +132,29 @@ class MMPareto(Balancer):
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self._directions = {name: value.to(self._calls.device) for name, value in state.items()}
+        self._directions = {
+            name: value.to(self.scores.last.device) for name, value in state.items()
+        }
 
-    def _before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer | None) -> None:
+        """Note the loss scale, and let gradients be combined."""
         self._loss_scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
-        super()._before_step(optimizer)
+        super().before_step(optimizer)
 
-    def _gather(self, losses: Tensor) -> None:
+    def _gather(self, step: Step) -> None:
+        """Add the gradient of each head's loss in its encoder to the window."""
+        losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
         scale = _HALF_SCALE if torch.is_autocast_enabled(losses.device.type) else 1.0
-        new = []
-        for loss, encoder in zip(losses, self.binding.encoders.values(), strict=True):
+        for loss, (name, encoder) in zip(losses, self.binding.encoders.items(), strict=True):
             own = _trainable(encoder)
-            raw = torch.autograd.grad(scale * loss, own, retain_graph=True, materialize_grads=True)
-            new.append([gradient.float() / scale for gradient in raw])
-        if not self._window:
-            self._calls = losses.new_zeros(())
-            self._window = [[torch.zeros_like(g) for g in gradients] for gradients in new]
-        self._calls = self._calls + 1
-        for sums, gradients in zip(self._window, new, strict=True):
-            torch._foreach_add_(sums, gradients)
+            found = tuple(torch.zeros_like(p) for p in own)
+            if loss.requires_grad:  # it does not where the batch lacks the modality
+                found = torch.autograd.grad(
+                    scale * loss, own, retain_graph=True, materialize_grads=True
+                )
+            for index, gradient in enumerate(found):
+                self.window.add(f"gradient/{name}/{index}", gradient.float() / scale)
+        self.window.add("calls", losses.new_ones(()))
 
     def _combine(self, gradients: list[Tensor], unimodal: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Change an encoder's gradients in place; the cosine and the weight of the fused loss."""

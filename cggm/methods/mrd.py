@@ -8,12 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.contract import Named, per_modality
 from cggm.distributed import world_size
 from cggm.heads import Criterion
-from cggm.tensors import Features, keep_samples, map_tensors
+from cggm.methods._parts import Numbers, per_modality
+from cggm.passes import Step
+from cggm.tensors import Features, batch_size, keep_samples, map_tensors
 
 
 class ModalityDropout(Balancer):
@@ -62,7 +63,7 @@ class ModalityDropout(Balancer):
         self,
         task_loss: Criterion,
         *,
-        p: Named = 0.2,
+        p: Numbers = 0.2,
         per: str = "sample",
         scale: bool = False,
         subsets: str = "independent",
@@ -76,7 +77,7 @@ class ModalityDropout(Balancer):
         for value in [p] if isinstance(p, int | float) else p.values():
             if not 0 <= value < 1:
                 raise ValueError(f"Expected `p` in [0, 1), but got {value}.")
-        self.p: Named = 0.5 if subsets == "uniform" else p
+        self.p: Numbers = 0.5 if subsets == "uniform" else p
         self.per, self.scale, self.seed = per, scale, seed
         self._dropped: list[float] = []
         self._drawn: tuple[str, Tensor] = ("", torch.ones(0))
@@ -88,11 +89,9 @@ class ModalityDropout(Balancer):
 
     def fuse(self, name: str, features: Features) -> Features:
         """Features of the kept samples, zeros for the others."""
-        sizes: list[int] = []
-        map_tensors(lambda leaf: _noted(leaf, sizes), features)
-        self._sizes[name] = sizes[0]
+        size = self._sizes[name] = batch_size(features)
         index = self.binding.names.index(name)
-        dropped = keep_samples(features, self._kept(sizes[0])[:, index])
+        dropped = keep_samples(features, self._kept(size)[:, index])
         if not self.scale:
             return dropped
         kept = (1 - self._dropped[index]) / (1 - prod(self._dropped))
@@ -133,8 +132,3 @@ def _draw(rows: int, dropped: Sequence[float], generator: torch.Generator) -> Te
         first = (1 - p) / (1 - prod(dropped[index:]))
         kept[:, index] = uniform[:, index] < torch.where(kept.any(1), 1 - p, first)
     return kept
-
-
-def _noted(leaf: Tensor, sizes: list[int]) -> Tensor:
-    sizes.append(len(leaf))
-    return leaf

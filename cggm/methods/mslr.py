@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.contract import Named, check_factors, per_modality
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.methods._parts import EpochScores
+from cggm.methods._parts import EpochScores, Numbers, check_factors, per_modality
+from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
 
 _STRATEGIES = ("keep", "smooth", "dynamic")
@@ -60,7 +60,9 @@ class ModalityLearningRates(Balancer):
             modalities than the encoders.
     """
 
+    serves_absence = True
     factors: Tensor
+    scores: ScoreTracker
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class ModalityLearningRates(Balancer):
         score: Score | None = None,
         *,
         strategy: str = "keep",
-        rates: Named = 1.0,
+        rates: Numbers = 1.0,
         epochs: int = 30,
         window: int = 5,
         limits: tuple[float, float] = (0.5, 2.0),
@@ -104,9 +106,9 @@ class ModalityLearningRates(Balancer):
             )
         self.readings = {"term": self._terms()}
         if self.heads is not None:
-            heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-            self.scores.add(heads.counts)
-            self.readings |= {"score": self.scores.scores(), "head_loss": heads.losses}
+            heads = self.judge(step, self.score)
+            scores = self.scores.scores(self.window)
+            self.readings |= {"score": scores, "head_loss": heads.losses}
         return step.loss
 
     def update_scales(self, step: Step) -> Tensor | None:
@@ -114,17 +116,9 @@ class ModalityLearningRates(Balancer):
         return None if self._neutral else self.readings["term"]
 
     def commit(self) -> None:
-        """Add the window's scores to the epoch's, and let the heads learn."""
-        if self.heads is not None:
-            self.epoch_scores.add(self.scores.scores())
-            self.scores.commit()
-            self.heads.step()
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and head gradients of a window that led to no step."""
-        if self.heads is not None:
-            self.scores.keep(kept)
-            self.heads.keep(kept)
+        """Add the window's scores to the epoch's."""
+        if self.strategy == "dynamic":
+            self.epoch_scores.add(self.scores.scores(self.window))
 
     def observe_validation(self, scores: Mapping[str, float]) -> None:
         """Take validation scores of this epoch in place of training scores, as published.

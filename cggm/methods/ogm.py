@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
-from cggm.distributed import sum_over_ranks
+from cggm.balancer import Balancer
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.methods._parts import (
     add_noise,
@@ -14,9 +13,10 @@ from cggm.methods._parts import (
     confidence_ratios,
     confidence_score,
     first_ranks_seed,
-    modulation,
+    ogm_factors,
     split_logits,
 )
+from cggm.passes import Step
 from cggm.scores import Score, ratio_score, score_counts
 
 
@@ -104,7 +104,6 @@ class OGM(Balancer):
         self.score, self.alpha, self.continuous = score, alpha, continuous
         self.noise, self.epochs, self.acts_on = noise, epochs, acts_on
         self._seed = torch.initial_seed() % 2**32
-        self._window: tuple[Tensor, Tensor] | None = None  # score counts, sums of factors
         self._edited = False
 
     @property
@@ -115,14 +114,11 @@ class OGM(Balancer):
 
     def loss(self, step: Step) -> Tensor:
         """Task loss; the modalities are judged on the way."""
-        (counts,) = sum_over_ranks([self._judge(step)])
-        factors = counts.new_zeros(2, len(counts))
-        if self._window is not None:
-            counts, factors = counts + self._window[0], self._window[1]
-        scores = ratio_score(counts)
+        self._judge(step)
+        scores = ratio_score(self.window["counts"])
         ratios = confidence_ratios(scores)
-        terms = modulation(ratios, self.alpha if self.modulates else 0.0, self.continuous)
-        self._window = (counts, factors + torch.stack([terms, torch.ones_like(terms)]))
+        terms = ogm_factors(ratios, self.alpha if self.modulates else 0.0, self.continuous)
+        self.window.add("factors", torch.stack([terms, torch.ones_like(terms)]))
         self.readings = {"score": scores, "ratio": ratios, "term": terms}
         return step.loss
 
@@ -138,9 +134,9 @@ class OGM(Balancer):
     def edit_gradients(self) -> None:
         """Add the noise of OGM-GE, the same on all ranks."""
         self._edited = True
-        if not (self.noise and self.modulates) or self._window is None:
+        if not (self.noise and self.modulates):
             return
-        total, calls = self._window[1]
+        total, calls = self.window["factors"]
         spreads = torch.where(total > 0, calls / total, 0.0)
         if self.clock.steps == 0:
             self._seed = first_ranks_seed(self._seed, self.binding.device)
@@ -150,7 +146,7 @@ class OGM(Balancer):
             add_noise(encoder, spread, generator)
 
     def commit(self) -> None:
-        """Open the next window.
+        """Hold that noise was added to the gradients of this step.
 
         Raises:
             RuntimeError: If the optimizer computes gradients itself, so that noise came too early.
@@ -160,18 +156,7 @@ class OGM(Balancer):
                 "Expected gradients before the optimizer's step, to add noise to, but it computes "
                 "them in a closure. Use another optimizer, or `noise=False`."
             )
-        if self.heads is not None:
-            self.heads.step()
-        self._window, self._edited = None, False
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget the scores, factors and head gradients of a window that led to no step."""
-        if self._window is not None:
-            keep = torch.as_tensor(kept)
-            counts, factors = (torch.where(keep, part, 0.0) for part in self._window)
-            self._window = (counts, factors)
-        if self.heads is not None:
-            self.heads.keep(kept)
+        self._edited = False
 
     def get_extra_state(self) -> dict[str, int]:
         """The noise's seed."""
@@ -181,17 +166,19 @@ class OGM(Balancer):
         """Restore what :meth:`get_extra_state` gave."""
         self._seed = state["seed"]
 
-    def _judge(self, step: Step) -> Tensor:
-        """Score counts of this rank, ``(M, 2, K)``."""
+    def _judge(self, step: Step) -> None:
+        """Add score counts, ``(M, 2, K)``, to the window."""
         score = confidence_score(self.score, step.prediction, step.target)
         if self.heads is not None:
-            return self.heads.observe(step.features, step.target, self.task_loss, score).counts
+            self.judge(step, score)
+            return
         features = {name: step.features[name] for name in self.binding.names}
         layer = self.binding.output_layer
         if self.calls == 1:
             check_split(features, step.layer_input, layer)
         logits = split_logits(features, step.layer_input, layer)
-        return torch.stack([score_counts(score, part, step.target) for part in logits])
+        counts = [score_counts(score, part, step.target) for part in logits]
+        self.window.gather(counts=torch.stack(counts))
 
 
 def _check(holds: bool, expected: str) -> None:

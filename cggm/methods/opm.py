@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import sum_over_ranks, world_size
+from cggm.distributed import world_size
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.methods._parts import confidence_ratios, confidence_score
+from cggm.passes import Step
 from cggm.scores import Score, ratio_score
 from cggm.tensors import map_tensors
 
@@ -100,7 +101,6 @@ class OPM(Balancer):
         self.heads = Heads(heads, head_optimizer)
         self.score, self.q_base, self.lam, self.p_exe = score, q_base, lam, p_exe
         self.warmup_epochs, self.seed = warmup_epochs, seed
-        self._window: Tensor | None = None
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a fusion that cannot be run again."""
@@ -121,24 +121,11 @@ class OPM(Balancer):
             features[name] = map_tensors(thin, step.features[name])
         return self.task_loss(self.binding.decode(features), step.target)
 
-    def commit(self) -> None:
-        """Open the next window."""
-        self.heads.step()
-        self._window = None
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and head gradients of a window that led to no step."""
-        self.heads.keep(kept)
-        if self._window is not None:
-            self._window = torch.where(torch.as_tensor(kept), self._window, 0.0)
-
     def _judge(self, step: Step) -> Tensor:
         """Probability of dropping a unit of each modality, ``(M,)``."""
         score = confidence_score(self.score, step.prediction, step.target)
-        heads = self.heads.observe(step.features, step.target, self.task_loss, score)
-        (counts,) = sum_over_ranks([heads.counts])
-        self._window = counts if self._window is None else self._window + counts
-        scores = ratio_score(self._window)
+        heads = self.judge(step, score)
+        scores = ratio_score(self.window["counts"])
         ratios = confidence_ratios(scores)
         drops = drop_probabilities(ratios, self.q_base, self.lam)
         self.readings = {

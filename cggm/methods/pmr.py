@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
 from cggm.methods._parts import class_means, log_probabilities, sample_vectors
+from cggm.passes import Step
 from cggm.tensors import map_tensors
 
 
@@ -76,7 +76,6 @@ class PMR(Balancer):
         # by modality (C, D + 1): the last column counts samples, or is 1 for a known prototype
         self._sums: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}
-        self._window: list[Tensor] | None = None
 
     def prepare(self, binding: Binding) -> None:
         """Refuse what has no class per sample; move to the network's device."""
@@ -103,16 +102,8 @@ class PMR(Balancer):
 
     def commit(self) -> None:
         """Add the window's features to the class sums of the epoch."""
-        assert self._window is not None
-        for name, part in zip(self.binding.names, self._window, strict=False):
+        for name, part in self.window.named("sums/").items():
             self._sums[name] = self._sums[name] + part
-        self._window = None
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget the features of a window that led to no step."""
-        if self._window is not None:
-            keep = torch.as_tensor(kept, device=self.epoch.device)
-            self._window = [torch.where(keep, part, 0.0) for part in self._window]
 
     def start_epoch(self, epoch: int) -> None:
         """Make prototypes of the epoch that ended; told twice, an epoch starts once."""
@@ -175,12 +166,11 @@ class PMR(Balancer):
     def _gather(self, vectors: list[Tensor], labels: Tensor, hits: Tensor) -> Tensor:
         """Add class sums and scores of all ranks to the window; the window's scores."""
         ones = [nn.functional.pad(v.detach(), (0, 1), value=1.0) for v in vectors]
-        parts = sum_over_ranks([*(labels.T @ one for one in ones), hits])
-        if self._window is not None:
-            parts = [old + new for old, new in zip(self._window, parts, strict=True)]
-        self._window = parts
-        self.readings = {"score": parts[-1][:-1] / parts[-1][-1].clamp_min(1)}
-        return parts[-1]
+        sums = zip(self.binding.names, ones, strict=True)
+        self.window.gather(hits=hits, **{f"sums/{name}": labels.T @ one for name, one in sums})
+        total = self.window["hits"]
+        self.readings = {"score": total[:-1] / total[-1].clamp_min(1)}
+        return total
 
 
 def _mean_of_others(values: Tensor) -> Tensor:

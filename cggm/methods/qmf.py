@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
+from cggm.contract import check_late_fusion
 from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
 from cggm.late_fusion import energy
 from cggm.methods._parts import is_classification
+from cggm.passes import Step
 
 
 class QMF(Balancer):
@@ -82,11 +84,10 @@ class QMF(Balancer):
         self.register_buffer("sums", torch.zeros(0, samples))
         self.register_buffer("counts", torch.zeros(samples))
         self._samples: Tensor | None = None
-        self._window: Tensor | None = None  # (M + 1, N): losses by modality, then visits
 
     def prepare(self, binding: Binding) -> None:
         """Refuse another fusion; make room for the history."""
-        binding.require_late_fusion("QMF")
+        check_late_fusion(binding.output_layer, "QMF")
         if binding.output_layer.rule != "energy":
             raise ValueError(
                 "Expected the rule 'energy', because QMF trains the confidences that weight the "
@@ -120,18 +121,11 @@ class QMF(Balancer):
 
     def commit(self) -> None:
         """Add the losses of the window, from all ranks, to the history."""
-        if self._window is None:
+        if "losses" not in self.window:
             return
-        (window,) = sum_over_ranks([self._window])
-        self.sums += window[:-1]
-        self.counts += window[-1]
-        self._window = None
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget the losses of a window that led to no step."""
-        if self._window is not None:
-            keep = torch.as_tensor(kept, device=self._window.device)
-            self._window = torch.where(keep, self._window, 0.0)
+        (losses,) = sum_over_ranks([self.window["losses"]])
+        self.sums += losses[:-1]
+        self.counts += losses[-1]
 
     def _positions(self, size: int, device: torch.device) -> Tensor:
         positions, self._samples = self._samples, None
@@ -155,11 +149,12 @@ class QMF(Balancer):
         return (gap.sign() * _to_neighbor(confidence) + gap.abs()).relu().mean(1)
 
     def _note(self, alone: list[Tensor], target: Tensor, positions: Tensor) -> None:
-        """Add each sample's losses to the window."""
+        """Add each sample's losses by modality, and its visit, to the window, ``(M + 1, N)``."""
         rows = [_sample_losses(z, target) for z in alone]
-        if self._window is None:
-            self._window = self.sums.new_zeros(len(alone) + 1, len(self.counts))
-        self._window.index_add_(1, positions, torch.stack([*rows, torch.ones_like(rows[0])]))
+        if "losses" not in self.window:
+            self.window.add("losses", self.sums.new_zeros(len(alone) + 1, len(self.counts)))
+        seen = torch.stack([*rows, torch.ones_like(rows[0])])
+        self.window["losses"].index_add_(1, positions, seen)
 
 
 def _to_neighbor(values: Tensor) -> Tensor:

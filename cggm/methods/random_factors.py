@@ -6,11 +6,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.contract import check_factors, check_names
 from cggm.functional import balancing_terms
 from cggm.heads import Criterion
+from cggm.methods._parts import check_factors, check_names
+from cggm.passes import Step
 
 _TARGETS = ("gradient", "update")
 
@@ -47,6 +48,8 @@ class RandomFactors(Balancer):
         ValueError: If an argument is out of range, or, in ``bind``, if ``terms`` names other
             modalities than the encoders.
     """
+
+    serves_absence = True
 
     def __init__(
         self,

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
+from cggm.contract import check_late_fusion
 from cggm.distributed import world_size
 from cggm.heads import Criterion
 from cggm.methods._parts import is_classification
+from cggm.passes import Step
 
 
 class ReconBoost(Balancer):
@@ -105,7 +107,7 @@ class ReconBoost(Balancer):
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a network that is no sum of its modalities."""
-        binding.require_late_fusion("ReconBoost")
+        check_late_fusion(binding.output_layer, "ReconBoost")
         if binding.output_layer.rule != "sum":
             raise ValueError(
                 "Expected the rule 'sum', because ReconBoost adds up its modalities' predictions, "

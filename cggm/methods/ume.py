@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
+from cggm.contract import check_late_fusion
 from cggm.heads import Criterion
+from cggm.passes import Step
 
 
 class UnimodalEnsemble(Balancer):
@@ -47,7 +49,7 @@ class UnimodalEnsemble(Balancer):
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a network that is no average of unimodal predictions."""
-        binding.require_late_fusion("UME")
+        check_late_fusion(binding.output_layer, "UME")
         rule = binding.output_layer.rule
         if rule not in ("probabilities", "mean"):
             raise ValueError(

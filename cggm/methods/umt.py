@@ -6,11 +6,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion
-from cggm.tensors import Features, plain
+from cggm.passes import Step
+from cggm.tensors import Features, parts_in, without_subclass
 from cggm.trials import Trials, unhooked_copy
 
 
@@ -146,15 +147,13 @@ def _distances(student: Features, teacher: Features, mask: Tensor | None = None)
     if isinstance(student, Tensor):
         if not student.is_floating_point():
             return []
-        return [_mean_square(student.float() - plain(teacher).float(), mask)]
-    if not isinstance(student, Mapping | list | tuple):
-        return []
-    keys = list(student) if isinstance(student, Mapping) else range(len(student))
-    masks = [student[k] for k in keys if getattr(student[k], "dtype", None) == torch.bool]
+        return [_mean_square(student.float() - without_subclass(teacher).float(), mask)]
+    parts = parts_in(student)
+    masks = [part for part in parts if getattr(part, "dtype", None) == torch.bool]
     return [
         distance
-        for k in keys
-        for distance in _distances(student[k], teacher[k], _mask_of(student[k], masks))
+        for own, taught in zip(parts, parts_in(teacher), strict=True)
+        for distance in _distances(own, taught, _mask_of(own, masks))
     ]
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer, Step
+from cggm.balancer import Balancer
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
+from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
 
 
@@ -45,7 +46,9 @@ class UnimodalLosses(Balancer):
         ValueError: If ``weight`` is negative or not finite.
     """
 
+    serves_absence = True
     heads: Heads
+    scores: ScoreTracker
 
     def __init__(
         self,
@@ -66,20 +69,9 @@ class UnimodalLosses(Balancer):
 
     def loss(self, step: Step) -> Tensor:
         """Task loss plus the weighted sum of the heads' losses."""
-        heads = self.heads.observe(step.features, step.target, self.task_loss, self.score)
-        self.scores.add(heads.counts)
-        self.readings = {"score": self.scores.scores(), "head_loss": heads.losses}
+        heads = self.judge(step, self.score)
+        self.readings = {"score": self.scores.scores(self.window), "head_loss": heads.losses}
         if self.weight == 0:
             return step.loss
-        losses = self.heads.losses(step.features, step.target, self.task_loss)
+        losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
         return step.loss + self.weight * losses.sum()
-
-    def commit(self) -> None:
-        """Move scores and heads by the window that the optimizer stepped on."""
-        self.scores.commit()
-        self.heads.step()
-
-    def restart(self, kept: Tensor | bool) -> None:
-        """Forget scores and head gradients of a window that led to no step."""
-        self.scores.keep(kept)
-        self.heads.keep(kept)

@@ -16,7 +16,7 @@ from cggm.heads import Criterion
 from cggm.runs.folder import RunFolder
 from cggm.runs.options import RunConfig
 from cggm.runs.storage import replacing
-from cggm.tensors import Features, absent, frozen
+from cggm.tensors import Features, in_eval_mode, zeros_of
 
 
 class Decomposed(Protocol):
@@ -53,12 +53,12 @@ def last_layer_gradients(
     """
     vectors: dict[str, list[Tensor]] = {f"{k} {m}": [] for m in heads for k in ("head", "unimodal")}
     assert isinstance(network, nn.Module)
-    with frozen(network), frozen(heads):
+    with in_eval_mode(network), in_eval_mode(heads):
         for inputs, target in batches:
             with torch.no_grad():
                 features = network.encode(inputs)
             for name, head in heads.items():
-                alone = {n: f if n == name else absent(f) for n, f in features.items()}
+                alone = {n: f if n == name else zeros_of(f) for n, f in features.items()}
                 weight = last_weight(head.output_layer)  # type: ignore[arg-type]
                 found = _gradient(task_loss(head(features[name]), target), weight)
                 vectors[f"head {name}"].append(found)

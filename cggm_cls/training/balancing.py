@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from cggm.balancer import Balancer
-from cggm.methods.build import bound_balancer
+from cggm.methods import bound_balancer
 from cggm.trials import Trials
 from cggm_cls.data import TaskData
 from cggm_cls.networks import MultimodalTransformer, sequence_heads

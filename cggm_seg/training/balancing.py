@@ -9,7 +9,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
-from cggm.methods.build import bound_balancer
+from cggm.methods import bound_balancer
 from cggm.runs import EndlessBatches, EpochSampler
 from cggm.scores import Score
 from cggm.trials import Trials

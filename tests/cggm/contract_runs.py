@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer
-from cggm.methods.build import build_balancer
+from cggm.methods import build_balancer
 from cggm.trials import Trials
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.networks import (

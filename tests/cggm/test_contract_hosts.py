@@ -5,11 +5,12 @@ from functools import cache
 import pytest
 from ignite.engine import create_supervised_trainer
 
-from cggm import BalanceHandler, methods
+from cggm import BalanceHandler
+from cggm.methods import method_names
 from tests.cggm.contract_hosts import BATCHES, HOSTS, Session, bare_loop
 from tests.cggm.contract_runs import near
 
-every_method = pytest.mark.parametrize("name", methods.__all__)
+every_method = pytest.mark.parametrize("name", method_names())
 expected = cache(bare_loop)
 
 

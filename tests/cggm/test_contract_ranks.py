@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cggm import methods
+from cggm.methods import method_names
 from tests.cggm import contract_worker
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import make, near
 
-every_method = pytest.mark.parametrize("name", methods.__all__)
+every_method = pytest.mark.parametrize("name", method_names())
 
 
 @pytest.fixture(scope="module")

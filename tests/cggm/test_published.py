@@ -18,8 +18,13 @@ from torch.testing import assert_close
 from cggm import methods
 from cggm.functional import balancing_terms, direction_loss
 from cggm.late_fusion import LateFusion
-from cggm.methods._parts.confidence import confidence_ratios, modulation
+from cggm.methods import method_names
+from cggm.methods._parts.confidence import confidence_ratios, ogm_factors
 from cggm.methods._parts.shapley import shapley_weights
+from cggm.methods.agm import agm_factors
+from cggm.methods.gblending import blending_weights
+from cggm.methods.mmpareto import pareto
+from cggm.methods.opm import drop_probabilities
 from cggm.trials import TrialLosses
 
 cross_entropy, squared = nn.functional.cross_entropy, nn.functional.mse_loss
@@ -136,7 +141,7 @@ def reconboost(epoch):
 
 def blend(train, valid):
     (a, b), (c, d) = tensor(train), tensor(valid)
-    return methods.gblending.blending_weights(TrialLosses(a, c), TrialLosses(b, d), 1e-4)
+    return blending_weights(TrialLosses(a, c), TrialLosses(b, d), 1e-4)
 
 
 def greedy():
@@ -199,27 +204,27 @@ ROWS = [
     ("CGGM", "section 4.5, best rho, IEMOCAP", [1.2], lambda: cggm_settings("iemocap")[:1]),
     # 1 - tanh(0.5 * 0.8 / 0.4) = 1 - tanh(1); 1 for the ratio 1/2
     ("OGM", "Peng et al., CVPR 2022; not by default: continuous=False", [0.2384, 1.0],
-     lambda: modulation(confidence_ratios(tensor([0.8, 0.4])), 0.5, continuous=False)),
+     lambda: ogm_factors(confidence_ratios(tensor([0.8, 0.4])), 0.5, continuous=False)),
     # logits (log 3, 0) and (0, 0): scores 3/4 and 1/2, 1 - tanh(0.8 * 1.5)
     ("OGM", "the same, z_m = W_m h_m + b / 2; not by default: split", [0.75, 0.5, 0.1663, 1.0],
      lambda: ogm_split(alpha=0.8, continuous=False)),
     ("OGM", "the same, ratio just above 1: 1 - tanh(0.1), (0.3), (0.8)", [0.9003, 0.7087, 0.3360],
-     lambda: [modulation(tensor([1.000001]), x, continuous=False) for x in (0.1, 0.3, 0.8)]),
-    ("OGM", "fault: that jump; ours", [1.0], lambda: modulation(tensor([1.000001]), 0.8, True)),
+     lambda: [ogm_factors(tensor([1.000001]), x, continuous=False) for x in (0.1, 0.3, 0.8)]),
+    ("OGM", "fault: that jump; ours", [1.0], lambda: ogm_factors(tensor([1.000001]), 0.8, True)),
     default("OGM", "ours by default", continuous=True),
     # 0.4 * (1 + 0.5 * tanh(1)) = 0.4 * 1.38080; the modality behind is left alone
     ("OPM", "Wei et al., TPAMI 2024: q_base (1 + lambda tanh(relu(rho - 1)))", [0.5523, 0.0],
-     lambda: methods.opm.drop_probabilities(tensor([2.0, 0.5]), 0.4, 0.5)),
+     lambda: drop_probabilities(tensor([2.0, 0.5]), 0.4, 0.5)),
     default("OPM", "BML and BalanceBenchmark", q_base=0.4, p_exe=0.7, warmup_epochs=5),
     # tau = 1 at equal means: exp(1 - exp(1 - 0.5)) and exp(1 - exp(0.5 - 1))
     ("AGM", "Li et al., ICCV 2023, r = exp(s_other - s)", [0.5227, 1.4821],
-     lambda: methods.agm.modulation(tensor([0.5, 1.0]), torch.zeros(2), 1.0, 10.0)),
+     lambda: agm_factors(tensor([0.5, 1.0]), torch.zeros(2), 1.0, 10.0)),
     # a, b, c, ab, ac, bc, abc: 1/3 alone and all minus a pair, 1/6 a pair minus one
     ("AGM", "response of the first of three", [1/3, -1/6, -1/6, 1/6, 1/6, -1/3, 1/3],
      lambda: shapley_weights("abc")[0]),
     # r = exp(1.5 (7/6 - s)) = e, e^-0.5: exp(0.4 (1 - e)) and exp(0.4 (1 - e^-0.5))
     ("AGM", "fault: toolkit's AGM_trainer.py:571, 1.28, 0.77, 0.77", [0.5029, 1.1704, 1.1704],
-     lambda: methods.agm.modulation(tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)),
+     lambda: agm_factors(tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)),
     default("AGM", "released config; cap of the audio-visual sets", alpha=1.0, cap=10.0),
     # a: distances 0 and log 3, p = 3/4; b: 1 and 1, p = 1/2; clip(0, 1.5 - 1, 1) = 0.5 and
     # 0.5 log 2 - 0.01 * 0.5 * H(3/4, 1/4) = 0.34657 - 0.005 * 0.56234
@@ -246,9 +251,9 @@ ROWS = [
             epochs_per_stage=4, rectify_epochs=4, w1=5.0, w2=1.0, alpha=0.5),
     # a = (-3, 1).(-1, 1) / 10 = 0.4: 2 (0.8 - 0.6, 0.6) of norm sqrt(1.6), below the sum's sqrt(2)
     ("MMPareto", "Wei & Hu, ICML 2024, algorithm 1, conflict", [0.6708, 2.0125],
-     lambda: methods.mmpareto.pareto(tensor([2.0, 0.0]), tensor([-1.0, 1.0]), 1.5)[0]),
+     lambda: pareto(tensor([2.0, 0.0]), tensor([-1.0, 1.0]), 1.5)[0]),
     ("MMPareto", "the same, agreement: 1.5 * ((1, 0) + (1, 1))", [3.0, 1.5],
-     lambda: methods.mmpareto.pareto(tensor([1.0, 0.0]), tensor([1.0, 1.0]), 1.5)[0]),
+     lambda: pareto(tensor([1.0, 0.0]), tensor([1.0, 1.0]), 1.5)[0]),
     default("MMPareto", "released default", gamma=1.5),
     # dG = 0.5, 0.2, 0.4 and dO = 0.2, 0.1, 0.4: 12.5, 20, 2.5 of 35
     ("GradientBlending", "Wang et al., CVPR 2020, dG / dO^2", [0.3571, 0.5714, 0.0714],
@@ -296,4 +301,4 @@ def test_published_numbers(method, source, expected, compute):
 def test_every_method_has_a_row():
     # no paper: joint training, and our controls, whose factors know nothing of the modalities
     ours = {"Balancer", "ConstantFactors", "RandomFactors"}
-    assert {row[0] for row in ROWS} == set(methods.__all__) - ours
+    assert {row[0] for row in ROWS} == set(method_names()) - ours

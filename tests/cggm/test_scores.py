@@ -3,7 +3,14 @@
 import torch
 from torch.testing import assert_close
 
-from cggm.scores import ScoreTracker, SignalTracker, ratio_score, score_counts, with_chance
+from cggm.scores import (
+    ScoreTracker,
+    SignalTracker,
+    Window,
+    ratio_score,
+    score_counts,
+    with_chance,
+)
 from tests.cggm.networks import accuracy
 
 LOGITS = torch.tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])  # classes 0 1 0 1
@@ -29,9 +36,9 @@ def test_targets_in_containers_move_together():
 
 def test_a_single_sample_is_its_own_chance():
     counts = score_counts(with_chance(accuracy), LOGITS[:1], torch.tensor([0]))
-    tracker = SignalTracker(1)
-    tracker.add(counts[None])
-    assert tracker.gates().tolist() == [0.0]
+    window = Window()
+    add(window, counts[None])
+    assert SignalTracker(1).gates(window).tolist() == [0.0]
 
 
 def test_a_single_image_meets_its_mirrored_target():
@@ -50,18 +57,23 @@ def counts_of(*scores):
     return torch.tensor([[[score, chance], [100.0, 100.0]] for score, chance in scores])
 
 
+def add(window, counts):
+    window.gather(counts=counts, seen=torch.ones(len(counts)))
+
+
 def test_signal_is_averaged_and_gates_look_ahead():
-    tracker = SignalTracker(2, betas=(0.5, 0.9))
-    tracker.add(counts_of((50, 10), (20, 10)))
-    assert_close(tracker.gates(), torch.tensor([1.0, 0.25]))
-    tracker.commit()
-    tracker.add(counts_of((30, 10), (50, 10)))
+    tracker, window = SignalTracker(2, betas=(0.5, 0.9)), Window()
+    add(window, counts_of((50, 10), (20, 10)))
+    assert_close(tracker.gates(window), torch.tensor([1.0, 0.25]))
+    tracker.commit(window)
+    window.clear()
+    add(window, counts_of((30, 10), (50, 10)))
     # averages .25 * .4 + .5 * .2 = .2 and .25 * .1 + .5 * .4 = .225
-    assert_close(tracker.gates(), torch.tensor([0.2 / 0.225, 1.0]))
-    tracker.keep(torch.tensor(False))
-    tracker.add(counts_of((50, 10), (20, 10)))
-    assert_close(tracker.gates(), torch.tensor([1.0, 0.25]))
-    assert_close(tracker.scores(), torch.tensor([0.5, 0.2]))
+    assert_close(tracker.gates(window), torch.tensor([0.2 / 0.225, 1.0]))
+    window.keep(torch.tensor(False))
+    add(window, counts_of((50, 10), (20, 10)))
+    assert_close(tracker.gates(window), torch.tensor([1.0, 0.25]))
+    assert_close(tracker.scores(window), torch.tensor([0.5, 0.2]))
 
 
 def test_ratios_of_what_the_target_does_not_hold_are_left_out():
@@ -73,20 +85,21 @@ def test_ratios_of_what_the_target_does_not_hold_are_left_out():
 
 
 def test_a_window_holds_what_any_of_its_micro_batches_holds():
-    tracker = ScoreTracker(1, gain="batch")
-    tracker.add(torch.tensor([[[4.0, 0.0], [8.0, 2.0], [4.0, 0.0]]]))
-    assert_close(tracker.scores(), torch.tensor([0.5]))  # the second ratio has no target yet
-    tracker.add(torch.tensor([[[0.0, 2.0], [0.0, 6.0], [0.0, 4.0]]]))
-    assert_close(tracker.scores(), torch.tensor([(0.5 + 0.25) / 2]))
+    tracker, window = ScoreTracker(1, gain="batch"), Window()
+    add(window, torch.tensor([[[4.0, 0.0], [8.0, 2.0], [4.0, 0.0]]]))
+    assert_close(tracker.scores(window), torch.tensor([0.5]))  # no target of the second ratio yet
+    add(window, torch.tensor([[[0.0, 2.0], [0.0, 6.0], [0.0, 4.0]]]))
+    assert_close(tracker.scores(window), torch.tensor([(0.5 + 0.25) / 2]))
 
 
 def test_a_window_without_anything_to_find_keeps_the_last_score():
-    tracker = ScoreTracker(1, gain="batch")
-    tracker.add(torch.tensor([[[4.0], [8.0], [4.0]]]))
-    tracker.commit()
-    tracker.add(torch.tensor([[[0.0], [7.0], [0.0]]]))
-    assert_close(tracker.scores(), torch.tensor([0.5]))
-    assert_close(tracker.gains(), torch.tensor([0.0]))
+    tracker, window = ScoreTracker(1, gain="batch"), Window()
+    add(window, torch.tensor([[[4.0], [8.0], [4.0]]]))
+    tracker.commit(window)
+    window.clear()
+    add(window, torch.tensor([[[0.0], [7.0], [0.0]]]))
+    assert_close(tracker.scores(window), torch.tensor([0.5]))
+    assert_close(tracker.gains(window), torch.tensor([0.0]))
 
 
 def test_chance_comes_with_what_the_moved_target_holds():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cggm.scores import ScoreTracker, score_counts
+from cggm.scores import ScoreTracker, Window, score_counts
 from cggm_cls.metrics import classification_metrics, regression_metrics
 from cggm_cls.training.balancing import accuracy, negative_mae
 
@@ -181,10 +181,13 @@ def test_scores_of_unequal_micro_batches_sum_to_that_of_the_batch(score):
         prediction, target = torch.randn(7, 3), torch.randint(3, (7,))
     else:
         prediction, target = torch.randn(7), torch.randn(7)
-    tracker = ScoreTracker(modalities=1)
+    window = Window()
     for part in (slice(0, 4), slice(4, 6), slice(6, 7)):
-        tracker.add(score_counts(score, prediction[part], target[part])[None])
-    assert tracker.scores().item() == pytest.approx(score(prediction, target).item(), rel=1e-6)
+        counts = score_counts(score, prediction[part], target[part])[None]
+        window.gather(counts=counts, seen=torch.ones(1))
+    assert ScoreTracker(1).scores(window).item() == pytest.approx(
+        score(prediction, target).item(), rel=1e-6
+    )
 
 
 def test_a_perfect_error_of_zero_is_the_best_score():

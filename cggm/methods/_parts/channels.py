@@ -1,13 +1,14 @@
 """Running means of the channels of what encoders return."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from cggm.binding import Binding
-from cggm.tensors import Features, map_tensors, plain
+from cggm.scores import Window
+from cggm.tensors import Features, map_tensors, tensors_in, without_subclass
 
 
 def norm_of(tensors: Iterable[Tensor | None]) -> Tensor:
@@ -27,56 +28,33 @@ def effective_updates(norms: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     return torch.where(size > 0, (norms / size).square(), 0.0)
 
 
-class Gains:
-    """Factors of one for the channels of tensors, which only gather gradients.
+def with_gain(place: str, tensor: Tensor, axis: int, window: Window) -> Tensor:
+    """The tensor itself, bit for bit, times gains of one whose gradient the window gathers.
 
-    A gradient of theirs has the loss scale in it, which those of parameters have lost when the
+    Args:
+        place: Name of the gains.
+        tensor: Features.
+        axis: Of the channels, each of which has a gain.
+        window: Holds the gains; their gradients are in float32 or better.
+    """
+    gains = window.leaf(place, torch.ones(tensor.shape[axis], device=tensor.device))
+    shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]
+    return (tensor * gains.view(shape)).to(tensor.dtype)
+
+
+def gain_updates(gradients: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Effective updates of each modality's gains, ``(M,)``, not finite without a gradient.
+
+    A gradient of gains has the loss scale in it, which those of parameters have lost when the
     optimizer steps. A zero added to the loss has that scale as its gradient.
 
     Args:
-        device: Of the tensors.
+        gradients: Gradients of the leaf ``zero`` and of gains by place, added up over ranks.
+        names: Modalities; a place is a name, a slash and a number.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.zero = torch.zeros((), device=device, requires_grad=True)
-        self._gains: dict[str, Tensor] = {}
-
-    def apply(self, place: str, tensor: Tensor, axis: int) -> Tensor:
-        """The tensor itself, bit for bit; the gradient of its gains is in float32 or better."""
-        shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]
-        if place not in self._gains:
-            self._gains[place] = torch.ones(
-                tensor.shape[axis], device=self.device, requires_grad=True
-            )
-        return (tensor * self._gains[place].view(shape)).to(tensor.dtype)
-
-    def gradients(self) -> list[Tensor]:
-        """Gradient of the zero, and of each gain."""
-        leaves = (self.zero, *self._gains.values())
-        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-
-    def updates(self, names: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
-        """Effective updates of each modality's gains, ``(M,)``, not finite without a gradient.
-
-        Args:
-            names: Modalities; a place is a name, a slash and a number.
-            gradients: What :meth:`gradients` gave, added up over ranks.
-        """
-        scale, placed = gradients[0], dict(zip(self._gains, gradients[1:], strict=True))
-        found = [[g for p, g in placed.items() if p.rpartition("/")[0] == name] for name in names]
-        return torch.stack([torch.cat(mine).div(scale).square().mean() for mine in found])
-
-    def keep(self, kept: Tensor) -> None:
-        """Forget the gradients unless ``kept``."""
-        for leaf in (self.zero, *self._gains.values()):
-            if leaf.grad is not None:
-                leaf.grad = torch.where(kept, leaf.grad, 0.0)
-
-    def clear(self) -> None:
-        """Forget the gradients."""
-        for leaf in (self.zero, *self._gains.values()):
-            leaf.grad = None
+    scale = gradients["zero"]
+    found = [[g for p, g in gradients.items() if p.rpartition("/")[0] == n] for n in names]
+    return torch.stack([torch.cat(mine).div(scale).square().mean() for mine in found])
 
 
 def map_channels(
@@ -106,21 +84,16 @@ def channel_axis(tensor: Tensor, binding: Binding) -> int:
 
 
 class ChannelMeans(nn.Module):
-    """Running mean of each channel over all samples and positions, by place.
-
-    Attributes:
-        window: Sums since the last commit, ``(C + 1,)``, the last entry counts what was summed.
-    """
+    """Running mean of each channel over all samples and positions, by place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.window: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}  # the last entry counts as well
         self._device = torch.device("cpu")
 
     def place(self, device: torch.device) -> None:
-        """Move to a device, and forget the window."""
-        self._device, self.window = device, {}
+        """Move to a device."""
+        self._device = device
         self.set_extra_state(self._means)
 
     def mean(self, place: str) -> Tensor | None:
@@ -128,22 +101,27 @@ class ChannelMeans(nn.Module):
         return self._means[place][:-1] if place in self._means else None
 
     @torch.no_grad()
-    def add(self, name: str, features: Features, binding: Binding) -> None:
-        """Add a modality's features to the window.
+    def add(self, name: str, features: Features, binding: Binding, window: Window) -> None:
+        """Add sums of a modality's features, ``(C + 1,)``, to a window, as ``channels/`` and place.
 
-        Where a bool mask of their leading axes comes with them, true for real steps, absent steps
-        are left out.
+        The last entry counts what was summed. Where a bool mask of their leading axes comes with
+        features, true for real steps, absent steps are left out.
+
+        Args:
+            name: Of the modality.
+            features: Output of its encoder.
+            binding: Tells which axis is that of channels.
+            window: Where sums add up.
 
         Raises:
             ValueError: If there is no tensor with channels.
         """
-        masks: list[Tensor] = []
-        map_tensors(lambda leaf: _noted(leaf, masks), features)
+        masks = [leaf for leaf in tensors_in(features) if leaf.dtype == torch.bool]
         found: dict[str, Tensor] = {}
 
         def add(place: str, tensor: Tensor) -> Tensor:
             axis = channel_axis(tensor, binding)
-            found[place] = _channel_sums(plain(tensor).float(), axis, masks)
+            found[place] = _channel_sums(without_subclass(tensor).float(), axis, masks)
             return tensor
 
         map_channels(add, name, features)
@@ -153,20 +131,15 @@ class ChannelMeans(nn.Module):
                 "none. Return features of shape (B, D), (B, T, D) or (B, D, *S)."
             )
         for place, total in found.items():
-            self.window[place] = self.window[place] + total if place in self.window else total
+            window.add(f"channels/{place}", total)
 
-    def keep(self, kept: Tensor) -> None:
-        """Forget the window unless ``kept``."""
-        self.window = {place: torch.where(kept, x, 0.0) for place, x in self.window.items()}
-
-    def commit(self, totals: list[Tensor]) -> None:
-        """Take the window's sums, added up over ranks, into the means."""
-        for place, total in zip(self.window, totals, strict=True):
+    def commit(self, totals: Mapping[str, Tensor]) -> None:
+        """Take a window's sums by place, added up over ranks, into the means."""
+        for place, total in totals.items():
             old = self._means.get(place, torch.zeros_like(total))
             number = old[-1:] + total[-1:]
             change = (total[:-1] - total[-1:] * old[:-1]) / number.clamp_min(1)
             self._means[place] = torch.cat([old[:-1] + change, number])
-        self.window = {}
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The means, whose widths the features decide."""
@@ -185,9 +158,3 @@ def _channel_sums(values: Tensor, axis: int, masks: list[Tensor]) -> Tensor:
         number = fitting[0].sum().float()[None]
     others = [i for i in range(values.ndim) if i != axis]
     return torch.cat([values.sum(others), number])
-
-
-def _noted(leaf: Tensor, masks: list[Tensor]) -> Tensor:
-    if leaf.dtype == torch.bool:
-        masks.append(leaf)
-    return leaf

@@ -107,7 +107,7 @@ def confidence_ratios(scores: Tensor) -> Tensor:
     return 1 + (scores[:, None] - scores).sum(1) / others
 
 
-def modulation(ratios: Tensor, alpha: float, continuous: bool) -> Tensor:
+def ogm_factors(ratios: Tensor, alpha: float, continuous: bool) -> Tensor:
     r"""Factors of OGM (Peng et al., CVPR 2022): only a modality that is ahead is slowed down.
 
     .. math:: k_m = 1 - \tanh(\alpha (\rho_m - [continuous])) \text{ if } \rho_m > 1 \text{ else } 1
@@ -121,7 +121,7 @@ def modulation(ratios: Tensor, alpha: float, continuous: bool) -> Tensor:
         Factors in [0, 1], shape ``(M,)``; 1 where a ratio is undefined.
 
     Example:
-        >>> modulation(torch.tensor([2.0, 0.5]), 0.5, continuous=False)
+        >>> ogm_factors(torch.tensor([2.0, 0.5]), 0.5, continuous=False)
         tensor([0.2384, 1.0000])
     """
     # 1 - tanh(x) in a form that does not cancel

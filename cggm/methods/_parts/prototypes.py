@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cggm.tensors import Features, map_tensors
+from cggm.tensors import Features, tensors_in
 
 
 def sample_vectors(features: Features) -> Tensor:
@@ -22,8 +22,7 @@ def sample_vectors(features: Features) -> Tensor:
     Raises:
         ValueError: If there is no tensor of floats with a batch axis and one more.
     """
-    leaves: list[Tensor] = []
-    map_tensors(lambda leaf: _noted(leaf, leaves), features)
+    leaves = list(tensors_in(features))
     values = [(i, leaf) for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
     if not values or any(leaf.ndim < 2 for _, leaf in values):
         raise ValueError(
@@ -60,11 +59,6 @@ def log_probabilities(vectors: Tensor, means: Tensor, known: Tensor) -> Tensor:
     distances = torch.cdist(vectors, means, compute_mode="donot_use_mm_for_euclid_dist")
     lowest = torch.finfo(distances.dtype).min / 2
     return (-distances).masked_fill(~known, lowest).log_softmax(1)
-
-
-def _noted(leaf: Tensor, leaves: list[Tensor]) -> Tensor:
-    leaves.append(leaf)
-    return leaf
 
 
 def _pooled(values: Tensor, following: list[Tensor]) -> Tensor:

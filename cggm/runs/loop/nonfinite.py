@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from cggm.balancer import Balancer
 from cggm.distributed import gather_objects, sum_over_ranks
 from cggm.errors import UserError
-from cggm.tensors import plain
+from cggm.tensors import without_subclass
 
 _SHOWN = 16  # samples in a message
 
@@ -213,7 +213,7 @@ class NonFiniteGuard:
         if output is self._earlier_output or not isinstance(output, Mapping):
             return []
         loss = output.get("loss")
-        return [plain(loss.detach())] if isinstance(loss, Tensor) else []
+        return [without_subclass(loss.detach())] if isinstance(loss, Tensor) else []
 
     def _scale(self) -> float:
         """Loss scale of the engine's GradScaler."""

@@ -69,8 +69,8 @@ class Replicas:
         """Sum on the device what acted, so that one differing step is enough."""
         if self._balancer is None:
             return
-        binding = self._balancer.binding
-        for row, scales in zip(self._used, (binding.scales, binding.update_scales), strict=True):
+        factors = self._balancer.binding.factors
+        for row, scales in zip(self._used, (factors.gradient, factors.update), strict=True):
             if scales is not None:
                 row += scales.detach()
 

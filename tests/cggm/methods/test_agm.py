@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cggm.methods._parts.shapley import shapley_weights
-from cggm.methods.agm import AGM, modulation
+from cggm.methods.agm import AGM, agm_factors
 from cggm.tensors import subsets_of
 from tests.cggm.networks import Convolutional, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
@@ -93,7 +93,7 @@ def test_responses_add_up_to_the_prediction(count):
 
 def test_the_modality_ahead_is_held_back():
     # losses (low, high, high) before any history, tau = 1: r = exp(3/2 (7/6 - s)) = (e, 1/sqrt e)
-    factors = modulation(torch.tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)
+    factors = agm_factors(torch.tensor([0.5, 1.5, 1.5]), torch.zeros(3), 0.4, 10.0)
     others = math.exp(0.4 * (1 - math.exp(-0.5)))
     assert_close(factors, torch.tensor([math.exp(0.4 * (1 - math.e)), others, others]))
     assert_close(factors, torch.tensor([0.51, 1.17, 1.17]), atol=0.01, rtol=0)
@@ -101,22 +101,22 @@ def test_the_modality_ahead_is_held_back():
 
 def test_two_modalities_compare_the_difference_of_losses_with_its_mean():
     # r = exp(s_other - s), tau likewise of the means (paper, M = 2)
-    factors = modulation(torch.tensor([0.2, 1.0]), torch.tensor([0.6, 1.0]), 1.0, 10.0)
+    factors = agm_factors(torch.tensor([0.2, 1.0]), torch.tensor([0.6, 1.0]), 1.0, 10.0)
     first = math.exp(math.exp(0.4) - math.exp(0.8))
     second = math.exp(math.exp(-0.4) - math.exp(-0.8))
     assert first < 1 < second
     assert_close(factors, torch.tensor([first, second]))
     same = torch.tensor([0.2, 1.0])
-    assert modulation(same, same, 1.0, 10.0).tolist() == [1, 1]
+    assert agm_factors(same, same, 1.0, 10.0).tolist() == [1, 1]
 
 
 def test_the_exponent_is_capped_on_both_sides_and_finite():
     behind, ahead = torch.tensor([9.0, 0.0]), torch.tensor([0.0, 9.0])
-    factors = modulation(behind, ahead, 0.5, 2.0)
+    factors = agm_factors(behind, ahead, 0.5, 2.0)
     assert_close(factors, torch.tensor([math.e, 1 / math.e]))
-    wild = modulation(torch.tensor([0.0, 1000.0]), torch.zeros(2), 0.5, 2.0)
+    wild = agm_factors(torch.tensor([0.0, 1000.0]), torch.zeros(2), 0.5, 2.0)
     assert_close(wild[0], torch.tensor(1 / math.e))
-    broken = modulation(torch.tensor([float("nan"), 1.0]), torch.zeros(2), 1.0, 10.0)
+    broken = agm_factors(torch.tensor([float("nan"), 1.0]), torch.zeros(2), 1.0, 10.0)
     assert broken.tolist() == [1, 1]
 
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from cggm.methods.greedy import Greedy
+from cggm.scores import Window
 from tests.cggm.networks import NAMES, Convolutional, encode, late_batch, make_late, make_late_fused
 from tests.cggm.networks import train as loop
 from tests.cggm.synchronization import NoSynchronization
@@ -146,8 +147,9 @@ def test_means_are_of_all_training_samples_of_real_steps():
     assert_close(greedy.means.mean("audio/0"), expected)
     real = torch.tensor([[True, False], [True, True]])
     steps = torch.tensor([[[1.0], [50.0]], [[2.0], [6.0]]])
-    greedy.means.add("steps", {"x": steps, "real": real}, greedy.binding)
-    assert greedy.means.window["steps/0"].tolist() == [9.0, 3.0]
+    window = Window()
+    greedy.means.add("steps", {"x": steps, "real": real}, greedy.binding, window)
+    assert window["channels/steps/0"].tolist() == [9.0, 3.0]
 
 
 def test_maps_have_a_mean_per_channel_and_tensor():

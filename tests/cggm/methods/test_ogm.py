@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from cggm.methods._parts.confidence import confidence_ratios, modulation, true_class_probability
+from cggm.methods._parts.confidence import confidence_ratios, ogm_factors, true_class_probability
 from cggm.methods.ogm import OGM
 from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
 from tests.cggm.networks import train as loop
@@ -79,17 +79,17 @@ def test_published_rule_on_hand_computed_numbers():
     ratios = confidence_ratios(scores)
     assert_close(ratios, torch.tensor([5 / 3, 3 / 5]))
     expected = torch.tensor([1 - tanh(0.8 * 5 / 3), 1.0])
-    assert_close(modulation(ratios, 0.8, continuous=False), expected)
+    assert_close(ogm_factors(ratios, 0.8, continuous=False), expected)
     expected = torch.tensor([1 - tanh(0.8 * 2 / 3), 1.0])
-    assert_close(modulation(ratios, 0.8, continuous=True), expected)
+    assert_close(ogm_factors(ratios, 0.8, continuous=True), expected)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 0.8])
 def test_only_the_published_rule_jumps_at_ratio_one(alpha):
     ratios = torch.tensor([1.0, 1.0 + 1e-6])
-    published = modulation(ratios, alpha, continuous=False)
+    published = ogm_factors(ratios, alpha, continuous=False)
     assert_close(published, torch.tensor([1.0, 1 - tanh(alpha)]))
-    assert_close(modulation(ratios, alpha, continuous=True), torch.ones(2), atol=2e-6, rtol=0)
+    assert_close(ogm_factors(ratios, alpha, continuous=True), torch.ones(2), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8])
@@ -120,7 +120,7 @@ def test_more_modalities_are_compared_with_the_mean_of_the_others():
 def test_odd_scores_give_finite_factors(scores, expected, alpha):
     ratios = confidence_ratios(torch.tensor(scores))
     wanted = torch.tensor(expected) if alpha else torch.ones(len(scores))
-    assert_close(modulation(ratios, alpha, continuous=True), wanted)
+    assert_close(ogm_factors(ratios, alpha, continuous=True), wanted)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -291,7 +291,7 @@ def test_accumulation_scores_the_whole_window():
     optimizer = sgd(network)
     ogm(network(inputs), target)
     whole = ogm.readings["score"]
-    ogm.restart(False)
+    ogm.abandon()
     for x, y in zip(inputs.chunk(4), target.chunk(4), strict=True):
         ogm(network(x), y).backward()
     assert_close(ogm.readings["score"], whole)

@@ -85,8 +85,8 @@ def test_one_step_on_hand_computed_numbers():
     assert encoders["b"].output_layer.weight.grad.item() == pytest.approx(4 + 2)
     assert fused.weight.grad.item() == pytest.approx(2 * 2 * 3)
     # the heads' own losses, without the weight: 2 * 5 * 2 and 2 * (-2) * 1
-    assert heads["a"].output_layer.weight.grad.item() == pytest.approx(20)
-    assert heads["b"].output_layer.weight.grad.item() == pytest.approx(-4)
+    assert method.heads.window["gradient/a.output_layer.weight"].item() == pytest.approx(20)
+    assert method.heads.window["gradient/b.output_layer.weight"].item() == pytest.approx(-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -122,11 +122,12 @@ def test_a_networks_backward_pass_adds_nothing_to_the_heads(weight):
     method = make(heads, weight).bind(network)
     loss = method(network(BATCHES[0][0]), BATCHES[0][1])
     assert all(p.grad is None for p in network.parameters())
-    before = [p.grad.clone() for p in method.heads.parameters()]
+    before = {k: g.clone() for k, g in method.heads.window.named("gradient/").items()}
     loss.backward()
-    assert all(
-        torch.equal(b, p.grad) for b, p in zip(before, method.heads.parameters(), strict=True)
-    )
+    after = method.heads.window.named("gradient/")
+    assert all(torch.equal(after[key], gradient) for key, gradient in before.items())
+    assert len(before) == len(list(method.heads.parameters()))
+    assert all(p.grad is None for p in method.heads.parameters())
 
 
 def test_the_first_step_of_the_heads_does_not_depend_on_the_weight():

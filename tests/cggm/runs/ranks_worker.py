@@ -49,7 +49,7 @@ def trained(spoilt_at: int | None = None, epochs: int = 3) -> tuple[list[float],
         optimizer.zero_grad()
         loss = cggm(replica(inputs), target)
         if rank() == 1 and engine.state.iteration == spoilt_at:
-            cggm.binding.scales[0] += 1e-6
+            cggm.binding.factors.gradient[0] += 1e-6
         loss.backward()
         optimizer.step()
 
