@@ -296,8 +296,7 @@ class Balancer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the hooks and the window: a copy, or a saved balancer, is not bound."""
-        state = dict(self.__dict__)
-        return state | {"_binding": None, "window": Window(), "_micro_batches": 0}
+        return self.__dict__ | {"_binding": None, "window": Window(), "_micro_batches": 0}
 
     def _step(self, prediction: Any, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
         binding = self.binding
