@@ -4,6 +4,7 @@ python -m benchmarks.result_tables
 """
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cggm.display import to_markdown
 from cggm_cls import metrics  # noqa: F401  (registers accuracy)
 
 RESULTS = Path(__file__).parent / "results"
+LESIONS = ("large", "small", "balls")
 SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "segm."}
 
 
@@ -32,6 +34,7 @@ def all_tables() -> list[str]:
         to_markdown(heads_table(records, "mfeat", "acc")).strip(),
         to_markdown(missing_table(records, "mfeat", "acc")).strip(),
         known_tables(known),
+        lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
         cost_table(costs),
     ]
 
@@ -74,6 +77,26 @@ def cell(row: Mapping[str, Any] | None, scenario: str) -> str:
         return "diverged"
     text = f"{mean:+.1f} ± {half:.1f}"
     return f"**{text}**" if abs(mean) > half else text
+
+
+def lesion_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Dice of unseen cases, a mean over seeds, and the range of the mean of the regions."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["cohort"], row["dice"], row["method"]), []).append(row)
+    lines = [
+        "| lesions | Dice in the loss | method | WT | TC | ET | mean | of seeds, least to most |",
+        f"|{'---|' * 8}",
+    ]
+    for key in sorted(groups, key=lambda k: (LESIONS.index(k[0]), k[1] != "regions", k[2])):
+        own = groups[key]
+        means = [
+            statistics.mean(row[f"dice_{n}"] for row in own) for n in ("WT", "TC", "ET", "mean")
+        ]
+        each = sorted(row["dice_mean"] for row in own)
+        spread = f"{each[0]:.3f} to {each[-1]:.3f} ({len(own)})"
+        lines.append(f"| {' | '.join([*key, *(f'{m:.3f}' for m in means), spread])} |")
+    return "\n".join(lines)
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:

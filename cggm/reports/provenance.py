@@ -85,6 +85,8 @@ def _warnings(record: RunRecord) -> Iterator[str]:
         yield "The run is not finished: it has no results."
     if epoch and epoch == last and len(record.validated) > 1:
         yield "The last epoch was the best one: the network might still improve with more epochs."
+    if record.validated:
+        yield from record.validated[-1].get("warnings", [])
     starts = len(record.environment.get("earlier_starts", []))
     if starts:
         yield f"The run was interrupted and resumed {starts} time{'s' if starts > 1 else ''}."

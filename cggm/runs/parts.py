@@ -58,13 +58,14 @@ class Validation:
     """What is measured between epochs. It changes nothing, as a signal may end it in the middle.
 
     Args:
-        metrics: Gives the metrics by name, without ``val_``.
+        metrics: Gives the metrics by name, without ``val_``, and under ``warnings`` sentences, if
+            any, to be told and logged.
         selects: Which of them selects the checkpoint and drives the schedule; it must be registered
             with :func:`cggm.runs.metrics.register_metrics`.
         picture: Draws what the network makes of a fixed part of the validation data, if anything.
     """
 
-    metrics: Callable[[], Mapping[str, float | None]]
+    metrics: Callable[[], Mapping[str, Any]]
     selects: str
     picture: Callable[[], Picture] | None = None
 

@@ -1,7 +1,8 @@
 """A session of training: any Ignite engine, validated, logged, saved, and resumed exactly."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
 
 from cggm.balancer import Balancer
 from cggm.distributed import broadcast_from_first, is_first_rank, wait_for_ranks
@@ -245,7 +247,9 @@ class Session:
         if skipped := getattr(engine.state, "skipped_steps", 0):
             record["skipped_steps"] = skipped
         score, metrics = self._validate(epoch, iteration)
-        record |= {f"val_{name}": value for name, value in metrics.items()}
+        # Sentences on what a person should look at are no metrics.
+        record |= {k if k == "warnings" else f"val_{k}": v for k, v in metrics.items()}
+        self._tell(epoch, metrics.get("warnings", ()))
         self._step_schedule(score)
         self._losses.keep(0)
         self._journal.write(record, self._readings(engine))
@@ -253,9 +257,12 @@ class Session:
         self._journal.draw()
         self._saver.leave_if_requested(epoch, iteration)
 
-    def _validate(
-        self, epoch: int, iteration: int
-    ) -> tuple[float | None, Mapping[str, float | None]]:
+    def _tell(self, epoch: int, warnings: Sequence[str]) -> None:
+        if is_first_rank():
+            for sentence in warnings:
+                tqdm.write(f"warning, epoch {epoch}: {sentence}", file=sys.stderr)  # above the bar
+
+    def _validate(self, epoch: int, iteration: int) -> tuple[float | None, Mapping[str, Any]]:
         """Score and metrics, where it is time; a signal ends validation and training at once."""
         validation, options = self._validation, self._options
         due = epoch % options.validate_every == 0 or epoch == options.max_epochs

@@ -67,14 +67,14 @@ class LesionModel:
     cases: int
 
 
-# At 2 mm a core is a few voxels wide and its rim two or three, so that little of a slice teaches
+# At 2 mm a core is a few voxels wide and its rim three or four, so that little of a slice teaches
 # them. The rim is a third brighter than white matter in T1ce, that of large lesions half as bright
 # again. All small lesions enhance, so that few cases suffice to judge the enhancing tumor.
 _FAINT_RIM = {**CONTRASTS["t1ce"], "et": CONTRASTS["t1ce"]["wm"] * 4 / 3}
 LESIONS: dict[LesionKind, LesionModel] = {
     "large": LesionModel(((20, 28), (14, 18)), 6.8, 5.2, CONTRASTS, 0.15, FULL_SHAPE, 16),
     "small": LesionModel(
-        ((22, 27), (20, 22)), 8.0, 5.8, {**CONTRASTS, "t1ce": _FAINT_RIM}, 0.0, (120, 120, 78), 8
+        ((23, 28), (21, 23)), 8.0, 7.0, {**CONTRASTS, "t1ce": _FAINT_RIM}, 0.0, (120, 120, 78), 8
     ),
 }
 """Kinds of lesions. The cores of small ones measure 5 to 10 voxels of 2 mm in radius."""

@@ -24,7 +24,7 @@ from cggm_seg.data import Cohort, SliceItem, prepare_batch, slice_batches, slice
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.balancing import sgd_factory, training_slices
 from cggm_seg.training.config import BratsConfig, SgdConfig
-from cggm_seg.training.validation import ValidationSlice, mean_dice
+from cggm_seg.training.validation import ValidationSlice, validation_metrics
 
 
 def segmentation_session(
@@ -63,7 +63,7 @@ def segmentation_session(
         config,
         balance=BalanceHandler(balancer, identify=itemgetter("position")),
         validation=Validation(
-            partial(mean_dice, network, cache, split.validation, progress="Validating"),
+            partial(validation_metrics, network, cache, split.validation, progress="Validating"),
             "dice_mean",
             ValidationSlice(network, cache, split.validation[0]),
         ),

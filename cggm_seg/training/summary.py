@@ -20,7 +20,7 @@ from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.reports import keep_validation, write_segmentation_report
 from cggm_seg.training.balancing import training_batches
 from cggm_seg.training.config import BratsConfig
-from cggm_seg.training.validation import COLUMNS, evaluate_cached, mean_of
+from cggm_seg.training.validation import COLUMNS, evaluate_cached, mean_of, missed_warnings
 
 
 def announce_segmentation(
@@ -85,6 +85,7 @@ def conclude_segmentation(
     rows = evaluate_cached(network, cache, split.validation, subsets=subsets, progress="Evaluating")
     table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in rows.items()}
     whole = "+".join(modalities)
+    warnings = missed_warnings(rows[modalities], cache)
     result = {
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
@@ -92,6 +93,7 @@ def conclude_segmentation(
         "validation_score": best.score,
         "validation": table[whole],
         "subsets": {name: row for name, row in table.items() if name != whole},
+        "warnings": warnings,
     }
     write_json(run.subsets, table)
     keep_gradients(run, config, network, balancer, training_batches(config, network, cache, split))
@@ -103,6 +105,8 @@ def conclude_segmentation(
         write_segmentation_report(run.path)
     write_json(run.results, {**result, "finished": True})
     _print_table(config, run, cohort, best.epoch, table)
+    for warning in warnings:
+        print(f"\nwarning: {warning}")
 
 
 def _print_table(

@@ -1,6 +1,7 @@
 """Dice of whole cached volumes, for any subsets of modalities at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,19 +66,61 @@ def evaluate_cached(
     return {subset: [rows[subset] for rows in found] for subset in subsets}
 
 
-def mean_dice(
+def validation_metrics(
     network: MultiEncoderDeepLabV3Plus,
     cache: SliceCache,
     case_ids: Sequence[str],
     *,
     progress: str | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Means over cases, with all modalities, of what :func:`evaluate_cached` gives for each.
 
     Where there are several ranks they share the cases, and every rank has to call it.
+
+    Returns:
+        ``dice_WT``, ``dice_TC``, ``dice_ET`` and ``dice_mean``; and ``warnings``, a list of
+        sentences, where :func:`missed_warnings` has one.
     """
     (rows,) = evaluate_cached(network, cache, case_ids, progress=progress, sharded=True).values()
-    return {name: mean_of(rows, name) for name in COLUMNS}
+    metrics: dict[str, Any] = {name: mean_of(rows, name) for name in COLUMNS}
+    warnings = missed_warnings(rows, cache)
+    return {**metrics, "warnings": warnings} if warnings else metrics
+
+
+def missed_warnings(rows: Rows, cache: SliceCache) -> list[str]:
+    """A sentence on the regions that were never found, and what to do; none where there is none.
+
+    Args:
+        rows: See :func:`missed_regions`.
+        cache: See there.
+    """
+    missed = missed_regions(rows, cache)
+    if not missed:
+        return []
+    cases = ", ".join(f"{region} {count}" for region, count in missed.items())
+    return [
+        f"Not one voxel was found of {' and '.join(missed)}, although of {len(rows)} validation "
+        f"cases so many have it: {cases}. Train longer, or with --loss.dice regions and "
+        "--slices.focus regions, which count small regions as much as large ones."
+    ]
+
+
+def missed_regions(rows: Rows, cache: SliceCache) -> dict[str, int]:
+    """Regions of which not one voxel was found in any case that has it.
+
+    Args:
+        rows: Those of all cases, with all modalities, as :func:`evaluate_cached` gives them.
+        cache: Tells which regions a case has.
+
+    Returns:
+        Such a region to the number of cases that have it, the largest region first.
+    """
+    missed = {}
+    for region, classes in sorted(REGIONS.items(), key=lambda item: -len(item[1])):
+        having = [r for r in rows if cache.class_counts(str(r["case"]))[:, list(classes)].any()]
+        if having and all(row[f"dice_{region}"] == 0 for row in having):
+            missed[region] = len(having)
+    return missed
 
 
 def mean_of(rows: Rows, name: str = "dice_mean") -> float:
@@ -125,8 +168,8 @@ def _batches(cache: SliceCache, case_id: str, batch_size: int) -> Iterator[tuple
 def _dice(counts: Tensor) -> dict[str, float]:
     # region by region: (3, 2, 1), so that each is a score of its own
     scores = ratio_score(counts.T[..., None]).tolist()
-    named = {f"dice_{name}": score for name, score in zip(REGIONS, scores, strict=True)}
-    return {**named, "dice_mean": float(np.mean(scores))}
+    by_region = {f"dice_{name}": score for name, score in zip(REGIONS, scores, strict=True)}
+    return {**by_region, "dice_mean": float(np.mean(scores))}
 
 
 # Each outline is that of a nested region, drawn from the largest to the smallest.

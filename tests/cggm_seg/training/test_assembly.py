@@ -150,6 +150,19 @@ def test_every_validation_shows_the_same_slice_in_tensorboard(build):
     assert curves | {"train_loss", "lr", "val_dice_WT", "val_dice_mean"} <= scalars
 
 
+def test_a_region_that_is_never_found_is_told_and_logged(build, capsys):
+    training = build()
+    training.network.output_layer.bias.data[0] += 1e4  # background everywhere
+    training.session.run()
+    lines = read_jsonl(training.run.metrics)
+    assert [len(line["warnings"]) for line in lines] == [1, 1]
+    assert lines[0]["warnings"][0].startswith("Not one voxel was found of WT and TC and ET")
+    assert not any("warnings" in key for line in lines for key in line if key.startswith("val_"))
+    said = capsys.readouterr().err
+    assert said.count("warning, epoch 1: Not one voxel was found of WT and TC and ET") == 1
+    assert said.count("warning, epoch 2: ") == 1
+
+
 def test_run_without_a_checkpoint_begins_anew(build):
     first = build()
     first.run.make()

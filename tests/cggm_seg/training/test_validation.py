@@ -10,7 +10,13 @@ from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.evaluation.folder import subset_names
 from cggm_seg.evaluation.regions import REGIONS
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
-from cggm_seg.training.validation import evaluate_cached, mean_of
+from cggm_seg.training.validation import (
+    evaluate_cached,
+    mean_of,
+    missed_regions,
+    missed_warnings,
+    validation_metrics,
+)
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
@@ -102,6 +108,69 @@ def test_empty_regions_score_one_unless_something_is_found(tmp_path, network, wi
     network.output_layer.bias.data[winner] += 1e4  # this class everywhere
     [row] = evaluate_cached(network, cache, ["healthy"])[MODALITIES]
     assert [row[f"dice_{region}"] for region in (*REGIONS, "mean")] == [score] * 4
+
+
+@pytest.fixture(scope="module")
+def partly_enhancing(tmp_path_factory):
+    """A case of edema alone, one with NCR, one with NCR and ET; one without any lesion."""
+    folder = tmp_path_factory.mktemp("partly")
+    for name, present in {"ed": [2], "ncr": [1, 2], "et": [1, 2, 4], "none": []}.items():
+        write_case(folder / "data", name, shape=(32, 32, 8))
+        labels = np.zeros((32, 32, 8), np.uint8)
+        for position, value in enumerate(present):
+            labels[8 + 4 * position : 12 + 4 * position, 8:24, 2:6] = value
+        write_volume(case_file(folder / "data", name, "seg"), labels)
+    cases, _ = find_cases(folder / "data", labelled=True)
+    return build_cache(cases, folder / "cache", workers=1, progress=False)[0]
+
+
+def rows_of(**scores):
+    """Rows with the Dice of WT, TC and ET of each case."""
+    names = ("dice_WT", "dice_TC", "dice_ET")
+    return [{"case": case, **dict(zip(names, own, strict=True))} for case, own in scores.items()]
+
+
+@pytest.mark.parametrize(
+    ("scores", "missed"),
+    [
+        # An empty region that was left empty has Dice 1, but no case that has ET or TC got any.
+        ({"ed": (0.5, 1, 1), "ncr": (0.5, 0, 1), "et": (0.5, 0, 0)}, {"TC": 2, "ET": 1}),
+        ({"ed": (0.5, 1, 1), "ncr": (0.5, 0.1, 1), "et": (0.5, 0, 0)}, {"ET": 1}),
+        ({"ed": (0, 1, 1), "ncr": (0, 0, 0), "et": (0, 0, 0)}, {"WT": 3, "TC": 2, "ET": 1}),
+        # No case has ET: predicting it or not, there is nothing to miss.
+        ({"ed": (0.5, 0, 0), "ncr": (0.5, 0.2, 1)}, {}),
+        ({"none": (0, 0, 0)}, {}),
+    ],
+)
+def test_regions_of_which_no_voxel_was_found(partly_enhancing, scores, missed):
+    assert missed_regions(rows_of(**scores), partly_enhancing) == missed
+
+
+def test_warning_names_the_regions_and_what_to_do(partly_enhancing):
+    scores = {"ed": (0.5, 1, 1), "ncr": (0.5, 0, 1), "et": (0.5, 0, 0)}
+    (sentence,) = missed_warnings(rows_of(**scores), partly_enhancing)
+    assert sentence.startswith("Not one voxel was found of TC and ET, although of 3 validation")
+    assert "TC 2, ET 1" in sentence
+    assert "--loss.dice regions" in sentence
+    assert missed_warnings(rows_of(et=(0.5, 0.4, 0.3)), partly_enhancing) == []
+
+
+@pytest.mark.parametrize(("winner", "missed"), [(0, "WT and TC and ET"), (2, "TC and ET")])
+def test_validation_warns_of_a_network_that_never_predicts_a_region(
+    partly_enhancing, network, winner, missed
+):
+    network = deepcopy(network)
+    network.output_layer.bias.data[winner] += 1e4  # this class everywhere
+    metrics = validation_metrics(network, partly_enhancing, ["et", "ncr"])
+    assert f"found of {missed}, although" in metrics.pop("warnings")[0]
+    assert list(metrics) == ["dice_ET", "dice_TC", "dice_WT", "dice_mean"]
+    assert metrics["dice_TC"] == metrics["dice_ET"] - 0.5 == 0  # one case has no ET
+
+
+def test_validation_without_a_missed_region_gives_metrics_alone(partly_enhancing, network):
+    network = deepcopy(network)
+    network.output_layer.bias.data[3] += 1e4  # ET everywhere: low, but nothing is missed
+    assert "warnings" not in validation_metrics(network, partly_enhancing, ["et", "ncr"])
 
 
 def test_network_is_evaluated_in_eval_mode_and_left_as_it_was(cache, network):
