@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cggm.comparison.records import FinishedRun
 from cggm.display import PALETTE, Cloud, ScatterChart
+from cggm.errors import UserError
 from cggm.runs import RunFolder
 
 Vectors = NDArray[np.float32]
@@ -26,8 +28,7 @@ def read_gradients(records: Sequence[FinishedRun], output: Path) -> dict[str, di
     for record in sorted(records, key=lambda r: r.seed, reverse=True):
         file = RunFolder(output / record.path).gradients
         if file.exists():
-            with np.load(file, allow_pickle=False) as archive:
-                found[record.method] = {name: _unit(archive[name]) for name in archive.files}
+            found[record.method] = _unit_vectors(file)
     return found
 
 
@@ -93,6 +94,17 @@ def _embedded(vectors: Vectors, seed: int) -> Vectors:
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     points: Vectors = tsne.fit_transform(vectors)
     return points
+
+
+def _unit_vectors(file: Path) -> dict[str, Vectors]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: _unit(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, BadZipFile) as error:
+        raise UserError(
+            f"{file}: expected gradients as NumPy arrays, but {error}.",
+            "Delete the file; the comparison goes without.",
+        ) from error
 
 
 def _unit(vectors: Vectors) -> Vectors:

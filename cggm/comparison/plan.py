@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cggm.errors import UserError
 from cggm.reports import Task
-from cggm.runs import read_json, read_yaml, require, write_json
+from cggm.runs import check_form, read_json, read_yaml, require, write_json
 
 UNIMODAL = "unimodal"
 SWEPT_RHO = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -184,12 +184,9 @@ def _on_task(
 
 
 def _told(file: Path) -> list[str]:
-    try:
-        told: list[str] = read_json(file)["arguments"]
-    except KeyError as error:
-        raise UserError(
-            f"{file}: expected the note of a comparison.", "Give another --output."
-        ) from error
+    note = read_json(file)
+    check_form(note, {"arguments": [str], "*": object}, file)
+    told: list[str] = note["arguments"]
     return told
 
 

@@ -7,9 +7,33 @@ from typing import Any
 
 from cggm.comparison.plan import PlannedRun
 from cggm.errors import MethodRefusal, UserError
-from cggm.runs import JsonLines, RunFolder, learn_metrics, read_json, read_jsonl
+from cggm.runs import (
+    NUMBER,
+    JsonLines,
+    RunFolder,
+    check_form,
+    learn_metrics,
+    read_json,
+    read_jsonl,
+)
 
 Metrics = Mapping[str, float | None]
+_METRICS = {"*": NUMBER}
+_RECORD = {
+    **dict.fromkeys(("task", "method", "path"), str),
+    "seed": int,
+    **dict.fromkeys(("seconds", "peak_mb"), NUMBER),
+    "simulated": bool,
+    "test": _METRICS,
+    **{key: {"*": _METRICS} for key in ("subsets", "heads")},
+}
+_REFUSAL = dict.fromkeys(("task", "method", "reason"), str)
+_RESULTS = {
+    "simulated?": bool,
+    **{key: {"*": object} for key in ("test?", "validation?")},
+    **{key: {"*": {"*": object}} for key in ("subsets?", "heads?")},
+    "*": object,
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ def _from_line(line: Mapping[str, object], path: Path, number: int) -> FinishedR
             f"{path}, line {number}: expected the keys of a record, but these differ: {wrong}.",
             "Delete that line; its run is then repeated.",
         )
+    check_form(dict(line), _RECORD, path, f"line {number}")
     return FinishedRun(**line)  # type: ignore[arg-type]
 
 
@@ -184,12 +209,9 @@ class RecordStore:
     def refused(self) -> dict[tuple[str, str], str]:
         """Reasons by task and method."""
         lines = read_jsonl(self._refused) if self._refused.exists() else []
-        try:
-            return {(row["task"], row["method"]): row["reason"] for row in lines}
-        except KeyError as error:
-            raise UserError(
-                f"{self._refused}: a line without {error}.", "Delete the file; nothing is lost."
-            ) from error
+        for number, line in enumerate(lines, 1):
+            check_form(line, _REFUSAL, self._refused, f"line {number}")
+        return {(row["task"], row["method"]): row["reason"] for row in lines}
 
     def pending(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Those that are neither finished nor refused, be it under another seed."""
@@ -239,6 +261,7 @@ def _record(outcome: Outcome, output: Path) -> FinishedRun:
 
 def _results(folder: RunFolder) -> dict[str, Any]:
     results: dict[str, Any] = read_json(folder.results, missing_ok=True)
+    check_form(results, _RESULTS, folder.results)
     if not {"test", "validation"} & results.keys():
         raise UserError(
             f"{folder.path}: the training left no metrics of its own.",

@@ -5,9 +5,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cggm.runs import RunFolder, learn_metrics, read_json, read_jsonl, read_yaml
+from cggm.runs import (
+    NUMBER,
+    RunFolder,
+    check_form,
+    learn_metrics,
+    read_json,
+    read_jsonl,
+    read_yaml,
+)
 
 Json = Mapping[str, Any]
+
+_CONFIG = {
+    "seed": int,
+    "data?": (str, None),
+    "balancer?": {"name": str, "settings": {"*": object}, "*": object},
+    "*": object,
+}
+_EPOCH = {
+    **dict.fromkeys(("epoch?", "iteration?", "lr?", "train_loss?", "skipped_steps?"), NUMBER),
+    "val_*": NUMBER,
+    "*": object,
+}
+_READING = (None, {"*": NUMBER})
+_STEP = {
+    **dict.fromkeys(("iteration?", "loss?"), NUMBER),
+    **dict.fromkeys(("score?", "raw_term?", "term?", "gate?"), _READING),
+    **dict.fromkeys(("cosine?", "gradient_norm?"), _READING),
+    "*": object,
+}
+_TIMING = {"seconds": float, "loading_seconds": float}
+_SCORES = {"confusion?": [[int]], "*": (*NUMBER, [object])}
+_RESULTS = {
+    **dict.fromkeys(("epoch?", "max_epochs?"), (int, None)),
+    "simulated?": bool,
+    "test?": _SCORES,
+    "validation?": _SCORES,
+    "subsets?": {"*": _SCORES},
+    "heads?": {"*": _SCORES},
+    "classes?": (None, [str]),
+    "warnings?": [str],
+    "*": object,
+}
+_CHECKPOINT = {"progress?": {"fingerprint?": {"*": object}, "*": object}, "*": object}
+_ENVIRONMENT = {
+    "command?": [str],
+    "packages?": {"*": str},
+    "earlier_starts?": [object],
+    "started?": str,
+    "*": object,
+}
 
 
 @dataclass(frozen=True)
@@ -42,20 +90,26 @@ class RunRecord:
             path: The folder.
 
         Raises:
-            UserError: If that is no run folder, or a log is damaged.
+            UserError: If that is no run folder, or a file in it is of another form than ours.
         """
         run = RunFolder.open(path)
         learn_metrics(run.metric_records)
-        files = (run.metrics, run.balance, run.timing)
-        metrics, balance, timing = (read_jsonl(p) if p.exists() else [] for p in files)
+        config, results = read_yaml(run.config), read_json(run.results, missing_ok=True)
+        environment = read_json(run.environment, missing_ok=True)
+        for value, form, file in (
+            (config, _CONFIG, run.config),
+            (results, _RESULTS, run.results),
+            (environment, _ENVIRONMENT, run.environment),
+        ):
+            check_form(value, form, file)
         return cls(
             folder=run,
-            config=read_yaml(run.config),
-            environment=read_json(run.environment, missing_ok=True),
-            metrics=metrics,
-            balance=balance,
-            timing=timing,
-            results=read_json(run.results, missing_ok=True),
+            config=config,
+            environment=environment,
+            metrics=_log(run.metrics, _EPOCH),
+            balance=_log(run.balance, _STEP),
+            timing=_log(run.timing, _TIMING),
+            results=results,
             progress=_progress(run),
         )
 
@@ -83,6 +137,18 @@ class RunRecord:
         return [key.removeprefix("val_") for key in keys]
 
 
+def _log(file: Path, form: Json) -> list[dict[str, Any]]:
+    lines = read_jsonl(file) if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        check_form(line, form, file, f"line {number}")
+    return lines
+
+
 def _progress(run: RunFolder) -> Json:
     headers = sorted(run.checkpoints.glob("*/checkpoint.json"))
-    return read_json(headers[-1]).get("progress", {}) if headers else {}
+    if not headers:
+        return {}
+    header = read_json(headers[-1])
+    check_form(header, _CHECKPOINT, headers[-1])
+    progress: Json = header.get("progress", {})
+    return progress

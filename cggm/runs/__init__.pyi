@@ -56,6 +56,8 @@ from .storage.files import replacing as replacing
 from .storage.files import sweep_drafts as sweep_drafts
 from .storage.files import write_atomically as write_atomically
 from .storage.files import write_json as write_json
+from .storage.forms import NUMBER as NUMBER
+from .storage.forms import check_form as check_form
 from .storage.reading import parse_json as parse_json
 from .storage.reading import read_json as read_json
 from .storage.reading import read_yaml as read_yaml

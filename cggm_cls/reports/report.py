@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from cggm.errors import UserError
 from cggm.reports import (
     SIMULATED,
     Column,
@@ -20,7 +21,7 @@ from cggm.reports import (
     training_section,
     write_page,
 )
-from cggm.runs import find_metric
+from cggm.runs import Metric, find_metric
 from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
 from cggm_cls.reports.classes import (
     Interval,
@@ -46,10 +47,11 @@ def write_sequence_report(path: Path) -> Path:
     """
     record = RunRecord.read(path)
     results, kept = record.results, read_predictions(record.folder)
-    test = results.get("test", {})
+    test, classes = results.get("test", {}), results.get("classes") or ()
+    _check_agreement(record, test, classes, kept)
     sections = [
         _headline(test, _intervals(test, kept)),
-        *_samples(test, results.get("classes", ()), kept),
+        *_samples(test, classes, kept),
         _subsets(test, results.get("subsets", {}), results.get("heads", {})),
         balance_section(record.balance),
         training_section(record),
@@ -62,6 +64,31 @@ def write_sequence_report(path: Path) -> Path:
         sections=sections,
         simulated=SIMULATED if _on_simulated(record) else "",
     )
+
+
+def _check_agreement(
+    record: RunRecord,
+    test: Metrics,
+    classes: Sequence[str],
+    kept: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Refuse results and predictions that are not of one run, as far as shapes tell."""
+    confusion = test.get("confusion")
+    size = len(confusion or ())
+    fits = all(len(row) == size and min(row) >= 0 for row in confusion or ())
+    if confusion is not None:
+        fits = fits and any(map(any, confusion)) and len(classes) in (0, size)
+    if kept is not None:
+        prediction, target = kept
+        fits = fits and len(target) > 0 and prediction.shape[1:] == (() if not size else (size,))
+        fits = fits and (not size or (target.dtype.kind in "iu" and target.min() >= 0))
+        fits = fits and (not size or target.max() < size)
+    if not fits:
+        raise UserError(
+            f"{record.folder.results}: expected as many classes in the confusion matrix, in "
+            "their names and in the predictions.",
+            f"Get the run anew, or delete {record.folder.predictions.name}.",
+        )
 
 
 def _on_simulated(record: RunRecord) -> bool:
@@ -100,25 +127,24 @@ def _subsets(
     test: Metrics, subsets: Mapping[str, Metrics], heads: Mapping[str, Metrics]
 ) -> Section:
     """Metrics with modalities missing, and of each modality's head, as heat maps."""
-    keys = ("acc", "uar", "f1_macro") if "confusion" in test else ("mae", "corr", "acc2_non0")
+    shown = (CLASSIFICATION if "confusion" in test else SENTIMENT)[:3]
     groups = {
         "Test metrics with only some modalities present": {**subsets, "all": test},
         "Test metrics of each modality's head": heads,
     }
     tables = Markup().join(
-        plain_table(caption, _columns(rows, keys))
+        plain_table(caption, _columns(rows, shown))
         for caption, rows in groups.items()
         if set(rows) - {"all"}
     )
     return Section("Single modalities", tables)
 
 
-def _columns(rows: Mapping[str, Metrics], keys: tuple[str, ...]) -> list[Column]:
+def _columns(rows: Mapping[str, Metrics], shown: Sequence[Metric]) -> list[Column]:
     columns = [Column("modalities", [name.replace("+", " + ") for name in rows])]
-    for key in keys:
-        values = [row.get(key) for row in rows.values()]
+    for metric in shown:
+        values = [row.get(metric.name) for row in rows.values()]
         known = [v for v in values if v is not None]
-        metric = find_metric(key)
         # A stronger color is better, whatever the direction of the metric.
         scale = (max(known), min(known)) if metric.lower_is_better and known else None
         columns.append(Column(metric.heading, values, metric.digits, heat=True, scale=scale))

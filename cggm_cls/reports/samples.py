@@ -1,7 +1,11 @@
 """Predictions of a run for each test sample, kept beside it for its report."""
 
+from pathlib import Path
+from zipfile import BadZipFile
+
 import numpy as np
 
+from cggm.errors import UserError
 from cggm.runs import RunFolder, replacing
 
 
@@ -22,9 +26,27 @@ def read_predictions(run: RunFolder) -> tuple["np.ndarray", "np.ndarray"] | None
 
     Args:
         run: The run.
+
+    Raises:
+        UserError: If they are damaged.
     """
     path = run.path / "predictions.npz"
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as archive:
-        return archive["prediction"], archive["target"]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            prediction, target = archive["prediction"], archive["target"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise _unreadable(path, str(error)) from error
+    if not (isinstance(target, np.ndarray) and isinstance(prediction, np.ndarray)):
+        raise _unreadable(path, "they are no arrays")
+    if target.ndim != 1 or prediction.shape[:1] != target.shape or prediction.ndim > 2:
+        raise _unreadable(path, f"shapes are {prediction.shape} and {target.shape}")
+    return prediction, target
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path}: expected predictions and targets of the test samples, but {why}.",
+        "Delete the file; the report goes without.",
+    )

@@ -1,6 +1,5 @@
 """Scores of cases in a report: headline, table, distribution, and what absent modalities cost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from cggm.reports import (
     plain_table,
     sortable_table,
 )
-from cggm.runs import Metric, RunFolder, find_metric
+from cggm.runs import NUMBER, Metric, RunFolder, check_form, find_metric, read_json
 from cggm_seg.evaluation import METRICS, REGION_NAMES
 from cggm_seg.reports.examples import EXAMPLES
 
@@ -69,15 +68,17 @@ def read_evaluation(file: Path) -> CaseSet:
     Raises:
         UserError: If it is no evaluation.
     """
-    content = _read_set(file)
     try:
-        rows = {case: _with_mean(row) for case, row in content["rows"].items()}
-        folders = [Path(content[key]) if content.get(key) else None for key in _FOLDERS]
-        problems = list(content["problems"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _no_evaluation(file) from error
+        content = read_json(file)
+        check_form(content, _EVALUATION_FORM, file)
+    except UserError as error:
+        found = error.what.removeprefix(f"{file}: ")
+        raise UserError(f"{file}: expected metrics by case; {found}", _EVALUATE) from error
+    rows = {case: _with_mean(row) for case, row in content["rows"].items()}
+    folders = [Path(content[key]) if content.get(key) else None for key in _FOLDERS]
+    problems = list(content["problems"])
     if not rows:
-        raise _no_evaluation(file)
+        raise UserError(f"{file}: expected metrics by case, but it has none.", _EVALUATE)
     return CaseSet("Evaluation", "evaluated cases", rows, folders[0], folders[1], problems)
 
 
@@ -90,31 +91,31 @@ def read_validation(run: RunFolder) -> CaseSet | None:
     file = run.path / "validation.json"
     if not file.exists():
         return None
-    content = _read_set(file)
+    content = read_json(file)
+    check_form(content, _VALIDATION_FORM, file)
     rows = {row["case"]: {k: v for k, v in row.items() if k != "case"} for row in content["rows"]}
     noun = "validation cases, which selected the weights"
     return CaseSet("Validation", noun, rows, run.path / EXAMPLES, Path(content["data"]))
 
 
+_EVALUATE = "Give a file that brats_evaluate.py wrote with --output."
 _FOLDERS = ("predictions", "reference")
+_DICE = dict.fromkeys((f"dice_{region}" for region in REGION_NAMES), float)
+_EVALUATION_FORM = {
+    "rows": {"*": {**_DICE, "*": NUMBER}},
+    "problems": [str],
+    **dict.fromkeys((f"{folder}?" for folder in _FOLDERS), (str, None)),
+    "*": object,
+}
+_VALIDATION_FORM = {
+    "data": str,
+    "rows": [{"case": str, **_DICE, "dice_mean": float, "*": NUMBER}],
+    "*": object,
+}
 
 
 def _with_mean(row: Row) -> Row:
     return {"dice_mean": fmean(row[f"dice_{region}"] for region in REGION_NAMES), **row}
-
-
-def _read_set(file: Path) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise _no_evaluation(file) from error
-
-
-def _no_evaluation(file: Path) -> UserError:
-    return UserError(
-        f"{file}: expected metrics by case, but it cannot be read as such.",
-        "Give a file that brats_evaluate.py wrote with --output.",
-    )
 
 
 _SHOWN = ("dice_mean", *METRICS)
@@ -174,7 +175,7 @@ def _lacking(split: Mapping[str, Any]) -> Markup:
     lacking = split.get("lacking", {})
     if not lacking:
         return Markup()
-    roles = {role: set(split[role]) for role in ("training", "validation")}
+    roles = {role: set(split.get(role, ())) for role in ("training", "validation")}
     columns = [Column("modality", list(lacking))] + [
         Column(
             f"{role} cases without it, of {len(ids)}",

@@ -1,7 +1,8 @@
 """Reports of a BraTS training and of an evaluation, each one HTML file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cggm.errors import UserError
 from cggm.reports import (
@@ -13,7 +14,7 @@ from cggm.reports import (
     training_section,
     write_page,
 )
-from cggm.runs import RunFolder, read_json
+from cggm.runs import NUMBER, RunFolder, check_form, read_json
 from cggm_seg.reports.cases import (
     CaseSet,
     cases_section,
@@ -27,6 +28,7 @@ from cggm_seg.reports.viewer import viewer_section
 
 _EVALUATION = "evaluation.json"
 _FEW = 10
+_SPLIT = {"training?": [str], "validation?": [str], "lacking?": {"*": [str]}, "*": object}
 
 
 def write_segmentation_report(path: Path) -> Path:
@@ -54,8 +56,8 @@ def write_segmentation_report(path: Path) -> Path:
             _viewer(sets),
             *map(cases_section, sets),
             missing_section(
-                read_json(record.folder.subsets, missing_ok=True),
-                read_json(record.folder.split, missing_ok=True),
+                _kept(record.folder.subsets, {"*": {"*": NUMBER}}),
+                _kept(record.folder.split, _SPLIT),
             ),
             balance_section(record.balance),
             training_section(record),
@@ -110,6 +112,13 @@ def _warnings(validation: CaseSet | None) -> list[str]:
     if validation is None or len(validation.rows) >= _FEW:
         return []
     return [f"The weights were selected on few validation cases: {len(validation.rows)}."]
+
+
+def _kept(file: Path, form: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run kept in a JSON file; nothing where there is none."""
+    content: dict[str, Any] = read_json(file, missing_ok=True)
+    check_form(content, form, file)
+    return content
 
 
 def _on_simulated(record: RunRecord, sets: Sequence[CaseSet]) -> bool:

@@ -6,6 +6,8 @@ from .files import replacing as replacing
 from .files import sweep_drafts as sweep_drafts
 from .files import write_atomically as write_atomically
 from .files import write_json as write_json
+from .forms import NUMBER as NUMBER
+from .forms import check_form as check_form
 from .reading import parse_json as parse_json
 from .reading import read_json as read_json
 from .reading import read_yaml as read_yaml

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cggm.errors import UserError
-from cggm.runs.storage import write_atomically
+from cggm.runs.storage import parse_json, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +170,7 @@ def _jsonable(value: Any) -> Any:  # noqa: ANN401
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         record = None
     if not isinstance(record, dict):
