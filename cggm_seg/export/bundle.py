@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def write_bundle(
     """
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(template, folder, dirs_exist_ok=True, ignore=ignored)
+    # What prepared the images of the training; it needs numpy alone.
+    own = files("cggm_seg.data") / "preprocessing.py"
+    (folder / "scripts" / "preprocessing.py").write_text(own.read_text("utf-8"))
     (folder / "models").mkdir()
     write_program(export_program(network, weights=False), folder / "models" / "network.pt2", {})
     torch.save(_on_cpu(network), folder / "models" / "model.pt")
@@ -63,7 +67,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "copyright": "Code: Apache-2.0. Weights: the terms of the training data, see MODEL_CARD.md",
         "data_source": facts.data,
         "data_type": "nibabel",
-        "image_classes": f"{', '.join(used)}; z-scores over the non-zero voxels of each",
+        "image_classes": f"{', '.join(used)}; z-scores over the brain of each",
         "pred_classes": numbered_classes(),
         "eval_metrics": {f"mean_dice_{name}": value for name, value in facts.metrics.items()},
         "intended_use": INTENDED_USE,

@@ -21,7 +21,7 @@ from cggm_seg.inference.cohort import predict_cases
 from cggm_seg.inference.slices import InferenceSettings
 from cggm_seg.inference.volume import predict_volume
 from tests.cggm_seg.exporting import finished_run
-from tests.cggm_seg.nifti import AFFINE, case_file, write_case
+from tests.cggm_seg.nifti import case_file, write_case, write_volume
 
 SHARED = Path(__file__).parents[3] / "configs" / "bundle"
 USED = ("flair", "t1ce")
@@ -98,10 +98,29 @@ def run_bundle(bundle, *options, without):
     )
 
 
+def _turn(file, codes):
+    """Store an image in another orientation."""
+    image = nib.load(file)
+    now = nib.orientations.io_orientation(image.affine)
+    turn = nib.orientations.ornt_transform(now, nib.orientations.axcodes2ornt(codes))
+    turned = image.as_reoriented(turn)
+    write_volume(file, np.asarray(turned.dataobj), turned.affine)
+
+
+def _shift(file, offset):
+    """Store an image with another value of the background."""
+    image = nib.load(file)
+    write_volume(file, np.asarray(image.dataobj, np.float32) + np.float32(offset), image.affine)
+
+
 @needs_fire
 def test_bundle_gives_the_label_maps_of_this_project_without_it(finished, bundle, tmp_path):
-    for name, shape in (("a", (75, 58, 7)), ("b", (64, 48, 9))):
-        write_case(tmp_path / "cases", name, shape=shape, seed=ord(name))
+    shapes = {"a": (75, 58, 7), "b": (64, 48, 9), "sagittal": (64, 48, 9), "offset": (64, 48, 9)}
+    for name, shape in shapes.items():
+        write_case(tmp_path / "cases", name, shape=shape, seed=len(name))
+    for modality in USED:
+        _turn(case_file(tmp_path / "cases", "sagittal", modality), "PIR")
+        _shift(case_file(tmp_path / "cases", "offset", modality), -3.5)
     done = run_bundle(
         bundle,
         *("--dataset_dir", tmp_path / "cases", "--output_dir", tmp_path / "theirs"),
@@ -110,11 +129,14 @@ def test_bundle_gives_the_label_maps_of_this_project_without_it(finished, bundle
     assert done.returncode == 0, done.stderr
     cases, _ = find_cases(tmp_path / "cases", labelled=False)
     predict_cases(finished[1], cases, tmp_path / "ours", FLOAT32)
-    names = ["a.nii.gz", "b.nii.gz"]
-    assert sorted(file.name for file in (tmp_path / "theirs").iterdir()) == names
-    for name in names:
-        ours, theirs = (nib.load(tmp_path / side / name) for side in ("ours", "theirs"))
-        np.testing.assert_array_equal(theirs.affine, AFFINE)
+    assert {file.name for file in (tmp_path / "theirs").iterdir()} == {
+        f"{n}.nii.gz" for n in shapes
+    }
+    for name in shapes:
+        ours, theirs = (nib.load(tmp_path / side / f"{name}.nii.gz") for side in ("ours", "theirs"))
+        image = nib.load(case_file(tmp_path / "cases", name, "flair"))
+        np.testing.assert_array_equal(theirs.affine, image.affine)
+        assert theirs.shape == image.shape
         assert theirs.get_data_dtype() == np.uint8
         found, expected = np.asarray(theirs.dataobj), np.asarray(ours.dataobj)
         assert (found == expected).mean() >= 0.9999
