@@ -1,4 +1,4 @@
-"""What the voxels of a case must satisfy, for training, inference and verification alike."""
+"""Checks that the voxels of a case must pass, in training, inference and verification alike."""
 
 from collections.abc import Iterator
 from pathlib import Path

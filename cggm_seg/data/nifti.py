@@ -1,4 +1,4 @@
-"""Reads single NIfTI files so that no damage passes unnoticed.
+"""NIfTI files, each read so that no damage passes unnoticed.
 
 nibabel stops reading a gzip stream before its checksum and accepts most bit flips; here every
 stream is read to its end, once, and no header is believed before the size of the file allows it.

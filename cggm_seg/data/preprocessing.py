@@ -1,4 +1,4 @@
-"""From raw intensities to z-scores of the brain: what training and inference share.
+"""Preprocessing, from raw intensities to z-scores of the brain, of training and inference alike.
 
 Everything after :func:`prepare_image` tells the background by its value, exactly 0, and the brain
 by any other value.

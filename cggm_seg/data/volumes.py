@@ -1,4 +1,4 @@
-"""Reads whole cases with every check that training and inference rely on; writes label maps."""
+"""Volumes of a case, read with every check that training and inference rely on; label maps."""
 
 import gzip
 import logging
