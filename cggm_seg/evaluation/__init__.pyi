@@ -1,5 +1,6 @@
 from .folder import evaluate_folder as evaluate_folder
 from .folder import subset_names as subset_names
+from .folder import written_labels as written_labels
 from .regions import CLASS_NAMES as CLASS_NAMES
 from .regions import CLASSES as CLASSES
 from .regions import REGION_NAMES as REGION_NAMES

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,7 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
     """
     assert case.label is not None
     wanted, wanted_grid = read_labels(case.label, case.id, case.labels)
-    found, found_grid = read_labels(file, case.id, _written_labels(case, file))
+    found, found_grid = read_labels(file, case.id, written_labels(case, file))
     if found.shape != wanted.shape:
         what = f"Expected shape {wanted.shape} as of {case.label}, but found {found.shape}."
         raise DataError(case.id, file, what, "Predict on the grid of the case's images.")
@@ -57,8 +57,13 @@ def evaluate_case(case: Case, file: Path, rule: Rule) -> Row:
     return score(found, wanted, tuple(np.linalg.norm(expected[:3, :3], axis=0).tolist()))
 
 
-def _written_labels(case: Case, file: Path) -> LabelScheme:
-    """What the record of an inference says of this very file, or else the reference's scheme."""
+def written_labels(case: Case, file: Path) -> LabelScheme:
+    """What the record of an inference says of this very file, or else the reference's scheme.
+
+    Args:
+        case: The case, with the label scheme of the reference.
+        file: Its predicted label map.
+    """
     name = f"{case.id}.json"
     try:
         record = json.loads((file.parent / "records" / name).read_text())
@@ -87,6 +92,7 @@ class Evaluation:
             statistic.
         problems: One sentence for each case that is not scored, and for each surplus file.
         rule: How a case is scored, see :func:`cggm_seg.evaluation.folder.evaluate_case`.
+        labels: Case to the label scheme of its reference.
     """
 
     rows: dict[str, Row]
@@ -94,6 +100,7 @@ class Evaluation:
     missing: list[str]
     problems: list[str]
     rule: Rule = "brats2021"
+    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean_dice(self) -> float:
@@ -168,7 +175,8 @@ def evaluate_folder(
     if not rows:
         raise _nothing_scored(predictions, reference, problems)
     said = [str(problem) for problem in problems]
-    return Evaluation(rows, _statistics(rows), missing, said, rule)
+    schemes = {case.id: case.labels.name for case in cases if case.id in rows}
+    return Evaluation(rows, _statistics(rows), missing, said, rule, schemes)
 
 
 def subset_names(modalities: Sequence[str]) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Scores of cases in a report: headline, table, distribution, and what absent modalities cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,6 +39,7 @@ class CaseSet:
         predictions: Folder of the label maps, ``None`` where it is not known.
         reference: Folder of the labelled cases, likewise.
         problems: A sentence for each case that was not scored.
+        labels: Case to its label scheme, where known.
     """
 
     title: str
@@ -47,6 +48,7 @@ class CaseSet:
     predictions: Path | None
     reference: Path | None
     problems: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dice(self) -> dict[str, float]:
@@ -75,11 +77,11 @@ def read_evaluation(file: Path) -> CaseSet:
         found = error.what.removeprefix(f"{file}: ")
         raise UserError(f"{file}: expected metrics by case; {found}", _EVALUATE) from error
     rows = {case: _with_mean(row) for case, row in content["rows"].items()}
-    folders = [Path(content[key]) if content.get(key) else None for key in _FOLDERS]
-    problems = list(content["problems"])
+    one, other = (Path(content[key]) if content.get(key) else None for key in _FOLDERS)
+    problems, labels = list(content["problems"]), content.get("labels", {})
     if not rows:
         raise UserError(f"{file}: expected metrics by case, but it has none.", _EVALUATE)
-    return CaseSet("Evaluation", "evaluated cases", rows, folders[0], folders[1], problems)
+    return CaseSet("Evaluation", "evaluated cases", rows, one, other, problems, labels)
 
 
 def read_validation(run: RunFolder) -> CaseSet | None:
@@ -95,7 +97,8 @@ def read_validation(run: RunFolder) -> CaseSet | None:
     check_form(content, _VALIDATION_FORM, file)
     rows = {row["case"]: {k: v for k, v in row.items() if k != "case"} for row in content["rows"]}
     noun = "validation cases, which selected the weights"
-    return CaseSet("Validation", noun, rows, run.path / EXAMPLES, Path(content["data"]))
+    folders = (run.path / EXAMPLES, Path(content["data"]))
+    return CaseSet("Validation", noun, rows, *folders, labels=content.get("labels", {}))
 
 
 _EVALUATE = "Give a file that brats_evaluate.py wrote with --output."
@@ -104,11 +107,13 @@ _DICE = dict.fromkeys((f"dice_{region}" for region in REGION_NAMES), float)
 _EVALUATION_FORM = {
     "rows": {"*": {**_DICE, "*": NUMBER}},
     "problems": [str],
+    "labels?": {"*": str},
     **dict.fromkeys((f"{folder}?" for folder in _FOLDERS), (str, None)),
     "*": object,
 }
 _VALIDATION_FORM = {
     "data": str,
+    "labels?": {"*": str},
     "rows": [{"case": str, **_DICE, "dice_mean": float, "*": NUMBER}],
     "*": object,
 }

@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cggm.runs import RunFolder, write_atomically
-from cggm_seg.data import Case, Cohort, find_cases, read_case, read_labels, write_labels
+from cggm_seg.data import (
+    Case,
+    Cohort,
+    find_cases,
+    label_scheme,
+    read_case,
+    read_labels,
+    write_labels,
+)
+from cggm_seg.evaluation import written_labels
 from cggm_seg.inference import predict_volume
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
@@ -67,7 +76,8 @@ def keep_validation(
         rows: Dice of each validation case, see
             :func:`cggm_seg.training.validation.evaluate_cached`.
     """
-    record = {"data": str(cohort.folder.resolve()), "rows": rows}
+    schemes = {str(row["case"]): cohort.cases[str(row["case"])].labels.name for row in rows}
+    record = {"data": str(cohort.folder.resolve()), "rows": rows, "labels": schemes}
     write_atomically(run.path / "validation.json", json.dumps(record, indent=2).encode())
     dice = {str(row["case"]): float(row["dice_mean"]) for row in rows}
     folder = run.path / EXAMPLES
@@ -79,19 +89,22 @@ def keep_validation(
         write_labels(folder / f"{case.id}.nii.gz", prediction, volumes.grid, case.labels)
 
 
-def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path) -> list[Example]:
+def read_examples(
+    dice: Mapping[str, float], predictions: Path, reference: Path, labels: Mapping[str, str]
+) -> list[Example]:
     """Read the worst, median and best case that are there.
 
     Args:
         dice: Mean Dice by case.
         predictions: Folder of the label maps.
         reference: Folder of the labelled cases.
+        labels: Case to its label scheme; of others names and contents tell it.
 
     Raises:
         DataError: If a file is damaged, or the reference holds no case.
     """
     roles = choose_examples(dice)
-    cases = _find_labelled(reference, roles.values())
+    cases = _find_labelled(reference, roles.values(), labels)
     return [
         _read_example(role, cases[case_id], dice[case_id], predictions / f"{case_id}.nii.gz")
         for role, case_id in roles.items()
@@ -99,14 +112,20 @@ def read_examples(dice: Mapping[str, float], predictions: Path, reference: Path)
     ]
 
 
-def _find_labelled(folder: Path, wanted: Collection[str]) -> dict[str, Case]:
+def _find_labelled(
+    folder: Path, wanted: Collection[str], labels: Mapping[str, str]
+) -> dict[str, Case]:
     cases, _ = find_cases(folder, labelled=True, allow_missing=True, modalities=())
-    return {case.id: case for case in cases if case.id in wanted}
+    return {
+        case.id: replace(case, labels=label_scheme(labels.get(case.id)) or case.labels)
+        for case in cases
+        if case.id in wanted
+    }
 
 
 def _read_example(role: str, case: Case, dice: float, file: Path) -> Example:
     volumes = read_case(case)
-    prediction, _ = read_labels(file, case.id, case.labels)
+    prediction, _ = read_labels(file, case.id, written_labels(case, file))
     assert volumes.label is not None
     images = dict(zip(case.images, volumes.images, strict=True))
     return Example(role, case.id, dice, images, volumes.label, prediction, volumes.grid.spacing)

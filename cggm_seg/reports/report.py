@@ -100,7 +100,7 @@ def _examples(own: CaseSet) -> Section:
     if own.predictions is None or own.reference is None:
         return viewer_section([], "The evaluation does not say where its volumes lie.")
     try:
-        found = read_examples(own.dice, own.predictions, own.reference)
+        found = read_examples(own.dice, own.predictions, own.reference, own.labels)
     except UserError as error:
         return viewer_section([], f"The volumes cannot be shown: {error}")
     note = f"Worst, median and best of the {own.noun} by mean Dice."

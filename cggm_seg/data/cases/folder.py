@@ -10,7 +10,14 @@ from pathlib import Path
 
 from cggm.errors import DataError
 from cggm_seg.data.cases.case import MODALITIES, is_time_point
-from cggm_seg.data.cases.naming import NamedFile, forget_datasets, is_volume, read_name
+from cggm_seg.data.cases.naming import (
+    NamedFile,
+    forget_datasets,
+    is_image,
+    is_volume,
+    names_modality,
+    read_name,
+)
 from cggm_seg.data.findings import Code, Finding
 
 DEEPEST = 6
@@ -57,7 +64,7 @@ class CaseFolder:
             file
             for file in self.leftover
             if (file.parent in own or file.name.startswith((f"{case_id}_", f"{case_id}-")))
-            and not _OTHER_IMAGES.search(file.name)
+            and (names_modality(file) or not _OTHER_IMAGES.search(file.name))
         ]
 
     def leftover_findings(self) -> list[Finding]:
@@ -71,7 +78,9 @@ class CaseFolder:
             name = next(iter(ids)) if len(ids) == 1 else folder.name
             what = f"Expected names that tell case and modality, but found {file_names(found)}."
             fix = "Rename what belongs to a case, as <case>_t1ce.nii.gz; others are not used."
-            if any(re.search(r"_\d{4}\.nii", file.name) for file in found):
+            if not all(map(is_volume, found)):
+                fix = "Convert what belongs to a case to NIfTI, <case>_t1ce.nii.gz and so on."
+            elif any(re.search(r"_\d{4}\.nii", file.name) for file in found):
                 fix = "For channels of nnU-Net add its dataset.json. " + fix
             findings.append(Finding(Code.UNRECOGNIZED, name, found[0], what, fix))
         return findings
@@ -94,7 +103,7 @@ def read_folder(folder: Path) -> CaseFolder:
     for item in _identified(list(named.values()), folder):
         groups[item.id].append(item)
     strays = _join_strays(groups, folder)
-    leftover = [path for path in paths if is_volume(path) and path not in named]
+    leftover = [path for path in paths if is_image(path) and path not in named]
     leftover += _drop_small_groups(groups) + _drop_outranked(groups)
     found = CaseFolder(folder, dict(groups), sorted(leftover), [*strays, *_guesses(groups)])
     if not groups:
@@ -121,10 +130,10 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         for item in found:
             if item.name.startswith(".") or item.name == "__MACOSX":
                 continue
-            if item.is_file():
+            if item.is_dir():
+                yield from _walk(Path(item.path), depth - 1) if depth else ()
+            else:  # links that lead nowhere, too: reading them says so
                 yield Path(item.path)
-            elif depth and item.is_dir():
-                yield from _walk(Path(item.path), depth - 1)
 
 
 def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:

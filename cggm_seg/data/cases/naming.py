@@ -48,6 +48,11 @@ _BEGINNINGS = ("t1", "t2", "fl", "seg", "tumor", "brats", "label", "ground", "gl
 
 _OFFICIAL = {s: naming for naming, suffixes in SUFFIXES.items() for s in suffixes.values()}
 _ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+# Other formats of images, and NIfTI that has to be unpacked first.
+_OTHER_FORMAT = re.compile(
+    r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|hdr|img|dcm|nii\.(bz2|xz|zst|zip|part))$",
+    re.IGNORECASE,
+)
 _SEPARATOR = re.compile(r"[-_. ]")
 # BIDS names a contrast agent apart from the image: sub-1_ce-gadolinium_T1w.
 _WITH_AGENT = re.compile(r"[-_]ce-[a-z0-9]+_t1w$", re.IGNORECASE)
@@ -87,12 +92,23 @@ def is_volume(file: Path) -> bool:
     return bool(_ENDING.search(file.name))
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file is a volume, in NIfTI or another format, by its ending."""
+    return is_volume(file) or bool(_OTHER_FORMAT.search(file.name))
+
+
+def names_modality(file: Path) -> bool:
+    """Whether a part of a name is the word for a modality, such as in ``case_t1ce_brain``."""
+    pieces = _SEPARATOR.split(_ENDING.sub("", file.name.lower()))
+    return any(_PARTS.get(piece) in MODALITIES for piece in pieces)
+
+
 def read_name(file: Path) -> NamedFile | None:
     """What a file is, by its name; ``None`` where no scheme or word of the field fits."""
-    name = file.name
-    if name.startswith(".") or not is_volume(file):
+    name, found = file.name, _ENDING.search(file.name)
+    if name.startswith(".") or not found:
         return None
-    stem, ending = _ENDING.sub("", name), name[_ENDING.search(name).start() :]  # type: ignore[union-attr]
+    stem, ending = name[: found.start()], found[0]
     if agent := _WITH_AGENT.search(stem):
         return NamedFile(stem[: agent.start()], "t1ce", file, None, f"*{agent[0]}{ending}")
     starts = [0, *(match.end() for match in _SEPARATOR.finditer(stem))]

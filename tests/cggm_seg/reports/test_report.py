@@ -59,7 +59,7 @@ def test_viewer_holds_labels_exactly_and_images_nearly(run):
     assert [case["role"] for case in shown] == ["worst", "median", "best"]
     assert shown[0]["id"] == min(dice, key=dice.get)
     for case, example in zip(
-        shown, read_examples(dice, run / "predictions", run / "cases"), strict=True
+        shown, read_examples(dice, run / "predictions", run / "cases", {}), strict=True
     ):
         packed = np.frombuffer(gzip.decompress(base64.b64decode(case["labels"])), np.uint8)
         labels = packed.reshape(case["shape"], order="F")

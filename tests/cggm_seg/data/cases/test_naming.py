@@ -164,7 +164,10 @@ def test_two_names_that_nearly_fit_are_ambiguous(tmp_path):
     assert (error.code, error.file.name) == (Code.AMBIGUOUS, "a_T1post.nii.gz")
 
 
-@pytest.mark.parametrize("name", ["a_t1xyz.nii.gz", "contrast.nii.gz", "a_0001.nii.gz"])
+@pytest.mark.parametrize(
+    "name",
+    ["a_t1xyz.nii.gz", "contrast.nii.gz", "a_0001.nii.gz", "a_t1ce_brain.nii.gz", "a_t1ce.mha"],
+)
 def test_near_miss_is_refused_for_inference_instead_of_zeros(tmp_path, name):
     files = write_names(tmp_path, SCHEMES["BraTS 2021"][:4], ["a", "b"])
     (tmp_path / "a" / "a_t1ce.nii.gz").rename(tmp_path / "a" / name)
@@ -185,6 +188,22 @@ def test_other_sequences_and_masks_are_no_near_miss(tmp_path):
         (tmp_path / "a" / f"a_{word}.nii.gz").touch()
     [case], errors = find_cases(tmp_path, labelled=False, allow_missing=True)
     assert (tuple(case.images), errors) == (("flair", "t1", "t2"), [])
+
+
+def test_link_that_leads_nowhere_is_a_file_that_is_missing(tmp_path):
+    files = write_names(tmp_path, SCHEMES["BraTS 2021"][:4], ["a"])
+    files["t2"].unlink()
+    files["t2"].symlink_to(tmp_path / "annex" / "x")
+    [case], errors = find_cases(tmp_path, labelled=False, allow_missing=True)
+    assert (case.images["t2"], errors) == (files["t2"], [])
+
+
+def test_other_formats_are_named_with_what_to_do(tmp_path):
+    write_names(tmp_path, SCHEMES["BraTS 2021"][:4], ["a"])
+    (tmp_path / "a" / "a_seg.nrrd").touch()
+    [finding] = survey_cases(tmp_path).findings
+    assert (finding.code, finding.case) == (Code.UNRECOGNIZED, "a")
+    assert "Convert" in finding.fix
 
 
 def test_what_was_taken_and_what_is_left_over_is_said_once(tmp_path, caplog):
