@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 150
+_WARNING = "#7a4a00"
 _POINTS = 72  # of an inch
 _ABOVE, _LEGEND = 24, 28  # points for the title of a chart and for the common legend
 _LONGEST_NAME = 19  # characters on a page; the rest of the width is for the values
@@ -41,12 +42,13 @@ _VARIABLES = {
 """Colors of the drawing to the variables of a page's style sheet, light or dark."""
 
 
-def png(charts: Sequence[Chart], *, columns: int = 3) -> bytes:
+def png(charts: Sequence[Chart], *, columns: int = 3, head: str = "") -> bytes:
     """A PNG file of charts side by side, with their titles and one legend.
 
     Args:
         charts: At least one.
         columns: Charts in a row.
+        head: Set above all charts, and kept in the file as its description.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -65,7 +67,9 @@ def png(charts: Sequence[Chart], *, columns: int = 3) -> bytes:
             if isinstance(chart, LineChart) and chart.named:
                 axes.legend(handles=line_handles(chart.known), fontsize=9)
         _add_legend(figure, charts)
-        figure.savefig(data, dpi=_DPI, format="png")
+        figure.suptitle(head, fontsize=11, fontweight="bold", color=_WARNING)
+        metadata = {"Description": head} if head else {}
+        figure.savefig(data, dpi=_DPI, format="png", metadata=metadata)
     return data.getvalue()
 
 

@@ -26,6 +26,7 @@ _CONFIG = {
 _EPOCH = {
     **dict.fromkeys(("epoch?", "iteration?", "lr?", "train_loss?", "skipped_steps?"), NUMBER),
     "val_*": NUMBER,
+    "warnings?": [str],
     "*": object,
 }
 _READING = (None, {"*": NUMBER})

@@ -46,11 +46,13 @@ class TrainingData:
             :class:`cggm.runs.loop.sampling.ReplayedLoader`.
         digest: Of the content, which must be the same when the run is resumed.
         names: A batch to the identifiers of its samples, for messages.
+        simulated: Whether samples are simulated, which every picture and page then says.
     """
 
     loader: Iterable[Any]
     digest: str = ""
     names: Callable[[Any], Sequence[str]] = lambda batch: ()
+    simulated: bool = False
 
 
 @dataclass(frozen=True)

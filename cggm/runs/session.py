@@ -94,7 +94,7 @@ class Session:
         self._balancer = _bound(balance, parts.network)
         self._recorder = _recorder(self._balancer, run, options)
         picture = None if validation is None else validation.picture
-        self._journal = Journal(run, options, picture=picture)
+        self._journal = Journal(run, options, picture=picture, simulated=data.simulated)
         self._losses = EpochLosses(next(parts.network.parameters()).device)
         self._saver = self._build_saver()
         self.guard = NonFiniteGuard(

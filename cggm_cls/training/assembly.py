@@ -63,7 +63,7 @@ class SequenceTraining:
         self.session = Session(
             self.trainer,
             TrainingParts(self.network, self.optimizer, schedule),
-            TrainingData(loader, data.digest, names=itemgetter("ids")),
+            TrainingData(loader, data.digest, itemgetter("ids"), data.simulated),
             run,
             config,
             balance=BalanceHandler(self.balancer),

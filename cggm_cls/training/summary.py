@@ -83,7 +83,7 @@ def conclude_sequences(
     }
     keep_gradients(run, config, network, balancer, epoch_batches(config, network, data))
     if config.curves:
-        plot_curves(run)
+        plot_curves(run, simulated=data.simulated)
     # The run counts as finished once everything is there that follows from its results.
     write_json(run.results, {**result, "finished": False})
     if config.curves:

@@ -85,6 +85,11 @@ class Cohort:
     problems: list[DataError]
 
     @property
+    def simulated(self) -> bool:
+        """Whether these are cases of the simulator."""
+        return (self.folder / "cohort.json").is_file()
+
+    @property
     def digests(self) -> dict[str, dict[str, str]]:
         """SHA-256 of every file that the slices were made from: case, modality or ``seg``."""
         return {case_id: self.cache.digests(case_id) for case_id in self.cases}

@@ -58,7 +58,7 @@ def segmentation_session(
     return Session(
         _engine(config, network, balancer, optimizer, loader, device),
         TrainingParts(network, optimizer, _schedule(config.optimizer, optimizer)),
-        TrainingData(loader, split.digest(), names=itemgetter("case")),
+        TrainingData(loader, split.digest(), itemgetter("case"), cohort.simulated),
         run,
         config,
         balance=BalanceHandler(balancer, identify=itemgetter("position")),

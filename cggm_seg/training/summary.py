@@ -1,7 +1,6 @@
 """What a BraTS training says before it starts and leaves behind when it ends."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cggm.balancer import Balancer
 from cggm.display import aligned
@@ -42,7 +41,7 @@ def announce_segmentation(
     """
     data, split = cohort.folder, cohort.split
     lines = {
-        "data": f"{data}{_if_simulated(data)}: {_cases(split.training)} for training, "
+        "data": f"{data}{_if_simulated(cohort)}: {_cases(split.training)} for training, "
         f"{len(split.validation)} for validation",
         "network": config.network.encoder_name,
     }
@@ -89,7 +88,7 @@ def conclude_segmentation(
     result = {
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
-        "simulated": _is_simulated(cohort.folder),
+        "simulated": cohort.simulated,
         "validation_score": best.score,
         "validation": table[whole],
         "subsets": {name: row for name, row in table.items() if name != whole},
@@ -100,7 +99,7 @@ def conclude_segmentation(
     # The run counts as finished once everything is there that follows from its results.
     write_json(run.results, {**result, "finished": False})
     if config.curves:
-        plot_curves(run)
+        plot_curves(run, simulated=cohort.simulated)
         keep_validation(run, network, cohort, rows[modalities])
         write_segmentation_report(run.path)
     write_json(run.results, {**result, "finished": True})
@@ -116,7 +115,7 @@ def _print_table(
     epoch: int,
     table: dict[str, dict[str, float]],
 ) -> None:
-    cases = f"{_cases(cohort.split.validation, 'validation ')}{_if_simulated(cohort.folder)}"
+    cases = f"{_cases(cohort.split.validation, 'validation ')}{_if_simulated(cohort)}"
     print(f"\nmean Dice of {cases}, epoch {epoch}")
     print(_subset_table(table))
     if config.curves:
@@ -133,12 +132,8 @@ def _cases(ids: Sequence[str], kind: str = "") -> str:
     return f"{len(ids)} {kind}case{'' if len(ids) == 1 else 's'}"
 
 
-def _is_simulated(data: Path) -> bool:
-    return (data / "cohort.json").is_file()
-
-
-def _if_simulated(data: Path) -> str:
-    return " (SIMULATED)" if _is_simulated(data) else ""
+def _if_simulated(cohort: Cohort) -> str:
+    return " (SIMULATED)" if cohort.simulated else ""
 
 
 def _subset_table(table: dict[str, dict[str, float]]) -> str:

@@ -156,7 +156,7 @@ def validation_charts(metrics: Log) -> list[LineChart]:
     return [chart for chart in charts if chart.known]
 
 
-def plot_curves(run: RunFolder | Path) -> list[Path]:
+def plot_curves(run: RunFolder | Path, *, simulated: bool = False) -> list[Path]:
     """Draw the curves of a run as PNG files in its folder ``curves``.
 
     Score, balancing term, cosine and gradient norm per modality, the loss (the paper's figures 2,
@@ -165,6 +165,7 @@ def plot_curves(run: RunFolder | Path) -> list[Path]:
 
     Args:
         run: The run, finished or not.
+        simulated: Whether its data are, which the pictures then say.
 
     Returns:
         The files, ``curves.png`` last.
@@ -176,8 +177,8 @@ def plot_curves(run: RunFolder | Path) -> list[Path]:
     charts = read_charts(run)
     if not charts:
         raise UserError(f"{run.path}: nothing was logged yet.", "Give the folder of a run.")
-    files = [_save(run, name, [chart]) for name, chart in charts.items()]
-    return [*files, _save(run, "curves", [*charts.values()])]
+    parts = {**{name: [chart] for name, chart in charts.items()}, "curves": [*charts.values()]}
+    return [_save(run, name, own, simulated=simulated) for name, own in parts.items()]
 
 
 def read_charts(run: RunFolder) -> dict[str, LineChart]:
@@ -205,10 +206,13 @@ class CurveRefresh:
     Args:
         run: The run.
         longest_share: Of the time since the last drawing that one may take.
+        simulated: Whether the data of the run are, which the picture then says.
     """
 
-    def __init__(self, run: RunFolder, *, longest_share: float = 0.05) -> None:
-        self._run, self._longest_share = run, longest_share
+    def __init__(
+        self, run: RunFolder, *, longest_share: float = 0.05, simulated: bool = False
+    ) -> None:
+        self._run, self._longest_share, self._simulated = run, longest_share, simulated
         self._drawn_at = time.monotonic()
         self._seconds = _FIRST_DRAWING
 
@@ -217,7 +221,8 @@ class CurveRefresh:
         started = time.monotonic()
         if self._seconds > self._longest_share * (started - self._drawn_at):
             return
-        _save(self._run, "curves", [*read_charts(self._run).values()])
+        charts = [*read_charts(self._run).values()]
+        _save(self._run, "curves", charts, simulated=self._simulated)
         self._drawn_at = time.monotonic()
         self._seconds = self._drawn_at - started
 
@@ -237,8 +242,8 @@ def _shade(number: int, lines: int) -> tuple[int, None, int]:
     return (INK, GRAY)[number % 2], None, number
 
 
-def _save(run: RunFolder, name: str, charts: Sequence[LineChart]) -> Path:
+def _save(run: RunFolder, name: str, charts: Sequence[LineChart], *, simulated: bool) -> Path:
     run.curves.mkdir(exist_ok=True)
     file = run.curves / f"{name}.png"
-    write_atomically(file, png(charts))
+    write_atomically(file, png(charts, head="SIMULATED DATA" if simulated else ""))
     return file

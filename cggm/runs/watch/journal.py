@@ -81,6 +81,7 @@ class Journal:
         config: Says whether there are curves and MLflow.
         picture: Draws what the network makes of a fixed part of the validation data, changing
             nothing; none where not given.
+        simulated: Whether the data are, which the curves say.
 
     Raises:
         UserError: If MLflow is asked for and not installed.
@@ -92,11 +93,12 @@ class Journal:
         config: SessionOptions,
         *,
         picture: Callable[[], Picture] | None = None,
+        simulated: bool = False,
     ) -> None:
         if config.mlflow is not None:
             require_mlflow()
         self.folder = run
-        self._config, self._picture = config, picture
+        self._config, self._picture, self._simulated = config, picture, simulated
         self._stopwatch = Stopwatch()
         self._resumed_at: int | None = None
         self._metrics: JsonLines | None = None  # open on the first rank, while it trains
@@ -139,7 +141,8 @@ class Journal:
             self._events = stack.enter_context(closing(events))
             self._times = stack.enter_context(JsonLines(run.timing))
             self._metrics = stack.enter_context(JsonLines(run.metrics))
-            self._curves = CurveRefresh(run) if config.curves else None
+            curves = CurveRefresh(run, simulated=self._simulated)
+            self._curves = curves if config.curves else None
             self._stopwatch.lap()
             stack.callback(self.note_time)
             yield

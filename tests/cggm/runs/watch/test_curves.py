@@ -13,6 +13,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 
 from cggm.display import PALETTE
 from cggm.errors import UserError
@@ -170,3 +171,15 @@ def test_drawing_draws_no_random_number(tmp_path):
     seed_everything(3)
     plot_curves(tmp_path)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_curves_of_simulated_data_say_so(tmp_path):
+    write_logs(tmp_path, ["flair"], 5)
+    plain, said = (plot_curves(tmp_path, simulated=simulated) for simulated in (False, True))
+    assert plain == said
+    assert all(Image.open(file).text["Description"] == "SIMULATED DATA" for file in said)
+    CurveRefresh(RunFolder(tmp_path), longest_share=math.inf, simulated=True).draw_if_cheap()
+    assert shows(said[-1], "#7a4a00")
+    plot_curves(tmp_path)
+    assert not any("Description" in Image.open(file).text for file in said)
+    assert not shows(said[-1], "#7a4a00")
