@@ -27,6 +27,7 @@ class IemocapConfig(SequenceConfig):
     """
 
     task: ClassVar[str] = "iemocap"
+    may_change: ClassVar[frozenset[str]] = SequenceConfig.may_change | {"fold"}
     fold: int | Literal["all"] = field(default=1, metadata={"metavar": "N|all"})
 
 

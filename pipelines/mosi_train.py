@@ -27,6 +27,7 @@ class MosiConfig(SequenceConfig):
     """
 
     task: ClassVar[str] = "mosi"
+    may_change: ClassVar[frozenset[str]] = SequenceConfig.may_change | {"store"}
     store: Path | None = field(default=None, metadata={"metavar": "DIR"})
 
 

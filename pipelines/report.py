@@ -47,7 +47,7 @@ def write_reports(path: Path, tasks: Path) -> list[Path]:
     """
     from cggm.comparison import report_folder
     from cggm.reports import find_task, load_tasks, report_training
-    from cggm.runs import RunFolder
+    from cggm.runs import RunFolder, SessionOptions
 
     if path.is_file():
         from cggm_seg.reports import report_evaluation
@@ -58,10 +58,13 @@ def write_reports(path: Path, tasks: Path) -> list[Path]:
         return [report_folder(path, table)]
     RunFolder.open(path)
     parts = sorted(file.parent for file in path.glob("*/config.yaml")) or [path]
-    return [
-        (find_task(RunFolder(part).task(), table).load_report() or report_training)(part)
-        for part in parts
-    ]
+    written = []
+    for part in parts:
+        task = RunFolder(part).task()
+        # A session of somebody's own has no line in the table, and what every training has.
+        own = None if task == SessionOptions.task else find_task(task, table).load_report()
+        written.append((own or report_training)(part))
+    return written
 
 
 if __name__ == "__main__":

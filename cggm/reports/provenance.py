@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from shlex import join
+from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -46,12 +47,13 @@ def _facts(record: RunRecord) -> Mapping[str, str]:
     epoch = results.get("epoch")
     return {
         "Method": record.method,
-        "Data": str(config.get("data") or "demo data"),
+        "Data": str(config["data"] or "demo data") if "data" in config else "",
         "Data digest": str(record.progress.get("fingerprint", {}).get("data", "")),
         "Seed": str(config["seed"]),
         "Epochs": f"{results.get('max_epochs', len(record.metrics))}"
         + (f", weights of epoch {epoch} selected on validation" if epoch else ""),
         "Started": environment.get("started", "").replace("T", " "),
+        "Resumed": _resumptions(environment),
         "Duration": _duration(record),
         "Loading data": _loading(record),
         "Device": f"{device}, CUDA {cuda}" if cuda else device,
@@ -61,6 +63,18 @@ def _facts(record: RunRecord) -> Mapping[str, str]:
         "Command": join(environment.get("command", [])),
         "Folder": str(record.folder.path),
     }
+
+
+def _resumptions(environment: Mapping[str, Any]) -> str:
+    """After which steps the run went on, and which options it was given anew."""
+    starts = [*environment.get("earlier_starts", []), environment]
+    said = []
+    for start in starts:
+        changed = start.get("changed") or {}
+        options = ", ".join(f"{name} {old} to {new}" for name, (old, new) in changed.items())
+        if "resumed_at" in start:
+            said.append(f"after step {start['resumed_at']}" + (f" with {options}" * bool(options)))
+    return "; ".join(said)
 
 
 def _duration(record: RunRecord) -> str:

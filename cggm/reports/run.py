@@ -122,7 +122,9 @@ class RunRecord:
     @property
     def method(self) -> str:
         """The balancing method with its settings."""
-        balancer = self.config["balancer"]
+        balancer = self.config.get("balancer")
+        if balancer is None:
+            return "no balancing method"
         settings = ", ".join(f"{key}={value}" for key, value in balancer["settings"].items())
         return f"{balancer['name']}({settings})"
 

@@ -14,7 +14,8 @@ from cggm.runs.config import ConfigReader, to_yaml
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
-from cggm.runs.storage import write_json
+from cggm.runs.storage import check_free, write_json
+from cggm.runs.streams import lasting_streams
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +49,15 @@ def parse_arguments(
         The configuration, and where to run.
 
     Raises:
-        UserError: For unknown or missing keys, wrong types and unreadable files.
+        UserError: For unknown or missing keys, wrong types and unreadable files, and where the
+            resumed run is still going.
     """
     reader = ConfigReader(RunOptions, schema, description=description)
     options = reader.read(RunOptions, [a for a in argv if a not in ("-h", "--help")])
-    reader.add_file(RunFolder.open(options.resume).config if options.resume else defaults)
+    if options.resume:
+        defaults = RunFolder.open(options.resume).config
+        check_free(options.resume)
+    reader.add_file(defaults)
     if options.config:
         reader.add_file(options.config)
     if options.method:
@@ -124,15 +129,21 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
     Returns:
         The exit code: 0 done, 2 wrong usage, bad data, no space or access, 130 interrupted, 128
-        and the number of the signal that ended a training (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1).
+        and the number of the signal that ended a training (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1,
+        129 SIGHUP).
 
     Example:
         >>> run(lambda argv: print("hello"), [])
         hello
         0
     """
+    with lasting_streams():
+        return _run(main, sys.argv[1:] if argv is None else argv)
+
+
+def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
-        return main(sys.argv[1:] if argv is None else argv) or 0
+        return main(argv) or 0
     except UserError as error:
         _say(f"error: {error}")
         _report_error(error)

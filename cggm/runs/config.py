@@ -133,14 +133,16 @@ def read_config(schema: type[T], files: Iterable[Path], overrides: Sequence[str]
     return reader.read(schema, overrides)
 
 
-def write_config(config: Any, path: Path) -> None:  # noqa: ANN401
+def write_config(config: Any, path: Path, also: Mapping[str, object] | None = None) -> None:  # noqa: ANN401
     """Write a configuration as YAML that :func:`read_config` reads back equal.
 
     Args:
         config: An instance of a schema.
         path: The file, replaced in one step.
+        also: What people and reports look for and the schema does not have.
     """
-    write_atomically(path, to_yaml(config).encode())
+    more = yaml.safe_dump(_plain(also), sort_keys=False) if also else ""
+    write_atomically(path, (to_yaml(config) + more).encode())
 
 
 def to_yaml(config: Any) -> str:  # noqa: ANN401
@@ -152,6 +154,38 @@ def to_yaml(config: Any) -> str:  # noqa: ANN401
     header = {"task": config.task} if getattr(config, "task", "") else {}
     text: str = yaml.safe_dump({**header, **_plain(asdict(config))}, sort_keys=False)
     return text
+
+
+def changed_values(config: Any, file: Path) -> dict[str, tuple[object, object]]:  # noqa: ANN401
+    """What a configuration says otherwise than an earlier one.
+
+    Args:
+        config: An instance of a schema.
+        file: What :func:`write_config` wrote of the earlier one; keys that either of them lacks,
+            as another version may have it, do not count.
+
+    Returns:
+        Dotted key, as an option has it, to the earlier value and the present one.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    earlier, now = read_yaml(file), _plain(asdict(config))
+    found = {}
+    for option in schema_options(type(config)):
+        before, after = (_value(values, option.key) for values in (earlier, now))
+        if before is not SUPPRESS and before != after:
+            found[option.key] = (before, after)
+    return found
+
+
+def _value(values: object, key: str) -> object:
+    """What nested mappings have under a dotted key, ``SUPPRESS`` where they have nothing."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return SUPPRESS
+        values = values[part]
+    return values
 
 
 class ConfigReader:

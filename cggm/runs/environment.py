@@ -28,7 +28,7 @@ _PACKAGES = (
 def machine() -> str:
     """The processor and how many cores this process may use, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {_processor()}"
+    return f"{cores} cores of {processor()}"
 
 
 def environment() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
@@ -67,7 +67,8 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor's model."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,12 +1,21 @@
 """The folder of one run: the name of every file in it, and what made it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from cggm.errors import UserError
 from cggm.runs.environment import environment
-from cggm.runs.storage import is_draft, read_json, read_yaml, sweep_drafts, write_json
+from cggm.runs.storage import (
+    LOCK,
+    check_free,
+    is_draft,
+    read_json,
+    read_yaml,
+    sweep_drafts,
+    write_json,
+)
 
 _KEYS_OF_EARLIER_RUNS = {
     "slices": "brats",
@@ -46,9 +55,10 @@ class RunFolder:
             name: What runs, such as the data set.
 
         Raises:
-            UserError: If the folder holds something, or cannot be read.
+            UserError: If the folder holds something, is held by another process, or cannot be read.
         """
         run = cls(path or _unused(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        check_free(run.path)
         try:
             occupied = run.path.exists() and any(map(_is_content, run.path.iterdir()))
         except OSError as error:
@@ -212,9 +222,18 @@ class RunFolder:
         """Folder of the plotted curves."""
         return self.path / "curves"
 
-    def write_environment(self) -> None:
-        """Record machine, versions and command line; earlier starts of the run are kept."""
+    def write_environment(
+        self, *, resumed_at: int = 0, changed: Mapping[str, tuple[object, object]] | None = None
+    ) -> None:
+        """Record machine, versions and command line; earlier starts of the run are kept.
+
+        Args:
+            resumed_at: Iterations that the run had behind it.
+            changed: Options that it was given anew, to their earlier and their present values.
+        """
         record = environment()
+        if resumed_at:
+            record |= {"resumed_at": resumed_at, "changed": dict(changed or {})}
         if self.environment.exists():
             earlier = read_json(self.environment)
             record["earlier_starts"] = [*earlier.pop("earlier_starts", []), earlier]
@@ -225,7 +244,7 @@ def _is_content(path: Path) -> bool:
     """Whether a file or folder is more than what a start leaves that was killed at once."""
     if path.name == "checkpoints" and path.is_dir():
         return any(path.iterdir())
-    return not is_draft(path)
+    return path.name != LOCK and not is_draft(path)
 
 
 def _unmakable(path: Path, error: OSError) -> UserError:

@@ -90,6 +90,8 @@ class SessionOptions:
     Attributes:
         task: Name of what is trained, which a pipeline's configuration sets. It is the first line
             of ``config.yaml``, and no option.
+        may_change: Options that a resumed run may be given anew, because the steps of a training
+            do not depend on them.
 
     Args:
         max_epochs: Passes over the training data.
@@ -103,7 +105,10 @@ class SessionOptions:
         mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
     """
 
-    task: ClassVar[str] = ""
+    task: ClassVar[str] = "custom"
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"max_epochs", "keep_last", "save_minutes", "skip_nonfinite", "curves", "mlflow"}
+    )
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
     validate_every: int = 1
@@ -143,6 +148,9 @@ class RunConfig(SessionOptions):
         balancer: The balancing method.
     """
 
+    may_change: ClassVar[frozenset[str]] = SessionOptions.may_change | {
+        *("data", "device", "gradients", "balancer.record_every")
+    }
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     gradients: int = field(default=0, metadata={"metavar": "N"})

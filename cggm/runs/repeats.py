@@ -14,7 +14,7 @@ from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.metrics import find_metric
 from cggm.runs.options import BalancerConfig, RunConfig
-from cggm.runs.storage import read_json, write_json
+from cggm.runs.storage import hold, read_json, write_json
 
 
 def describe_training(
@@ -102,6 +102,8 @@ def run_repeats(
         UserError: Whatever ``assemble`` refuses.
     """
     alone = len(repeats) == 1
+    if is_first_rank() and group.path.exists():
+        hold(group.path, "a training")
     folders = {r.name: group if alone else RunFolder(group.path / r.name) for r in repeats}
     for number, repeat in enumerate(repeats, 1):
         folder = folders[repeat.name]
@@ -111,6 +113,7 @@ def run_repeats(
         if not alone:  # a single one writes its own, once its folder is complete
             if is_first_rank():
                 group.path.mkdir(parents=True, exist_ok=True)
+                hold(group.path, "a training")
                 write_config(config, group.config)
             print(f"\nrun {number} of {len(repeats)}: {repeat.name}", flush=True)
         try:
@@ -129,8 +132,10 @@ def is_finished(folder: RunFolder, config: RunConfig) -> bool:
     """Whether a run has its results and was not asked for more epochs since."""
     if not folder.results.exists():
         return False
-    done: int = read_json(folder.results)["max_epochs"]
-    return done >= config.max_epochs
+    results = read_json(folder.results)
+    # Early versions wrote no "finished", and their results last but for the report.
+    finished = results.get("finished", True) and results.get("max_epochs", 0) >= config.max_epochs
+    return bool(finished)
 
 
 def _summarize(group: RunFolder, folders: Mapping[str, RunFolder]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,9 +15,16 @@ from tqdm import tqdm
 
 from cggm.balancer import Balancer
 from cggm.distributed import broadcast_from_first, is_first_rank, wait_for_ranks
+from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder, loss_of
-from cggm.runs.checkpoints import RunProgress, Saver, Stateful, load_network_weights
-from cggm.runs.config import write_config
+from cggm.runs.checkpoints import (
+    RunProgress,
+    Saver,
+    Stateful,
+    find_checkpoints,
+    load_network_weights,
+)
+from cggm.runs.config import changed_values, write_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.launch import check_ranks_agree
 from cggm.runs.loop import (
@@ -30,6 +38,7 @@ from cggm.runs.loop import (
 from cggm.runs.metrics import selection_score
 from cggm.runs.options import SessionOptions
 from cggm.runs.parts import EpochLosses, LossScale, TrainingData, TrainingParts, Validation
+from cggm.runs.storage import hold, let_go
 from cggm.runs.watch import Journal, TrainingProgress
 
 
@@ -62,7 +71,7 @@ class Session:
             gradients calls its :meth:`~cggm.runs.NonFiniteGuard.check` before it does.
 
     Raises:
-        UserError: If the checkpoint is damaged or of another run.
+        UserError: If the checkpoint is damaged or of another run, or another process trains there.
 
     Example:
         >>> session = Session(
@@ -106,6 +115,11 @@ class Session:
             skip=options.skip_nonfinite,
         )
         self._prepared = False
+        self._began_before = run.config.exists()
+        self._changes: dict[str, tuple[object, object]] = {}
+        if self._began_before:
+            self._hold()
+            self._changes = self._allowed_changes()
         self._restore()
         self._attach(balance)
 
@@ -118,11 +132,21 @@ class Session:
         """Make the folder with ``config.yaml`` and ``environment.json``; :meth:`run` does it else.
 
         Only the first rank writes, and only once.
+
+        Raises:
+            UserError: If another training began there since this session was built.
         """
         if is_first_rank() and not self._prepared:
             self.folder.make()
-            write_config(self._options, self.folder.config)
-            self.folder.write_environment()
+            self._hold()
+            if self.folder.config.exists() and not self._began_before:
+                raise UserError(
+                    f"{self.folder.path}: another training began there meanwhile.",
+                    f"Continue it with --resume {self.folder.path}, or give another --output.",
+                )
+            write_config(self._options, self.folder.config, also=self._method)
+            iteration = self._saver.progress.iteration
+            self.folder.write_environment(resumed_at=iteration, changed=self._changes)
         self._prepared = True
 
     def run(self) -> None:
@@ -154,6 +178,19 @@ class Session:
         method = {} if self._balancer is None else {"balancer": self._balancer}
         return load_network_weights(self.folder.checkpoints, self._parts.network, method)
 
+    def _hold(self) -> None:
+        """Keep other processes out of the folder for as long as this session lives."""
+        if is_first_rank():
+            hold(self.folder.path, "a training")
+            weakref.finalize(self, let_go, self.folder.path)
+
+    @property
+    def _method(self) -> dict[str, Any]:
+        """The method as a configuration of ours says it, where these options do not."""
+        if self._balancer is None or hasattr(self._options, "balancer"):
+            return {}
+        return {"balancer": {"name": type(self._balancer).__name__, "settings": {}}}
+
     def _build_saver(self) -> Saver:
         parts, options = self._parts, self._options
         on_plateau = isinstance(parts.schedule, ReduceLROnPlateau)
@@ -175,6 +212,21 @@ class Session:
             keep_last=options.keep_last,
             minutes=options.save_minutes,
         )
+
+    def _allowed_changes(self) -> dict[str, tuple[object, object]]:
+        """Options that are no longer what the run was started with, as far as they may change."""
+        if not find_checkpoints(self.folder.checkpoints):
+            return {}  # nothing was computed yet
+        changes = changed_values(self._options, self.folder.config)
+        fixed = [key for key in changes if key not in self._options.may_change]
+        if fixed:
+            differing = "; ".join(f"--{k} {changes[k][1]} (it has {changes[k][0]})" for k in fixed)
+            raise UserError(
+                f"{self.folder.path}: a run keeps what its results depend on, but got {differing}.",
+                "Resume without, or start a new run with --config "
+                f"{self.folder.config} and another --output.",
+            )
+        return changes
 
     def _restore(self) -> None:
         progress = self._saver.restore()

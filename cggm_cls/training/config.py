@@ -5,7 +5,7 @@ options of its own adds them to :class:`SequenceConfig` in its script.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cggm.runs import BalancerConfig, RunConfig, require
 
@@ -101,6 +101,7 @@ class SequenceConfig(RunConfig):
         balancer: The balancing method.
     """
 
+    may_change: ClassVar[frozenset[str]] = RunConfig.may_change | {"seeds", "threads", "subsets"}
     seeds: int = field(default=1, metadata={"metavar": "N"})
     batch_size: int = 64
     threads: int | None = field(default=None, metadata={"metavar": "N"})

@@ -16,6 +16,7 @@ from cggm_seg.networks.decoders import (
     to_full_resolution,
 )
 from cggm_seg.networks.encoders import OUTPUT_STRIDE, ModalityEncoder
+from cggm_seg.networks.pretrained import load_pretrained
 
 Fusion = Literal["features", "average", "sum", "energy"]
 
@@ -86,7 +87,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
             self.output_layer = LateFusion(heads, rule)
         if encoder_weights is not None:
             for encoder in self.encoders.values():
-                cast(ModalityEncoder, encoder).load_encoder(encoder_weights)
+                load_pretrained(cast(ModalityEncoder, encoder).encoder, encoder_weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape ``(B, classes, H, W)``, float32 also under autocast.

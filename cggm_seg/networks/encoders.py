@@ -1,12 +1,10 @@
 """The encoder of one modality: an smp encoder at output stride 16 with an ASPP."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from textwrap import shorten
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
@@ -71,29 +69,6 @@ class ModalityEncoder(nn.Module):
         features = self.encoder(images)
         return {"high": self.high(self.aspp(features[-1])), "low": self.low(features[LOW_LEVEL])}
 
-    def load_encoder(self, file: Path) -> None:
-        """Loads a state dict of the same smp encoder.
-
-        Args:
-            file: ``.safetensors``, or tensors saved by torch. Weights of an RGB first convolution
-                are summed over the colors.
-
-        Raises:
-            UserError: If the file is not such a state dict.
-        """
-        own = self.encoder.state_dict()
-        try:
-            state = _read_state(file)
-            for key, value in state.items():
-                if key in own and value.shape[1:2] == (3,) and own[key].shape[1:2] == (1,):
-                    state[key] = value.sum(dim=1, keepdim=True)
-            self.encoder.load_state_dict(state)
-        except Exception as error:  # unreadable file, pickled code, other architecture
-            raise UserError(
-                f"Encoder weights {file} cannot be loaded: {error}",
-                "Give the state dict of the same smp encoder, as .safetensors or .pt.",
-            ) from error
-
     def _check_batch(self, images: Tensor) -> None:
         pooling = cast(nn.Sequential, cast(nn.ModuleList, self.aspp.convs)[-1])
         norm = pooling[2]
@@ -128,9 +103,3 @@ def _strided_encoder(name: str) -> nn.Module:
             fix,
         )
     return cast(nn.Module, encoder.train())
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return dict(torch.load(file, map_location="cpu", weights_only=True))

@@ -198,6 +198,9 @@ class BratsConfig(RunConfig):
     """
 
     task: ClassVar[str] = "brats"
+    may_change: ClassVar[frozenset[str]] = RunConfig.may_change | {
+        *("workers", "cache", "strict", "subsets", "network.encoder_weights")
+    }
     batch_size: int = 64
     workers: int = 2
     amp: bool = True

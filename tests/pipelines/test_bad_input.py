@@ -179,7 +179,8 @@ def test_folder_without_cases(script, content, model, tmp_path, capsys):
 def test_checkpoint_of_another_network(copied, cohort, tmp_path, capsys):
     before = (copied / "config.yaml").read_text()
     message = refused(capsys, "train", "--resume", copied, "--network.decoder_channels", 24)
-    assert "weights of another network" in message
+    assert "a run keeps what its results depend on" in message
+    assert "--network.decoder_channels 24 (it has " in message
     assert (copied / "config.yaml").read_text() == before
 
     other = yaml.safe_load(before)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cggm.errors import UserError
-from cggm.runs.storage import file_digest, new_folder, sweep_drafts
+from cggm.runs.storage import file_digest, new_folder, parse_json, sweep_drafts
 
 HEADER = "checkpoint.json"
 FORMAT = 2
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, Any]:
     header: dict[str, Any] = {}
     try:
         content = (path / HEADER).read_bytes()
-        header = json.loads(content)
+        header = parse_json(content)
         del header["digest"]
         whole = content == _sealed(header)
     except FileNotFoundError:

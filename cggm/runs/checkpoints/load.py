@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from cggm.contract import unwrap
-from cggm.distributed import world_size
+from cggm.distributed import is_first_rank, world_size
 from cggm.errors import UserError
 from cggm.runs.checkpoints.files import (
     damaged,
@@ -21,7 +21,7 @@ from cggm.runs.checkpoints.files import (
     selection_order,
     verified,
 )
-from cggm.runs.checkpoints.save import MODEL, TRAINING, RunProgress, Stateful, versions
+from cggm.runs.checkpoints.save import MODEL, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
 
 
@@ -33,7 +33,8 @@ def load_checkpoint(
 ) -> RunProgress:
     """Continue from the last checkpoint: network, parts and random generators.
 
-    A line on standard error says so where other versions wrote it.
+    A line on standard error says so where other versions, another processor or another number of
+    threads wrote it, as the bits may then differ.
 
     Args:
         folder: Folder of the checkpoints.
@@ -59,7 +60,7 @@ def load_checkpoint(
     for name, part in given.items():
         _load_part(path, name, part, training["parts"][name])
     set_rng_state(training["rng"])
-    _note_versions(path, header["versions"])
+    _note_differences(path, header["versions"])
     return progress
 
 
@@ -74,12 +75,15 @@ def load_network_weights(
         parts: What else of the same checkpoint to take over, by name; inference needs nothing.
 
     Raises:
-        UserError: If there is no checkpoint, or it is damaged or holds another network.
+        UserError: If there is no checkpoint, or it is damaged, holds another network or weights
+            that are not finite.
     """
     headers = {path: read_header(path) for path in _some_checkpoints(folder)}
     path = max(headers, key=lambda p: selection_order(headers[p]["progress"]))
     module = unwrap(network)
-    module.load_state_dict(_read_weights(path, headers[path], module))
+    weights = _read_weights(path, headers[path], module)
+    _check_finite(path, weights)
+    module.load_state_dict(weights)
     training = _read_training(path, headers[path]) if parts else {}
     for name, part in (parts or {}).items():
         _load_part(path, name, part, training["parts"][name])
@@ -114,6 +118,17 @@ def _read_weights(path: Path, header: Mapping[str, Any], network: nn.Module) -> 
     return saved
 
 
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights with which every prediction would be empty or noise."""
+    bad = [key for key, value in weights.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise UserError(
+            f"{path}: weights are not finite, NaN or infinite, in {bad[0]} and {len(bad)} tensors "
+            "in all.",
+            "Delete this checkpoint, so that an earlier one is used, or train anew.",
+        )
+
+
 def _read_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     file = verified(path, TRAINING, header)
     try:
@@ -146,10 +161,11 @@ def _load_part(path: Path, name: str, part: Stateful, state: dict[str, Any]) -> 
         ) from error
 
 
-def _note_versions(path: Path, saved: Mapping[str, str]) -> None:
-    found = versions()
-    others = [f"{n} {v}, now {found.get(n)}" for n, v in saved.items() if v != found.get(n)]
-    if others:
+def _note_differences(path: Path, saved: Mapping[str, str]) -> None:
+    """Say what the bits depend on and is another one now."""
+    now = made_by()
+    others = [f"{n} {v}, now {now.get(n)}" for n, v in saved.items() if v != now.get(n)]
+    if others and is_first_rank():
         print(
             f"{path} was written by {'; '.join(others)}: numbers may differ from here on.",
             file=sys.stderr,

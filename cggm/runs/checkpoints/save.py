@@ -18,6 +18,7 @@ from torch import nn
 from cggm.contract import unwrap
 from cggm.distributed import world_size
 from cggm.runs.checkpoints.files import folder_name, prune, publish
+from cggm.runs.environment import processor
 from cggm.runs.loop import rng_state
 
 MODEL, TRAINING = "model.safetensors", "training.pt"
@@ -88,12 +89,16 @@ def save_checkpoint(
             MODEL: lambda file: file.write(save_safetensors(weights)),
             TRAINING: lambda file: torch.save(training, file),
         },
-        {"versions": versions(), "world_size": world_size(), "progress": asdict(progress)},
+        {"versions": made_by(), "world_size": world_size(), "progress": asdict(progress)},
     )
     prune(folder, keep_last)
     return target
 
 
-def versions() -> dict[str, str]:
-    """Of what computes the numbers that a checkpoint holds."""
-    return {name: version(name) for name in ("cggm", "torch")}
+def made_by() -> dict[str, str]:
+    """What the bits of a training depend on besides its configuration and data."""
+    return {
+        **{name: version(name) for name in ("cggm", "torch")},
+        "threads": str(torch.get_num_threads()),
+        "processor": processor(),
+    }

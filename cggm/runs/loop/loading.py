@@ -1,14 +1,14 @@
 """A loader that says which case it lost: one whose worker died, or one that cannot be read."""
 
 import os
-import re
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import active_children
+from threading import current_thread, main_thread
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,7 +21,10 @@ from cggm.runs.loop.signals import ignore_signals
 T = TypeVar("T", covariant=True)
 Index = tuple[int, int]
 _FAREWELL = 1  # seconds
-_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
+_ROOM = (
+    "Give --workers 0 or fewer workers, or a larger /dev/shm (docker run --shm-size 2g); then "
+    "continue with --resume."
+)
 
 
 class CaseLoader(DataLoader[T]):
@@ -30,8 +33,7 @@ class CaseLoader(DataLoader[T]):
     A :class:`~cggm.errors.UserError` of the data set arrives as it was raised, any other exception
     as a :class:`~cggm.errors.DataError` of the case, caused by one that holds the worker's
     traceback. A worker that was killed is noticed at any time, in the midst of a step as well:
-    wrap the training in :meth:`naming_lost_cases`. The process should end after that: it is no
-    longer told of workers that die, other than by the loader's own polling.
+    wrap the training in :meth:`naming_lost_cases`.
 
     Args:
         dataset: Items by ``(epoch, position)``.
@@ -51,6 +53,8 @@ class CaseLoader(DataLoader[T]):
         pin_memory: bool = False,
     ) -> None:
         self._name = name
+        self._running: Any = None
+        self._known_deaths: dict[int, int] = {}
         reading = torch.full((max(workers, 1), 3), -1)
         self._reading: Tensor = reading.share_memory_()  # type: ignore[no-untyped-call]
         super().__init__(
@@ -66,49 +70,97 @@ class CaseLoader(DataLoader[T]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         with self.naming_lost_cases():
+            self._running, self._known_deaths = super().__iter__(), {}
             try:
-                yield from map(_received, super().__iter__())
+                for number, batch in enumerate(map(_received, self._running)):
+                    if not number:
+                        self._note_need(batch)
+                    yield batch
             except (OSError, EOFError) as error:  # a batch of tensors that a dead worker owned
-                raise self._lost(self._dead(), "died") from error
+                self._wait_for_a_death()
+                raise self._lost() from error
 
     @contextmanager
     def naming_lost_cases(self) -> Iterator[None]:
         """Turn PyTorch's report of a dead worker into one that names the case it was reading.
+
+        Workers are ended when the block is left, however it is.
 
         Raises:
             UserError: If a worker dies inside the block.
         """
         try:
             yield
-        except RuntimeError as error:
-            # A cause, where there is one, knows the signal.
-            report = _DEATH.match(str(error.__cause__)) or _DEATH.match(str(error))
-            if report is None:
+        except RuntimeError:
+            if not self._deaths():
                 raise
-            # As each other worker ends, PyTorch would raise the report again, wherever that is.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            dead = [int(pid) for pid in report[1].split(",")]
-            raise self._lost(dead, report[2].partition(". ")[0].rstrip(".")) from None
+            raise self._lost() from None
+        finally:
+            self._end_workers()
 
-    def _dead(self) -> list[int]:
-        """Workers that ended; their connections end a little earlier."""
+    @property
+    def _workers(self) -> list[Any]:
+        """The processes that read."""
+        return list(getattr(self._running, "_workers", ()))
+
+    def _deaths(self) -> dict[int, int]:
+        """Number to exit code of the workers that failed."""
+        self._known_deaths |= {w.pid: w.exitcode for w in self._workers if w.exitcode}
+        return self._known_deaths
+
+    def _wait_for_a_death(self) -> None:
+        """A worker's connections end a little earlier than itself."""
         end = time.monotonic() + _FAREWELL
-        dead: list[int] = []
-        while not dead and time.monotonic() < end:
-            alive = {child.pid for child in active_children()}
-            dead = [pid for pid in self._reading[:, 0].tolist() if pid not in alive]
-        return dead
+        while not self._deaths() and time.monotonic() < end:
+            time.sleep(0.01)
 
-    def _lost(self, dead: Sequence[int], how: str) -> UserError:
+    def _end_workers(self) -> None:
+        """Workers ignore signals, so that only this ends one that is stuck, within seconds."""
+        self._deaths()  # those of the training, not those that follow
+        workers, self._running = self._workers, None
+        if not workers:
+            return
+        handles = hasattr(signal, "SIGCHLD") and current_thread() is main_thread()
+        if handles:
+            # As each worker ends, PyTorch would raise a report of it, wherever that is.
+            earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in workers:
+            worker.kill()
+            worker.join(_FAREWELL)
+        if handles and all(worker.exitcode is not None for worker in workers):
+            signal.signal(signal.SIGCHLD, earlier)
+
+    def _lost(self) -> UserError:
         """What to say of dead workers."""
+        dead = self._deaths()
         rows = self._reading.tolist()
         cases = [self._name(place) for pid, _, place in rows if pid in dead and place >= 0]
         doing = f"while it read {', '.join(cases)}" if cases else "between two cases"
+        code = next(iter(dead.values()), None)
+        how = "died" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        if how.endswith("SIGBUS"):  # a page of a mapped file that could not be had
+            return UserError(f"A loader worker {how} {doing}: shared memory ran out.", _ROOM)
         return UserError(
             f"A loader worker {how} {doing}.",
             "Often memory ran out: give fewer --workers and continue with --resume. If it is lost "
             "at the same case again, check the files of that case.",
         )
+
+    def _note_need(self, batch: object) -> None:
+        """Say that batches on their way may fill the shared memory, before they do."""
+        need = _bytes_of(batch) * self.num_workers * (self.prefetch_factor or 0)
+        with suppress(OSError):  # there is none
+            room = os.statvfs("/dev/shm")
+            free = room.f_bavail * room.f_frsize
+            if need > free / 2:
+                print(
+                    f"note: batches on their way take {need / 2**20:.0f} MB of shared memory, of "
+                    f"which {free / 2**20:.0f} MB are free. {_ROOM}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 @dataclass(frozen=True)
@@ -164,4 +216,23 @@ def _received(batch: Any) -> Any:  # noqa: ANN401
 
 def _collate(items: list[Any]) -> Any:  # noqa: ANN401
     failures = (item for item in items if isinstance(item, _Failure))
-    return next(failures, None) or default_collate(items)
+    if failure := next(failures, None):
+        return failure
+    try:
+        return default_collate(items)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        # In a worker a batch is laid into shared memory at once.
+        where = " in shared memory" if get_worker_info() else ""
+        what = f"A loader could not put a batch together{where}: {reason}."
+        fix = _ROOM if where else "Check that all cases of a batch are alike."
+        return _Failure(UserError(what, fix), traceback.format_exc())
+
+
+def _bytes_of(batch: object) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(batch, Tensor):
+        return batch.nbytes
+    if isinstance(batch, Mapping):
+        return sum(map(_bytes_of, batch.values()))
+    return sum(map(_bytes_of, batch)) if isinstance(batch, list | tuple) else 0

@@ -3,14 +3,15 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Self, TypeVar
 
 T = TypeVar("T")
-# SIGUSR1 is what SLURM's --signal sends; Windows has none
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+# SIGUSR1 is what SLURM's --signal sends, SIGHUP what a closed terminal does; Windows has neither
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
@@ -35,11 +36,13 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """While it is entered, SIGTERM, SIGUSR1 and a first Ctrl-C are noted and end nothing.
+    """While it is entered, SIGTERM, SIGUSR1, SIGHUP and a first Ctrl-C are noted and end nothing.
 
-    A second Ctrl-C is a ``KeyboardInterrupt``. Handlers are restored on leaving. Outside of the
-    main thread, where Python sets no handlers, it changes nothing. Where there are several ranks,
-    a signal to one of them is one to all, and all have to ask for it at the same places.
+    A second Ctrl-C is a ``KeyboardInterrupt``. Signals that were ignored stay so: ``nohup`` ignores
+    SIGHUP, and a shell Ctrl-C for what runs in the background. Handlers are restored on leaving.
+    Outside of the main thread, where Python sets no handlers, it changes nothing. Where there are
+    several ranks, a signal to one of them is one to all, and all have to ask for it at the same
+    places.
     """
 
     def __init__(self) -> None:
@@ -50,7 +53,8 @@ class StopSignals:
     def __enter__(self) -> Self:
         self._number = None
         if current_thread() is main_thread():
-            self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._earlier = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +99,8 @@ class StopSignals:
         if self._number is not None:
             raise KeyboardInterrupt
         # print() is no function to call while it may be under way
-        os.write(2, b"\nfinishing this step to save it; Ctrl-C again leaves at once\n")
+        with suppress(OSError):  # where the terminal is gone
+            os.write(2, b"\nfinishing this step to save it; Ctrl-C again leaves at once\n")
 
 
 def ignore_signals(worker: int) -> None:

@@ -8,6 +8,11 @@ from .files import write_atomically as write_atomically
 from .files import write_json as write_json
 from .forms import NUMBER as NUMBER
 from .forms import check_form as check_form
+from .locks import LOCK as LOCK
+from .locks import check_free as check_free
+from .locks import hold as hold
+from .locks import holding as holding
+from .locks import let_go as let_go
 from .reading import parse_json as parse_json
 from .reading import read_json as read_json
 from .reading import read_yaml as read_yaml

@@ -26,3 +26,15 @@ def test_time_of_all_starts_is_told(times, told, tmp_path):
     text = provenance_section(RunRecord.read(run)).body
     assert all(words in text for words in told)
     assert ("Duration" in text) == ("Loading data" in text) == (times is not None)
+
+
+def test_a_resumed_run_says_after_which_step_and_with_what(tmp_path):
+    run = write_run(tmp_path / "run")
+    starts = {
+        "earlier_starts": [{}, {"resumed_at": 6, "changed": {}}],
+        "resumed_at": 12,
+        "changed": {"max_epochs": [2, 5], "workers": [2, 0]},
+    }
+    (run / "environment.json").write_text(json.dumps(starts))
+    text = provenance_section(RunRecord.read(run)).body
+    assert "after step 6; after step 12 with max_epochs 2 to 5, workers 2 to 0" in text

@@ -19,13 +19,11 @@ class Recorded:
 
     config: RunConfig
     folder: RunFolder
-    resume: bool
     log: list
 
     def run(self):
-        self.log.append((self.config.seed, self.resume))
-        if not self.resume:
-            self.folder.make()
+        self.log.append((self.config.seed, self.folder.config.exists()))
+        self.folder.make()
         write_config(self.config, self.folder.config)
         if self.config.seed == 99:
             raise KeyboardInterrupt
@@ -39,7 +37,7 @@ def repeats(*seeds, **changes):
 
 
 def run(group, log, wanted):
-    run_repeats(group, CONFIG, wanted, lambda c, f, r: Recorded(c, f, r, log))
+    run_repeats(group, CONFIG, wanted, lambda c, f: Recorded(c, f, log))
 
 
 @pytest.fixture
@@ -85,9 +83,21 @@ def test_more_epochs_continue_a_finished_training(group):
 
 
 def test_what_does_not_fit_leaves_nothing(group):
-    def refuse(config, folder, resume):
+    def refuse(config, folder):
         raise UserError("no.", "Fix.")
 
     with pytest.raises(UserError):
         run_repeats(group, CONFIG, repeats(1, 2), refuse)
     assert not group.path.exists()
+
+
+def test_a_run_without_its_report_is_not_finished(group):
+    log = []
+    run(group, log, repeats(1))
+    result = json.loads(group.results.read_text())
+    group.results.write_text(json.dumps({**result, "finished": False}))
+    run(group, log, repeats(1))
+    assert log == [(1, False), (1, True)]
+    group.results.write_text(json.dumps({**result, "finished": True}))
+    run(group, log, repeats(1))
+    assert len(log) == 2

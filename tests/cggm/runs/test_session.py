@@ -1,5 +1,6 @@
 """Anybody's engine goes on exactly where it was interrupted, in the folder of its run."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -26,11 +27,13 @@ from cggm.runs import (
     TrainingData,
     TrainingParts,
     Validation,
+    read_json,
     read_jsonl,
     register_metrics,
     seed_everything,
 )
 from cggm.runs.loop.sampling import ReplayedLoader
+from pipelines.report import write_reports
 from tests.cggm.networks import late_batch, make_cggm, make_late
 
 ROOT = Path(__file__).parents[3]
@@ -143,7 +146,9 @@ def test_a_killed_training_of_any_engine_goes_on_with_equal_bits(tmp_path, kind)
     assert_same(whole.weights, again.weights, (tmp_path / "whole", tmp_path / "parts"))
     assert len(read_jsonl(tmp_path / "parts" / "balance.jsonl")) == 18
     assert "val_margin" in read_jsonl(tmp_path / "parts" / "metrics.jsonl")[0]
-    assert (tmp_path / "parts" / "config.yaml").read_text().startswith("max_epochs: 3")
+    assert (
+        (tmp_path / "parts" / "config.yaml").read_text().startswith("task: custom\nmax_epochs: 3")
+    )
     assert (tmp_path / "parts" / "environment.json").exists()
 
 
@@ -205,6 +210,15 @@ def test_numbers_that_are_not_finite_end_it_before_their_step(tmp_path):
     )
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_report_is_made_of_anybodys_run(tmp_path, balanced):
+    Training(tmp_path / "run", "own", balanced=balanced, epochs=2).run()
+    [page] = write_reports(tmp_path / "run", ROOT / "configs" / "tasks.yaml")
+    text = page.read_text()
+    assert "margin" in text
+    assert ("Score of each head" in text) == balanced
+
+
 def test_other_data_of_another_length_is_refused(tmp_path):
     Training(tmp_path / "run", "own", epochs=1).run()
     longer = DataLoader(samples(28), batch_size=4)
@@ -257,3 +271,62 @@ def test_the_example_survives_kill_9(tmp_path):
     last = "run/checkpoints/epoch-0006-step-00000096/model.safetensors"
     one, other = (load_file(tmp_path / name / last) for name in ("whole", "parts"))
     assert_same(one, other, (tmp_path / "whole" / "run", tmp_path / "parts" / "run"))
+
+
+def test_what_results_depend_on_is_kept_and_what_may_change_is_recorded(tmp_path):
+    Training(tmp_path / "run", "own", epochs=1).run()
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"run: a run keeps .* --validate_every 2 \(it has 1\)"):
+        Training(tmp_path / "run", "own", epochs=2, validate_every=2)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    Training(tmp_path / "run", "own", epochs=2, keep_last=3).run()
+    record = read_json(tmp_path / "run" / "environment.json")
+    assert record["resumed_at"] == 6
+    assert record["changed"] == {"max_epochs": [1, 2], "keep_last": [2, 3]}
+
+
+def test_other_threads_and_processors_are_noted(tmp_path, capsys, monkeypatch):
+    Training(tmp_path / "run", "own", epochs=1).run()
+    Training(tmp_path / "run", "own", epochs=1)
+    assert "may differ" not in capsys.readouterr().err
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("cggm.runs.checkpoints.save.processor", lambda: "Abacus")
+    torch.set_num_threads(threads + 1)
+    try:
+        Training(tmp_path / "run", "own", epochs=1)
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().err
+    assert f"by threads {threads}, now {threads + 1}; processor " in said
+    assert "now Abacus: numbers may differ from here on" in said
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cggm.runs.storage.locks import hold
+hold(Path(sys.argv[1]), "a training")
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_going_on_elsewhere_is_refused(tmp_path):
+    Training(tmp_path / "run", "own", epochs=1).run()
+    gc.collect()  # sessions hold their folder as long as they live; engines make cycles
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        try:
+            with pytest.raises(UserError, match=r"run: a training, process .* still writes there"):
+                Training(tmp_path / "run", "own")
+        finally:
+            holder.kill()
+    Training(tmp_path / "run", "own")
+
+
+def test_a_run_that_began_meanwhile_is_refused(tmp_path):
+    first, second = (Training(tmp_path / "run", "own") for _ in range(2))
+    first.session.prepare_folder()
+    with pytest.raises(UserError, match="run: another training began there meanwhile"):
+        second.session.prepare_folder()

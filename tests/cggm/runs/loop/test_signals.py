@@ -17,6 +17,22 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
+def hear_all():
+    """What is ignored here, as a shell makes background jobs ignore Ctrl-C, is heard again."""
+    for number in SIGNALS:
+        interrupt = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, interrupt)
+
+
+@pytest.fixture(autouse=True)
+def all_signals():
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    hear_all()
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_is_noted_and_handlers_are_restored(number, capfd):
     before = [signal.getsignal(n) for n in SIGNALS]
@@ -57,6 +73,15 @@ def test_what_may_be_left_is_left_in_the_middle_or_not_begun():
         assert signals.unless_requested(lambda: 3) is None
         send(signal.SIGTERM)
     assert reached == ["begun"]
+
+
+def test_what_is_ignored_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as signals:
+        send(signal.SIGHUP)
+        assert signals.requested() is None
+        assert signal.getsignal(signal.SIGTERM) == signals._note
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_other_threads_set_no_handlers():
@@ -113,12 +138,14 @@ raise SystemExit(run(main))
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"), [("SIGINT", 130, "interrupted\n"), ("SIGTERM", -15, "")]
+    ("name", "code", "said"),
+    [("SIGINT", 130, "interrupted\n"), ("SIGTERM", -15, ""), ("SIGHUP", -1, "")],
 )
 def test_outside_of_a_training_signals_act_as_ever(name, code, said):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, name],
         env={"PYTHONPATH": str(ROOT)},
+        preexec_fn=hear_all,
         capture_output=True,
         text=True,
         check=False,

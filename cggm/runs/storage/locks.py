@@ -1,0 +1,149 @@
+"""Locks on folders that one process at a time may write to, such as that of a run.
+
+The lock belongs to an open descriptor of the file ``.lock`` in the folder: the system gives it back
+when the process ends, however it ends, so that no stale lock is left. Children that are forked
+close theirs. Beside it the file says who holds it.
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from cggm.errors import UserError
+from cggm.runs.storage.reading import parse_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_held: dict[Path, int] = {}  # folder to descriptor
+_times: dict[Path, int] = {}  # how often it was taken
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+def hold(folder: Path, doing: str) -> None:
+    """Keep other processes out of a folder until this one ends, or lets it go.
+
+    A process that takes it several times has to let it go as often. Where the file system has no
+    locks a line on standard error says so, and it goes on.
+
+    Args:
+        folder: An existing folder.
+        doing: What this process does there, such as ``a training``, for others to read.
+
+    Raises:
+        UserError: If another process holds it; the message says which.
+        OSError: If the lock's file cannot be made.
+    """
+    place = folder.resolve()
+    if fcntl is None or place in _held:
+        _times[place] = _times.get(place, 0) + 1
+        return
+    descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise _refusal(folder) from error
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"{folder}: the file system has no locks ({error.strerror}): start nothing else there "
+            "until this ends.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    _held[place], _times[place] = descriptor, 1
+    _say_who(descriptor, doing)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that another process holds now.
+
+    Raises:
+        UserError: If so.
+    """
+    place = folder.resolve()
+    if fcntl is None or place in _held:
+        return
+    with suppress(OSError):  # no lock was ever there, or it cannot be read
+        descriptor = os.open(place / LOCK, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _refusal(folder) from error
+        finally:
+            os.close(descriptor)
+
+
+def let_go(folder: Path) -> None:
+    """Give back what :func:`hold` took; nothing where nothing was taken."""
+    place = folder.resolve()
+    _times[place] = _times.get(place, 0) - 1
+    if _times[place] <= 0 and place in _held:
+        os.close(_held.pop(place))
+
+
+@contextmanager
+def holding(folder: Path, doing: str) -> Iterator[int | None]:
+    """Hold a folder inside of a block, see :func:`hold`.
+
+    Args:
+        folder: An existing folder.
+        doing: What this process does there.
+
+    Yields:
+        The descriptor of the lock, for a child that is to inherit it; ``None`` without locks.
+    """
+    hold(folder, doing)
+    try:
+        yield _held.get(folder.resolve())
+    finally:
+        let_go(folder)
+
+
+def _say_who(descriptor: int, doing: str) -> None:
+    who = {
+        "doing": doing,
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    with suppress(OSError):  # a full disk must not keep anybody from locking
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(who).encode(), 0)
+
+
+def _refusal(folder: Path) -> UserError:
+    try:
+        who = parse_json((folder / LOCK).read_bytes())
+        name = f"{who['doing']}, process {who['process']} on {who['host']} since {who['since']},"
+    except (OSError, ValueError, KeyError, TypeError):
+        name = "another process"
+    return UserError(
+        f"{folder}: {name} still writes there.", "Wait until it ends, or end it, or choose another."
+    )
+
+
+def _close_in_child() -> None:
+    for descriptor in _held.values():
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+    _times.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # A loader's worker may outlive a training that was killed by a moment.
+    os.register_at_fork(after_in_child=_close_in_child)
