@@ -1,5 +1,9 @@
-"""Metrics of sentiment regression and of classification, under names that say what is counted."""
+"""Metrics of classification, of regression and of sentiment, under names that say what is counted.
 
+A data set may bring metrics of its own, see :class:`cggm_cls.data.TaskData`.
+"""
+
+from collections.abc import Iterable
 from typing import TypedDict
 
 import numpy as np
@@ -30,9 +34,36 @@ SENTIMENT = (
     Metric("acc2_has0_gt", "accuracy, <= 0 or > 0", "higher"),
     Metric("f1w_has0_gt", "weighted F1, <= 0 or > 0", "higher"),
 )
+"""Numbers that :func:`sentiment_metrics` gives, the most important one first."""
+
+REGRESSION = (
+    SENTIMENT[0],
+    Metric("rmse", "root mean squared error", "lower"),
+    Metric("r2", "explained variance R2", "higher"),
+    SENTIMENT[1],
+)
 """Numbers that :func:`regression_metrics` gives, the most important one first."""
 
-register_metrics(*CLASSIFICATION, *SENTIMENT)
+register_metrics(*CLASSIFICATION, *SENTIMENT, *REGRESSION)
+_ORDER = list(dict.fromkeys(m.name for m in (*CLASSIFICATION, *SENTIMENT, *REGRESSION)))
+
+
+def by_importance(names: Iterable[str]) -> list[str]:
+    """Names of metrics, the most important ones first, those of a data set's own at the end.
+
+    Args:
+        names: In any order.
+    """
+    return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+def is_own(name: str) -> bool:
+    """Whether a metric is one that a data set brought, not one of this module.
+
+    Args:
+        name: Of the metric.
+    """
+    return name not in _ORDER
 
 
 class ClassificationMetrics(TypedDict):
@@ -54,6 +85,34 @@ class ClassificationMetrics(TypedDict):
 
 
 def regression_metrics(prediction: ArrayLike, target: ArrayLike) -> dict[str, float | None]:
+    """Metrics of any numbers.
+
+    ``mae`` is the mean absolute error and ``rmse`` the root of the mean squared one, both in the
+    unit of the target; ``r2`` compares the squared error with that of the target's mean, 0 being as
+    bad and 1 perfect; ``corr`` is Pearson's correlation.
+
+    Args:
+        prediction: Finite values, shape ``(N,)``, an array or a CPU tensor.
+        target: As the prediction.
+
+    Returns:
+        Metrics by name; ``r2`` is ``None`` if the target is constant, ``corr`` if either side is.
+
+    Raises:
+        ValueError: If the shapes differ, N is 0, or a value is not finite.
+    """
+    predicted, true = _pair(prediction, target)
+    squared = float(np.square(predicted - true).mean())
+    spread = float(true.var())
+    return {
+        "mae": float(np.abs(predicted - true).mean()),
+        "rmse": squared**0.5,
+        "r2": 1 - squared / spread if spread else None,
+        "corr": _correlation(predicted, true),
+    }
+
+
+def sentiment_metrics(prediction: ArrayLike, target: ArrayLike) -> dict[str, float | None]:
     """Metrics of sentiment in [-3, 3], as published for CMU-MOSI and CMU-MOSEI.
 
     Two classes are made of the values in three ways that differ in what becomes of zero:
@@ -75,11 +134,7 @@ def regression_metrics(prediction: ArrayLike, target: ArrayLike) -> dict[str, fl
     Raises:
         ValueError: If the shapes differ, N is 0, or a value is not finite.
     """
-    predicted, true = _values("prediction", prediction), _values("target", target)
-    if predicted.shape != true.shape:
-        raise ValueError(
-            f"Expected as many predictions as targets, but got {predicted.shape} and {true.shape}."
-        )
+    predicted, true = _pair(prediction, target)
     nonzero = true != 0
     pairs = {
         "has0_ge": (predicted >= 0, true >= 0),
@@ -128,6 +183,15 @@ def classification_metrics(
         "f1_weighted": float(f1_score(true, predicted, average="weighted", zero_division=0)),
         "confusion": confusion_matrix(true, predicted, labels=np.arange(classes)).tolist(),
     }
+
+
+def _pair(prediction: ArrayLike, target: ArrayLike) -> tuple[Values, Values]:
+    predicted, true = _values("prediction", prediction), _values("target", target)
+    if predicted.shape != true.shape:
+        raise ValueError(
+            f"Expected as many predictions as targets, but got {predicted.shape} and {true.shape}."
+        )
+    return predicted, true
 
 
 def _values(name: str, values: ArrayLike) -> Values:

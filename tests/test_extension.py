@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 
 import cggm_cls.data
+from cggm import runs
 from cggm.runs.cli import run
+from pipelines import compare
 from tests.documents import PAGES, ROOT, blocks
 
 
 def written_as_the_how_to_says(folder):
     """The files of the how-to on data sets; the methods are those of the project."""
     text = PAGES["docs/howto/other_data.md"].partition("## Sequences and feature vectors")[2]
-    (_, reader), (_, script) = blocks(text, "python")
+    (_, reader), (_, script), _ = blocks(text, "python")
     [(_, config)] = blocks(text, "yaml")
     for name, content in {
         "readers/ecg.py": reader,
@@ -98,3 +102,72 @@ def test_a_reader_finds_lengths_and_classes(ecg):
     assert batch["inputs"]["ecg"].mask.sum(1).tolist() == [5, 9, 5]
     assert batch["inputs"]["lab"].values.shape == (3, 1, 30)
     assert batch["target"].tolist() == [0, 1, 1]
+
+
+@pytest.fixture
+def measured(ecg):
+    """The data set with a reader that brings the metric of the how-to."""
+    main, data = ecg
+    _, metric = blocks(PAGES["docs/howto/other_data.md"], "python")[-1]
+    reader = Path("readers/ecg.py")
+    splits = "TaskData(**splits, "
+    text = reader.read_text()
+    assert splits in text
+    reader.write_text(text.replace(splits, f"{splits}own_measure=measure, ") + "\n" + metric)
+    yield main, data
+    runs.metrics._known.pop("found_sick", None)
+
+
+def test_a_metric_shows_in_files_terminal_and_report_from_its_record_alone(measured, capsys):
+    main, data = measured
+    given = ["--data", str(data), "--output", "run", "--max_epochs", "6", "--threads", "1"]
+    assert run(main, given) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    results = json.loads(Path("run/results.json").read_text())
+    # Sick patients are rows 1, 3, ... of the test split, of class 1.
+    with np.load("run/predictions.npz") as kept:
+        found = (kept["prediction"].argmax(1) == 1)[1::2]
+    assert results["test"]["found_sick"] == pytest.approx(100 * found.mean())
+    assert all("found_sick" in row for row in (*results["subsets"].values(),))
+    assert all("found_sick" in row for row in results["heads"].values())
+    first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    assert "val_found_sick" in first
+    assert "sick patients found (%)" in told
+    page = Path("run/report.html").read_text()
+    assert "<dt>sick patients found</dt>" in page
+    assert page.count("sick patients found (%)") >= 2, "subsets and heads"
+
+
+def test_tables_of_a_comparison_show_a_metric_of_a_data_set(measured, tmp_path):
+    _, data = measured
+    Path("tasks.yaml").write_text(
+        "ecg:\n  script: pipelines/ecg_train.py\n  modalities: [ecg, lab]\n"
+        "  metrics: [found_sick, acc]\n  report: cggm_cls.reports:write_sequence_report\n"
+    )
+    Path("sitecustomize.py").write_text(
+        "import cggm_cls.data\ncggm_cls.data.__path__.append('readers')\n"
+    )
+    options = ["--task", "ecg", "--methods", "joint,cggm", "--seeds", "2", "--max_epochs", "1"]
+    options += ["--data", str(data), "--device", "cpu", "--output", "comparison"]
+    done = subprocess.run(
+        [sys.executable, compare.__file__, "--tasks", "tasks.yaml", *options],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    table = Path("comparison/tables/ecg-performance.md").read_text()
+    assert "sick patients found (%)" in table
+    assert "cggm" in table
+
+
+def test_a_measure_without_the_metric_that_selects_is_refused(measured, capsys):
+    main, data = measured
+    reader = Path("readers/ecg.py")
+    line = "        **classification_metrics(prediction, target, 2),\n"
+    assert line in reader.read_text()
+    reader.write_text(reader.read_text().replace(line, ""))
+    given = ["--data", str(data), "--output", "run", "--max_epochs", "1", "--threads", "1"]
+    assert run(main, given) == 2
+    assert "Expected acc, which selects the checkpoint" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 from .sequences import Batch as Batch
 from .sequences import MaskedSequence as MaskedSequence
+from .sequences import Measure as Measure
 from .sequences import RaggedSequences as RaggedSequences
 from .sequences import SequenceDataset as SequenceDataset
 from .sequences import TaskData as TaskData

@@ -172,12 +172,13 @@ def read_store(folder: Path) -> TaskData:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, f"its files do not fit together ({error})") from error
     return TaskData(
-        **splits,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
         classes=manifest.classes,
         digest=manifest.digest,
         simulated=manifest.simulated,
         notes=tuple(manifest.notes),
-        names=(),
     )
 
 

@@ -73,7 +73,9 @@ def load_mfeat(
     chosen = {view: _standardized(features[view], rows["train"]) for view in views}
     splits = {split: _dataset(chosen, target, rows[split]) for split in SIZES}
     return TaskData(
-        **splits,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
         classes=CLASSES,
         digest=content_digest(splits),
         simulated=False,

@@ -7,9 +7,10 @@ cut from sequences without padding (:class:`RaggedSequences`), which a split
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypedDict
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cggm.runs import require_names
+from cggm_cls.metrics import classification_metrics, regression_metrics
 
 
 class MaskedSequence(NamedTuple):
@@ -205,9 +207,14 @@ class SequenceDataset(Dataset[Batch]):
         return [p * views + int(view) for p, view in zip(positions, draw, strict=True)]
 
 
+Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, Any]]
+"""Metrics of predictions and targets: name to number, ``None`` where it is undefined, or to a list,
+such as a confusion matrix. The name of every number is registered."""
+
+
 @dataclass(frozen=True)
 class TaskData:
-    """The splits of a task.
+    """The splits of a task, and the metrics that judge its predictions.
 
     Args:
         train: For training.
@@ -218,6 +225,9 @@ class TaskData:
         simulated: Whether nothing here was measured.
         notes: What loading found or changed, a sentence each, for the user to read.
         names: Of the classes, in order; empty where they are not known.
+        own_measure: Metrics in the place of those of :mod:`cggm_cls.metrics`; it takes logits of
+            shape ``(N, C)`` or values of shape ``(N,)``, and targets. The selection of checkpoints
+            needs ``acc`` or, for regression, ``mae`` among them.
     """
 
     train: SequenceDataset
@@ -228,6 +238,16 @@ class TaskData:
     simulated: bool = False
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    own_measure: Measure | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """Metrics of predictions of this task."""
+        if self.own_measure is not None:
+            return self.own_measure
+        if self.classes is None:
+            return regression_metrics
+        return partial(classification_metrics, classes=self.classes)
 
     @property
     def widths(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from cggm.reports import (
     write_page,
 )
 from cggm.runs import Metric, find_metric
-from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
+from cggm_cls.metrics import by_importance, is_own
 from cggm_cls.reports.classes import (
     Interval,
     calibration_section,
@@ -32,7 +32,6 @@ from cggm_cls.reports.classes import (
 from cggm_cls.reports.samples import read_predictions
 from cggm_cls.reports.values import scatter_section, value_intervals
 
-_ORDER = [metric.name for metric in (*CLASSIFICATION, *SENTIMENT)]
 Metrics = Mapping[str, Any]
 
 
@@ -104,7 +103,7 @@ def _intervals(test: Metrics, kept: tuple[np.ndarray, np.ndarray] | None) -> Map
 
 def _headline(test: Metrics, intervals: Mapping[str, Interval]) -> Section:
     numbers = {k: v for k, v in test.items() if not isinstance(v, list)}
-    ordered = sorted(numbers, key=lambda k: _ORDER.index(k) if k in _ORDER else len(_ORDER))
+    ordered = by_importance(numbers)
     shown = [metric_card(find_metric(k), numbers[k], intervals.get(k)) for k in ordered]
     note = (
         "Metrics of the test split with the weights that the validation selected"
@@ -127,7 +126,8 @@ def _subsets(
     test: Metrics, subsets: Mapping[str, Metrics], heads: Mapping[str, Metrics]
 ) -> Section:
     """Metrics with modalities missing, and of each modality's head, as heat maps."""
-    shown = (CLASSIFICATION if "confusion" in test else SENTIMENT)[:3]
+    ordered = by_importance(name for name, value in test.items() if not isinstance(value, list))
+    shown = [find_metric(n) for place, n in enumerate(ordered) if place < 3 or is_own(n)]
     groups = {
         "Test metrics with only some modalities present": {**subsets, "all": test},
         "Test metrics of each modality's head": heads,

@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.distributed import is_first_rank, wait_for_ranks
+from cggm.errors import UserError
 from cggm.handlers import BalanceHandler
 from cggm.runs import (
     RunFolder,
@@ -106,8 +107,14 @@ class SequenceTraining:
         data = self.data
         size = self.config.batch_size
         metrics = numbers(
-            evaluate(self.network, data.valid, data.classes, batch_size=size, sharded=True)
+            evaluate(self.network, data.valid, data.measure, batch_size=size, sharded=True)
         )
+        if self._selects not in metrics:  # of a measure that the data set brought
+            raise UserError(
+                f"Expected {self._selects}, which selects the checkpoint, among the metrics of the "
+                f"data, but got {', '.join(metrics) or 'none'}.",
+                "Add it to what own_measure returns.",
+            )
         # The first one is what curves show.
         return {self._selects: metrics[self._selects], **metrics}
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from cggm.distributed import gather_shards, shard
 from cggm.tensors import evaluating
-from cggm_cls.data import MaskedSequence, SequenceDataset, move
-from cggm_cls.metrics import classification_metrics, regression_metrics
+from cggm_cls.data import MaskedSequence, Measure, SequenceDataset, move
 from cggm_cls.networks import MultimodalTransformer
 
 
@@ -51,6 +50,7 @@ def evaluate_heads(
     network: MultimodalTransformer,
     heads: nn.ModuleDict,
     dataset: SequenceDataset,
+    measure: Measure,
     *,
     batch_size: int = 64,
 ) -> dict[str, dict[str, Any]]:
@@ -60,6 +60,7 @@ def evaluate_heads(
         network: The network, on its device.
         heads: Modality to head, which takes what the encoder returns.
         dataset: The split.
+        measure: See :func:`evaluate`.
         batch_size: Samples at once.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in heads}
@@ -70,7 +71,7 @@ def evaluate_heads(
             for name, head in heads.items():
                 parts[name].append(head(encoded[name]).cpu())
     return {
-        name: _metrics(torch.cat(predictions), dataset, network.classes)
+        name: _metrics(torch.cat(predictions), dataset, measure)
         for name, predictions in parts.items()
     }
 
@@ -78,24 +79,24 @@ def evaluate_heads(
 def evaluate(
     network: MultimodalTransformer,
     dataset: SequenceDataset,
-    classes: int | None,
+    measure: Measure,
     *,
     batch_size: int = 64,
     present: Sequence[str] | None = None,
     sharded: bool = False,
 ) -> dict[str, Any]:
-    """Metrics on a whole split, see :mod:`cggm_cls.metrics`.
+    """Metrics on a whole split.
 
     Args:
         network: The network, on its device.
         dataset: The split.
-        classes: Number of classes, or ``None`` for regression.
+        measure: Metrics of predictions and targets, see :attr:`cggm_cls.data.TaskData.measure`.
         batch_size: Samples at once.
         present: Modalities that are there, all if ``None``.
         sharded: See :func:`predict`.
     """
     prediction = predict(network, dataset, batch_size=batch_size, present=present, sharded=sharded)
-    return _metrics(prediction, dataset, classes)
+    return _metrics(prediction, dataset, measure)
 
 
 def _batches(
@@ -107,11 +108,8 @@ def _batches(
         yield move(dataset.batch(positions)["inputs"], device)
 
 
-def _metrics(prediction: Tensor, dataset: SequenceDataset, classes: int | None) -> dict[str, Any]:
-    values, target = prediction.numpy(), dataset.target.numpy()
-    if classes is None:
-        return dict(regression_metrics(values, target))
-    return dict(classification_metrics(values, target, classes))
+def _metrics(prediction: Tensor, dataset: SequenceDataset, measure: Measure) -> dict[str, Any]:
+    return dict(measure(prediction.numpy(), dataset.target.numpy()))
 
 
 def _absent(sequence: MaskedSequence) -> MaskedSequence:

@@ -17,7 +17,7 @@ from cggm.runs import (
 )
 from cggm.tensors import subsets_of
 from cggm_cls.data import TaskData
-from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
+from cggm_cls.metrics import by_importance
 from cggm_cls.networks import MultimodalTransformer
 from cggm_cls.reports import write_predictions, write_sequence_report
 from cggm_cls.training.batches import epoch_batches
@@ -103,14 +103,14 @@ def _test_metrics(
     *parts, whole = subsets_of(network.modalities)
 
     def metrics(present: tuple[str, ...]) -> dict[str, Any]:
-        return evaluate(network, data.test, data.classes, batch_size=size, present=present)
+        return evaluate(network, data.test, data.measure, batch_size=size, present=present)
 
     return {
         "test": metrics(whole),
         "subsets": {"+".join(part): metrics(part) for part in parts} if config.subsets else {},
         "heads": {}
         if heads is None
-        else evaluate_heads(network, heads, data.test, batch_size=size),
+        else evaluate_heads(network, heads, data.test, data.measure, batch_size=size),
     }
 
 
@@ -122,7 +122,7 @@ def _print_results(
     records = [find_metric(name) for name in numbers(test)]
     print("\n".join(aligned([[m.heading, m.text(test[m.name])] for m in records])))
     if rows:
-        print(f"\nthe same, for subsets of modalities\n{_table(rows, data.classes)}")
+        print(f"\nthe same, for subsets of modalities\n{_table(rows)}")
     if config.curves:
         print(f"\ncurves   {run.curves}")
         print(f"report   {run.report}")
@@ -137,7 +137,8 @@ def _if_simulated(data: TaskData) -> str:
     return " (SIMULATED)" if data.simulated else ""
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]], classes: int | None) -> str:
-    shown = (SENTIMENT if classes is None else CLASSIFICATION)[:2]
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    first = numbers(next(iter(rows.values())))
+    shown = [find_metric(name) for name in by_importance(first)[:2]]
     lines = [[name, *(m.text(row[m.name]) for m in shown)] for name, row in rows.items()]
     return "\n".join(aligned([["modalities", *(m.heading for m in shown)], *lines]))

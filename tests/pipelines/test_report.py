@@ -10,7 +10,7 @@ from cggm.comparison.records import FinishedRun
 from cggm.runs.cli import run as run_command
 from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
-from cggm_cls.metrics import classification_metrics, regression_metrics
+from cggm_cls.metrics import classification_metrics, sentiment_metrics
 from cggm_cls.reports.samples import write_predictions
 from pipelines import report
 from tests.cggm_seg.report_runs import add_evaluation, write_run
@@ -27,7 +27,7 @@ def write_sequences(folder, classes):
     if classes is None:
         target = rng.normal(0, 1, 80).clip(-3, 3)
         prediction = target + rng.normal(0, 0.5, 80)
-        test = dict(regression_metrics(prediction.astype(np.float32), target))
+        test = dict(sentiment_metrics(prediction.astype(np.float32), target))
     else:
         target = rng.integers(0, classes, 200)
         prediction = rng.normal(0, 1, (200, classes)) + 3 * np.eye(classes)[target]

@@ -124,7 +124,9 @@ class FeatureStore:
         skipped = self.manifest["skipped"]
         left_out = [f"{len(skipped)} bad samples were left out of the features."] if skipped else []
         return TaskData(
-            **splits,
+            train=splits["train"],
+            valid=splits["valid"],
+            test=splits["test"],
             classes=len(self.manifest["classes"]),
             digest=self._digest(),
             simulated=self.manifest["simulated"],

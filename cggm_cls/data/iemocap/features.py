@@ -58,12 +58,13 @@ def load_iemocap(folder: Path, fold: int, *, audio_steps: int = 350) -> TaskData
         notes += reader.notes()
     parts = {name: SequenceDataset(inputs[name], s.target, s.ids) for name, s in splits.items()}
     return TaskData(
-        **parts,
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"],
         classes=CLASSES,
         digest=content_digest(parts),
         simulated=is_simulated(folder),
         notes=tuple(notes),
-        names=(),
     )
 
 

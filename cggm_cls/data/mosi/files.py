@@ -6,6 +6,7 @@ later runs open in its place.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cggm.errors import UserError
@@ -14,6 +15,7 @@ from cggm_cls.data.mosi.layouts import MODALITIES, recognize, refuse_hdf5
 from cggm_cls.data.mosi.split import Mask, MosiSplit, informative_steps, keep_steps
 from cggm_cls.data.pickles import load_arrays
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData, content_digest
+from cggm_cls.metrics import sentiment_metrics
 
 _PICKLES = (".pkl", ".pickle")
 
@@ -31,7 +33,8 @@ def load_mosi(data: Path, store: Path | None) -> TaskData:
     """
     if data.is_dir() and not is_store(data):
         data = _pickle_in(data)
-    return open_converted(data, store, read_mosi)
+    # A function is in no store.
+    return replace(open_converted(data, store, read_mosi), own_measure=sentiment_metrics)
 
 
 def read_mosi(file: Path) -> TaskData:
@@ -57,12 +60,13 @@ def read_mosi(file: Path) -> TaskData:
     notes = [f"{file.name} has the {found.family} layout."]
     parts = {split.name: _read_split(split, found.aligned, notes) for split in found.splits}
     return TaskData(
-        **parts,
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"],
         classes=None,
         digest=content_digest(parts),
         simulated=found.simulated,
         notes=tuple(notes),
-        names=(),
     )
 
 

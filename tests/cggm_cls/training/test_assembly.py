@@ -167,7 +167,7 @@ def test_selected_weights_are_those_of_the_best_validation(tmp_path):
     best = max(r["val_acc"] for r in records)
     assert results["validation_score"] == best
     assert records[results["epoch"] - 1]["val_acc"] == best
-    assert evaluate(training.network, data.test, 3) == results["test"]
+    assert evaluate(training.network, data.test, data.measure) == results["test"]
 
 
 def test_heads_leave_the_network_alone(tmp_path):
