@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,48 @@ def test_a_measure_without_the_metric_that_selects_is_refused(measured, capsys):
     given = ["--data", str(data), "--output", "run", "--max_epochs", "1", "--threads", "1"]
     assert run(main, given) == 2
     assert "Expected acc, which selects the checkpoint" in capsys.readouterr().err
+
+
+@pytest.fixture
+def method():
+    """The class of the how-to, as the text of a module."""
+    return blocks(PAGES["docs/howto/new_method.md"], "python")[0][1]
+
+
+def test_a_method_from_anywhere_trains_by_its_path(ecg, method, monkeypatch, capsys):
+    main, data = ecg
+    Path("my_methods.py").write_text(method)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    [(_, config)] = blocks(PAGES["docs/howto/new_method.md"], "yaml")
+    Path("loss_share.yaml").write_text(config)
+    given = ["--data", str(data), "--output", "run", "--max_epochs", "1", "--threads", "1"]
+    assert run(main, [*given, "--config", "loss_share.yaml"]) == 0, capsys.readouterr().err
+    first = json.loads(Path("run/balance.jsonl").read_text().splitlines()[0])
+    assert sum(first["term"].values()) == pytest.approx(2), "1 + 0.5 (share - 1) of each of two"
+    assert first["term"]["ecg"] != 1
+    sys.modules.pop("my_methods")
+
+
+def test_a_method_of_the_project_is_a_module_and_a_configuration(ecg, method, tmp_path):
+    """In a copy of the package, where the module of the method is the one change."""
+    _, data = ecg
+    shutil.copytree(ROOT / "cggm", "cggm", ignore=shutil.ignore_patterns("__pycache__"))
+    Path("cggm/methods/loss_share.py").write_text(f'"""Loss shares."""\n{method}')
+    Path("configs/methods").unlink()  # the link to those of the project
+    shutil.copytree(ROOT / "configs/methods", "configs/methods")
+    settings = "balancer: {name: LossShare, settings: {weight: 0.5}}\n"
+    Path("configs/methods/loss_share.yaml").write_text(settings)
+    Path("sitecustomize.py").write_text(
+        "import cggm_cls.data\ncggm_cls.data.__path__.append('readers')\n"
+    )
+    options = ["--method", "loss_share", "--max_epochs", "1", "--threads", "1", "--curves", "false"]
+    done = subprocess.run(
+        [sys.executable, "pipelines/ecg_train.py", "--data", data, "--output", "run", *options],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "LossShare(weight=0.5)" in done.stdout
+    assert "name: LossShare" in Path("run/config.yaml").read_text()
