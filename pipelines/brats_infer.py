@@ -1,4 +1,4 @@
-"""Segment BraTS volumes with a trained network; no head is loaded.
+"""Segment BraTS volumes with a trained network, or with an ensemble; no head is loaded.
 
 python pipelines/brats_infer.py --model runs/brats-20261124-101500 --input CASES --output OUT
 """
@@ -29,14 +29,14 @@ def main(argv: Sequence[str]) -> None:
     reader = ConfigReader(InferOptions, FileOptions, ComputeOptions, description=__doc__)
     options, files = reader.read(InferOptions, argv), reader.read(FileOptions, argv)
     compute = reader.read(ComputeOptions, argv)
-    folder = RunFolder.open(options.model)
-    config = read_config(BratsConfig, [folder.config])
+    runs = [run for path in options.models for run in RunFolder.open(path).members()]
+    config = read_config(BratsConfig, [runs[0].config])
     scheme = label_scheme(options.labels or config.labels)
     used = [name for name in config.used if name not in options.absences]
     cases, problems = find_input(options.input, modalities=used, labels=scheme)
     check_problems(cases, problems, strict=options.strict)
 
-    predictions = _predict(options, files, compute, folder, config, cases)
+    predictions = _predict(options, files, compute, runs, cases)
     problems += predictions.errors
     check_problems(predictions.files, problems)
     count, found = len(predictions.files), len(predictions.found)
@@ -49,15 +49,15 @@ def _predict(
     options: InferOptions,
     files: FileOptions,
     compute: ComputeOptions,
-    folder: RunFolder,
-    config: BratsConfig,
+    runs: Sequence[RunFolder],
     cases: Sequence[Case],
 ) -> "Predictions":
     """Let the ranks share the cases; every one gets the outcome of all."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from cggm.runs import load_network_weights
+    from cggm.distributed import is_first_rank
     from cggm_seg.inference import InferenceSettings, predict_cases
+    from cggm_seg.training import TrainedNetwork
 
     settings = InferenceSettings(
         mode=compute.mode,
@@ -65,18 +65,19 @@ def _predict(
         precision=compute.precision,
         batch_size=compute.batch_size,
     )
-    network = config.network.build(config.used, pretrained=False)
-    load_network_weights(folder.checkpoints, network)
+    trained = TrainedNetwork.load(runs)
     with joined(compute.device) as device, logging_redirect_tqdm():
+        if len(runs) > 1 and is_first_rank():
+            print(f"ensemble of {len(runs)}: {', '.join(str(run.path) for run in runs)}")
         return predict_cases(
-            network.to(device),
+            trained.network.to(device),
             cases,
             options.output,
             settings=settings,
             absent=options.absences,
             files=files,
+            learned_from=trained.learned_from(cases),
             strict=options.strict,
-            sharded=True,
         )
 
 

@@ -56,14 +56,12 @@ def write_reports(path: Path, tasks: Path) -> list[Path]:
     table = load_tasks(tasks)
     if (path / "comparison.json").exists():
         return [report_folder(path, table)]
-    RunFolder.open(path)
-    parts = sorted(file.parent for file in path.glob("*/config.yaml")) or [path]
     written = []
-    for part in parts:
-        task = RunFolder(part).task()
+    for run in RunFolder.open(path).members():
+        task = run.task()
         # A session of somebody's own has no line in the table, and what every training has.
         own = None if task == SessionOptions.task else find_task(task, table).load_report()
-        written.append((own or report_training)(part))
+        written.append((own or report_training)(run.path))
     return written
 
 

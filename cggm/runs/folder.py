@@ -1,5 +1,6 @@
 """The folder of one run: the name of every file in it, and what made it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,6 +103,17 @@ class RunFolder:
                 "Give the folder that a training command printed as its output.",
             )
         return run
+
+    def members(self) -> "list[RunFolder]":
+        """The runs of a group, such as its folds, by their numbers; the run itself if it is one.
+
+        Raises:
+            UserError: If one of them is no run folder.
+        """
+        parts = [file.parent for file in self.path.glob("*/config.yaml")]
+        # fold-10 comes after fold-9
+        parts.sort(key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.name))
+        return [RunFolder.open(part) for part in parts] or [self]
 
     def is_new(self) -> bool:
         """Whether nothing was logged or saved there yet."""

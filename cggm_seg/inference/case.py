@@ -1,8 +1,8 @@
 """Prediction of one case, from its images to its files, unless these are there already."""
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -41,6 +41,7 @@ class CasePredictor:
         absent: Modalities to be replaced by zeros in every case.
         options: What is written besides label maps, and whether files are replaced that were not
             made by this network, with these settings, from these images.
+        learned_from: Case to the trainings that it was in.
     """
 
     network: nn.Module
@@ -50,6 +51,7 @@ class CasePredictor:
     size: BatchSize
     absent: Collection[str] = ()
     options: FileOptions = FileOptions()  # noqa: RUF009  # frozen
+    learned_from: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def predict(self, case: Case) -> bool:
         """Write the files of a case, or find them there.
@@ -118,6 +120,7 @@ class CasePredictor:
             volumes_ml=region_volumes(labels, volumes.grid.affine),
             seconds=perf_counter() - start,
             outputs={},
+            learned_from=[*self.learned_from.get(case.id, ())],
         )
         writers = self._writers(case, volumes, labels, probabilities, record)
         self.folder.write(record, {file: writers[file] for file in files})

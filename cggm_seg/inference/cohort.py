@@ -1,7 +1,8 @@
 """Predictions of whole cohorts; one that was interrupted goes on where it stopped."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,16 @@ def predict_cases(
     *,
     absent: Collection[str] = (),
     files: FileOptions = FileOptions(),  # noqa: B008  # frozen
+    learned_from: Mapping[str, Sequence[str]] | None = None,
     strict: bool = False,
-    sharded: bool = False,
 ) -> Predictions:
     """Segments cases and writes ``<output>/<case id>.nii.gz``, with the labels of their scheme.
 
     A modality that a case lacks is replaced by zeros, with a warning in the log. ``summary.csv``
     tells the volumes of all cases in the folder. Cases that the same network predicted with the
     same settings from the same images are not predicted again: ``records/<case id>.json`` says what
-    made each file. One process, or one group of ranks, at a time for each case.
+    made each file. One process, or one group of ranks, at a time for each case: ranks share the
+    cases, so that every rank calls this, and each gets the outcome of all.
 
     Args:
         network: See :func:`predict_volume`.
@@ -67,9 +69,9 @@ def predict_cases(
         absent: Modalities to be replaced by zeros in every case; their images are not read.
         files: What is written besides label maps, and whether files that were made otherwise are
             replaced; such a file is an error otherwise.
+        learned_from: Case to the names of the trainings that it was in, for those that were in any;
+            the log and ``summary.csv`` say so, because their labels tell nothing of new patients.
         strict: Whether the first bad case ends the run.
-        sharded: Whether the ranks share the cases; every rank then calls this, writes the
-            predictions of its share, and gets the outcome of all.
 
     Raises:
         DataError: If a case cannot be predicted and ``strict`` is set.
@@ -86,10 +88,11 @@ def predict_cases(
         settings.batches(device_of(network)),
         absent,
         files,
+        learned_from or {},
     )
     if not files.overwrite:
         check_one_origin(folder, cases, predictor.made_with)
-    outcomes = _predict_all(predictor, cases, strict, sharded)
+    outcomes = _predict_all(predictor, cases, strict)
     done = [(folder.labels(c.id), outcome) for c, outcome in zip(cases, outcomes, strict=True)]
     return Predictions(
         [file for file, outcome in done if outcome is True],
@@ -99,20 +102,31 @@ def predict_cases(
 
 
 def _predict_all(
-    predictor: CasePredictor, cases: Sequence[Case], strict: bool, sharded: bool
+    predictor: CasePredictor, cases: Sequence[Case], strict: bool
 ) -> list[bool | DataError]:
     """Whether each case was predicted, and not found, or why there is nothing."""
-    if predictor.absent and is_first_rank():
-        logger.warning("%s: replaced by zeros in every case.", ", ".join(predictor.absent))
+    if is_first_rank():
+        _warn(predictor, cases)
     predictor.folder.make()
-    mine = shard(cases) if sharded else cases
     hidden = None if is_first_rank() else True  # None shows a bar on terminals alone
-    bar = tqdm(mine, "Predicting", unit="case", disable=hidden)
-    outcomes = [_attempt(predictor, case, strict) for case in bar]
-    outcomes = gather_shards(outcomes) if sharded else outcomes
-    if is_first_rank() or not sharded:
+    bar = tqdm(shard(cases), "Predicting", unit="case", disable=hidden)
+    outcomes = gather_shards([_attempt(predictor, case, strict) for case in bar])
+    if is_first_rank():
         write_summary(predictor.folder)
     return outcomes
+
+
+def _warn(predictor: CasePredictor, cases: Sequence[Case]) -> None:
+    """What holds for many cases, said once."""
+    if predictor.absent:
+        logger.warning("%s: replaced by zeros in every case.", ", ".join(predictor.absent))
+    counts = Counter(run for case in cases for run in predictor.learned_from.get(case.id, ()))
+    for run, count in sorted(counts.items()):
+        logger.warning(
+            "%s: %d of these %d cases were in its training; their labels tell nothing of new "
+            "patients.",
+            *(run, count, len(cases)),
+        )
 
 
 def _attempt(predictor: CasePredictor, case: Case, strict: bool) -> bool | DataError:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class PredictionRecord:
         volumes_ml: Milliliters of each region.
         seconds: Of reading and segmenting.
         outputs: File, relative to the folder, to its SHA-256.
+        learned_from: Names of the trainings that the case was in.
     """
 
     case: str
@@ -78,6 +79,7 @@ class PredictionRecord:
     volumes_ml: Mapping[str, float]
     seconds: float
     outputs: Mapping[str, str]
+    learned_from: list[str] = field(default_factory=list)  # not in older records
 
 
 class PredictionFolder:

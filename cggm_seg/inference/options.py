@@ -10,7 +10,8 @@ class InferOptions:
     """What to segment and where to.
 
     Args:
-        model: Run folder of a training; its best checkpoint is used.
+        model: Run folder of a training, whose best checkpoint is used; or several, separated by
+            commas, or the folder of a cross-validation: their probabilities are averaged.
         input: Folder of cases, folder of one case, or CSV table with the columns case, flair, t1ce,
             t1, t2 (paths); a case may lack modalities.
         output: Folder of the label maps, <case>.nii.gz, and of summary.csv; the same command again
@@ -22,12 +23,18 @@ class InferOptions:
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
     """
 
-    model: Path = field(metadata={"metavar": "RUN"})
+    model: str = field(metadata={"metavar": "RUN"})
     input: Path = field(metadata={"metavar": "PATH"})
     output: Path = field(metadata={"metavar": "DIR"})
     absent: str | None = field(default=None, metadata={"metavar": "A,B"})
     labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     strict: bool = False
+
+    @property
+    def models(self) -> list[Path]:
+        """The folders that ``model`` names; a folder may have a comma in its name."""
+        whole = Path(self.model)
+        return [whole] if whole.exists() else [Path(part.strip()) for part in self.model.split(",")]
 
     @property
     def absences(self) -> list[str]:
@@ -37,7 +44,7 @@ class InferOptions:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What to write besides label maps, and what may be replaced.
+    """What to write besides label maps.
 
     Args:
         probabilities: Whether to write class probabilities, probabilities/<case>.nii.gz.

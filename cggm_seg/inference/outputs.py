@@ -53,7 +53,8 @@ def write_probabilities(file: Path, probabilities: np.ndarray, grid: Grid) -> No
             stream.write(rounded.astype(header.get_data_dtype()).tobytes(order="F"))
 
 
-_COLUMNS = ("case", "absent", *(f"{name}_ml" for name in REGION_NAMES), "seconds", "model", "file")
+_VOLUMES = tuple(f"{name}_ml" for name in REGION_NAMES)
+_COLUMNS = ("case", "absent", *_VOLUMES, "seconds", "model", "file", "learned_from")
 
 
 def region_volumes(labels: np.ndarray, affine: np.ndarray) -> dict[str, float]:
@@ -72,7 +73,8 @@ def write_summary(folder: PredictionFolder) -> None:
     """Writes ``summary.csv``, a line for every label map that is there as it was made.
 
     Without any there is no table. Columns: case; absent modalities, separated by spaces; volumes of
-    WT, TC and ET in ml; seconds; the first digits of the network's digest; the label map.
+    WT, TC and ET in ml; seconds; the first digits of the network's digest; the label map; trainings
+    that the case was in, separated by spaces.
 
     Raises:
         UserError: If it cannot be written; the earlier one is untouched then.
@@ -84,6 +86,7 @@ def write_summary(folder: PredictionFolder) -> None:
     for record in records:
         volumes = [f"{record.volumes_ml[region]:.3f}" for region in REGION_NAMES]
         model, file = record.made_with["network"][:12], folder.labels(record.case).name
-        absent = " ".join(record.absent)
-        rows.append([record.case, absent, *volumes, f"{record.seconds:.2f}", model, file])
+        absent, trainings = " ".join(record.absent), " ".join(record.learned_from)
+        seconds = f"{record.seconds:.2f}"
+        rows.append([record.case, absent, *volumes, seconds, model, file, trainings])
     folder.write_table("summary.csv", csv_text(rows))

@@ -131,3 +131,24 @@ def test_help_groups_the_options(capsys):
     order = [titles[0], "--absent", titles[1], "--probabilities", titles[2], "--flips"]
     places = [text.index(name) for name in order]
     assert places == sorted(places)
+
+
+def test_several_runs_are_an_ensemble_and_say_what_they_learned_from(
+    model, cohort, tmp_path, capsys, caplog
+):
+    other = untrained_run(tmp_path / "other")
+    config = other / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("data:")]
+    config.write_text("\n".join([*lines, f"data: {cohort}", ""]))
+    (other / "split.json").write_text(
+        '{"training": ["case01", "case02"], "validation": ["case03"]}'
+    )
+    output = tmp_path / "out"
+    argv = ("--input", cohort, "--previews", "false", "--device", "cpu", "--output", output)
+    assert call("infer", "--model", f"{model},{other}", *argv) == 0
+    assert f"ensemble of 2: {model}, {other}" in capsys.readouterr().out
+    assert "other: 2 of these 8 cases were in its training" in caplog.text
+    told = {row["case"]: row["learned_from"] for row in rows(output)}
+    assert told == {**dict.fromkeys(CASES, ""), "case01": "other", "case02": "other"}
+    message = refused(capsys, "infer", "--model", model, *argv)
+    assert "was made with another network" in message
