@@ -1,6 +1,6 @@
 """A cohort ready for training: its cases, cached and checked, and which of them it learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,7 @@ from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
 from cggm.errors import DataError
 from cggm.runs import check_problems, first_alone
 from cggm_seg.data.cache import SliceCache, build_cache
-from cggm_seg.data.cases import MODALITIES, Case, find_cases, patient_of, read_patients
+from cggm_seg.data.cases import MODALITIES, Case, find_cases, read_patients
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.labels import label_scheme
 from cggm_seg.data.manifest import recorded_digests
@@ -136,7 +136,7 @@ def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
     problems += damaged
     check_problems(cache.case_ids, problems, needed=2)
     good = {case.id: case for case in cases if case.id in cache.case_ids}
-    split = _split(cache.case_ids, options)
+    split = _split(good, options)
     return Cohort(folder, good, cache.only(options.used), split, problems)
 
 
@@ -156,10 +156,11 @@ def _seen(cases: Sequence[Case], used: Sequence[str]) -> tuple[list[Case], list[
     return [case for case in seen if case.images], blank
 
 
-def _split(case_ids: Sequence[str], options: CohortOptions) -> Split:
+def _split(cases: Mapping[str, Case], options: CohortOptions) -> Split:
     """By patients, as a table or else the names of the cases tell them."""
+    case_ids = [*cases]
     if options.patients is None:
-        patients = {case_id: patient_of(case_id) for case_id in case_ids}
+        patients = {case_id: case.patient for case_id, case in cases.items()}
     else:
         patients = read_patients(options.patients, case_ids)
     fold = (options.fold, options.folds) if options.fold and options.folds else None

@@ -43,12 +43,18 @@ class Case:
         images: Modality to file, in the order of ``MODALITIES``.
         label: The segmentation, or ``None``.
         labels: What the values of label maps mean, of this one and of those that are written.
+        patient: Who was examined.
     """
 
     id: str
     images: Mapping[str, Path]
     label: Path | None
     labels: LabelScheme
+    patient: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.patient:
+            object.__setattr__(self, "patient", patient_of(self.id))
 
 
 def patient_of(case_id: str) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cggm.errors import DataError
-from cggm_seg.data.cases.case import MODALITIES, is_time_point
+from cggm_seg.data.cases.case import MODALITIES, is_time_point, patient_of
 from cggm_seg.data.cases.naming import (
     NamedFile,
     forget_datasets,
@@ -152,8 +152,11 @@ def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:
         alone = folder == root.resolve() or (
             names[folder.name] == 1 and not is_time_point(folder.name)
         )
-        case_id = folder.name if alone else f"{folder.parent.name}_{folder.name}"
-        yield replace(item, id=case_id)
+        if alone:
+            yield replace(item, id=folder.name)
+        else:
+            who = folder.parent.name
+            yield replace(item, id=f"{who}_{folder.name}", patient=patient_of(who))
 
 
 def _join_strays(groups: Groups, root: Path) -> list[str]:

@@ -72,6 +72,7 @@ class NamedFile:
         file: The file.
         naming: Release of BraTS whose scheme the name follows to the letter, else ``None``.
         pattern: The name with ``*`` for the identifier.
+        patient: Who was examined, where a folder says it.
     """
 
     id: str
@@ -79,6 +80,7 @@ class NamedFile:
     file: Path
     naming: Naming | None
     pattern: str
+    patient: str = ""
 
     @property
     def words_of_2023(self) -> bool:

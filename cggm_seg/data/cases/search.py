@@ -133,7 +133,8 @@ def _case(
             problems.append(Finding(Code.AMBIGUOUS, case_id, item.file, what, fix))
     images = {part: by_part[part] for part in MODALITIES if part in by_part}
     scheme = labels or default_labels(items)
-    return Case(case_id, images, by_part.get("seg"), scheme), problems
+    patient = next((item.patient for item in items if item.patient), "")
+    return Case(case_id, images, by_part.get("seg"), scheme, patient), problems
 
 
 def _missing(files: CaseFolder, case_id: str, part: str, near: Sequence[Path]) -> Finding:

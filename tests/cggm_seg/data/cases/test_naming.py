@@ -69,6 +69,7 @@ def test_modality_alone_takes_the_name_of_its_folder_and_of_the_patient_where_it
     assert [c.id for c in cases] == [
         "p1_week-000", "p1_week-012-1", "p2_week-000", "p3", "p4_a", "p5_a"
     ]  # fmt: skip
+    assert [c.patient for c in cases] == ["p1", "p1", "p2", "p3", "p4", "p5"]
     [case], _ = find_cases(tmp_path / "p3", labelled=False)
     assert case.id == "p3"
 
