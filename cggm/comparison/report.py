@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cggm.comparison import records as select
-from cggm.comparison.figures import difference_chart, rank_chart
+from cggm.comparison.figures import difference_chart, rank_chart, sweep_charts
 from cggm.comparison.plan import SWEEP
 from cggm.comparison.records import FinishedRun, RecordStore
 from cggm.comparison.statistics import average_ranks
@@ -42,6 +42,8 @@ def report_comparison(
     records: Sequence[FinishedRun],
     refused: Mapping[tuple[str, str], str],
     table: Mapping[str, Task],
+    *,
+    swept: Sequence[FinishedRun] = (),
 ) -> Path:
     """Write ``report.html`` of a comparison.
 
@@ -50,6 +52,8 @@ def report_comparison(
         records: Finished trainings, in the order that tables have.
         refused: Reasons by task and method.
         table: Tasks by name, at least those of the trainings.
+        swept: Trainings with other settings of CGGM, which a figure shows, and what they are
+            compared with.
 
     Raises:
         UserError: If a task or a metric is unknown.
@@ -65,7 +69,7 @@ def report_comparison(
         "All methods have the same epochs, data order and initial weights per seed.",
         sections=[
             *([_ranks(records, tasks)] if len(methods) > 1 else []),
-            *(_task(output, records, task) for task in tasks),
+            *(_task(output, records, swept, task) for task in tasks),
             _refusals(refused),
         ],
         simulated=f"Data of {_listed(simulated)} are simulated: {NOTHING}" if simulated else "",
@@ -83,8 +87,9 @@ def report_folder(output: Path, table: Mapping[str, Task]) -> Path:
         UserError: If a file in it is damaged, or a task or a metric is unknown.
     """
     store = RecordStore(output)
-    records = [record for record in store.records() if record.method not in SWEEP]
-    return report_comparison(output, records, store.refused(), table)
+    every = store.records()
+    records = [record for record in every if record.method not in SWEEP]
+    return report_comparison(output, records, store.refused(), table, swept=every)
 
 
 def _listed(things: Iterable[object]) -> str:
@@ -97,11 +102,14 @@ def _ranks(records: Sequence[FinishedRun], tasks: Sequence[Task]) -> Section:
     return Section("Ranks", figure(chart) + marked_table(rank_table(records, metrics)))
 
 
-def _task(output: Path, records: Sequence[FinishedRun], task: Task) -> Section:
+def _task(
+    output: Path, records: Sequence[FinishedRun], swept: Sequence[FinishedRun], task: Task
+) -> Section:
     own = select.of_task(records, task.name)
     parts = [
         figure(difference_chart(own, task)),
         *map(marked_table, task_tables(records, task).values()),
+        figures(sweep_charts(swept, task)),
         curves(output, own, task.metrics[0]),
     ]
     return Section(task.name, Markup().join(parts))

@@ -53,7 +53,7 @@ def write_results(
     parts += [_refusals(refused)] if refused else []
     page = output / "comparison.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
-    report_comparison(output, named, refused, table)
+    report_comparison(output, named, refused, table, swept=records)
     return page
 
 

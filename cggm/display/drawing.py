@@ -1,5 +1,6 @@
 """Drawing of charts with matplotlib: the one place that knows shapes, colors and distances."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def _draw_intervals(chart: IntervalChart, axes: "Axes", longest_name: int | None
         _draw_interval(axes, row, interval, ends, upright=upright)
     if upright:
         axes.set_ylim(*ends)
-        axes.set(xlabel=chart.position_label, ylabel=chart.label)
+        axes.set(xlabel=chart.position_label, ylabel=textwrap.fill(chart.label, 30))
     else:
         names = [_cut(interval.name, longest_name) for interval in chart.intervals]
         axes.set_yticks(rows, names, color=COLORS[INK])

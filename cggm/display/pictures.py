@@ -25,8 +25,10 @@ from cggm.display.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _DPI = 150
+_LETTER = 6.6  # points that a letter of a name is wide, roughly
 _WARNING = "#7a4a00"
 _POINTS = 72  # of an inch
 _ABOVE, _LEGEND = 24, 28  # points for the title of a chart and for the common legend
@@ -55,7 +57,7 @@ def png(charts: Sequence[Chart], *, columns: int = 3, head: str = "") -> bytes:
 
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
-    width = max(columns * WIDTH, 1.2 * WIDTH)
+    width = max(columns * max(map(_width_of, charts)), 1.2 * WIDTH)
     height = rows * (max(map(height_of, charts)) + _ABOVE) + _LEGEND
     data = io.BytesIO()
     with mpl.rc_context(STYLE):
@@ -103,11 +105,17 @@ def svg(chart: Chart) -> str:
     return ElementTree.tostring(picture, encoding="unicode")
 
 
+def _width_of(chart: Chart) -> float:
+    """Points, with those of the names beside its rows."""
+    names = [] if not isinstance(chart, IntervalChart) or chart.upright else chart.intervals
+    return WIDTH + _LETTER * max((len(interval.name) for interval in names), default=0)
+
+
 def _set_title(axes: "Axes", chart: Chart) -> None:
     """The title, and the note below it in small type."""
     note = textwrap.fill(chart.note, 72)
     lines = note.count("\n") + bool(note)
-    axes.set_title(chart.title, pad=6 + 11 * lines)
+    axes.set_title(textwrap.fill(chart.title, 46), pad=6 + 11 * lines)
     axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color=FAINT, va="bottom")
 
 
@@ -121,9 +129,16 @@ def _add_legend(figure: "Figure", charts: Sequence[Chart]) -> None:
     ]
     if lines:
         handles = line_handles(lines)
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
+        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(figure, handles))
     if below:
-        figure.legend(handles=below, loc="outside lower center", ncols=min(6, len(below)))
+        figure.legend(handles=below, loc="outside lower center", ncols=_columns(figure, below))
+
+
+def _columns(figure: "Figure", handles: Sequence["Line2D"]) -> int:
+    """How many entries of a legend fit beside each other."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    room = figure.get_figwidth() * _POINTS / (_LETTER * longest + 50)
+    return max(1, min(len(handles), int(room)))
 
 
 def _names(chart: Chart) -> dict[str, str]:
@@ -178,10 +193,11 @@ def _add_markers(
     symbol = symbols[uses[0].attrib["{http://www.w3.org/1999/xlink}href"].removeprefix("#")]
     places = [(float(use.attrib["x"]), float(use.attrib["y"])) for use in uses]
     css, outline = _declarations(uses[0]), _short(symbol.attrib["d"])
-    if "C" in outline and css.get("fill", "none") != "none":
+    fill = css.get("fill", "none")
+    if "C" in outline and fill not in ("none", PAGE):
         radius = abs(float(symbol.attrib["d"].split()[2]))
         points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
-        pen = f"stroke:{_color(css['fill'])};stroke-width:{2 * radius:.1f};stroke-linecap:round"
+        pen = f"stroke:{_color(fill)};stroke-width:{2 * radius:.1f};stroke-linecap:round"
         opacity = f";opacity:{css['fill-opacity']}" if "fill-opacity" in css else ""
         ElementTree.SubElement(target, "path", {"d": points, "style": pen + opacity})
         return

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from cggm.display import Chart, Line, LineChart, svg
+from cggm.display import GRAY, Chart, IntervalChart, Line, LineChart, svg
 from cggm.reports.tables import Column, plain_table
 
 _TABLE_ROWS = 9
+_SHAPES = {
+    "better": (0, "M16 0 21.5 10H10.5Z"),
+    "no difference": (GRAY, "M11 5a5 5 0 1 0 10 0a5 5 0 1 0-10 0"),
+    "worse": (1, "M16 10 10.5 0H21.5Z"),
+}
 
 
 def legend(lines: Sequence[Line]) -> Markup:
@@ -40,6 +45,8 @@ def figure(chart: Chart) -> Markup:
     if isinstance(chart, LineChart):
         key = legend(chart.known) if chart.named else Markup()
         values = _values(chart)
+    if isinstance(chart, IntervalChart):
+        key = _verdicts(chart)
     picture = Markup(svg(chart))
     return Markup('<figure class="chart"><figcaption>{}{}</figcaption>{}{}{}</figure>').format(
         chart.title, small, key, picture, values
@@ -48,7 +55,22 @@ def figure(chart: Chart) -> Markup:
 
 def figures(charts: Sequence[Chart]) -> Markup:
     """Charts side by side where the page is wide enough."""
-    return Markup('<div class="charts">{}</div>').format(Markup().join(map(figure, charts)))
+    shown = Markup().join(map(figure, charts))
+    return Markup('<div class="charts">{}</div>').format(shown) if shown else Markup()
+
+
+def _verdicts(chart: IntervalChart) -> Markup:
+    """A legend of the shapes that say what may be said of a difference; empty without any."""
+    found = {interval.kind for interval in chart.intervals}
+    items = Markup().join(
+        Markup(
+            '<li><svg viewBox="0 0 32 10" aria-hidden="true"><path style="fill:var(--c{})" d="{}"/>'
+            "</svg>{}</li>"
+        ).format(color, shape, kind)
+        for kind, (color, shape) in _SHAPES.items()
+        if kind in found
+    )
+    return Markup('<ul class="legend">{}</ul>').format(items) if items else Markup()
 
 
 def _values(chart: LineChart) -> Markup:

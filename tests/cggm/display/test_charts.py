@@ -85,6 +85,16 @@ def test_width_of_a_picture_is_that_of_a_phone():
         assert width == 360
 
 
+def test_a_hollow_dot_is_a_ring():
+    full, hollow = (
+        svg(IntervalChart("R", [Interval("a", 1.0, 1.0, 1.0, hollow=hollow)], "rank"))
+        for hollow in (False, True)
+    )
+    assert full.count("var(--c0)") >= 2  # the bar and the dot
+    assert re.search(r"fill:var\(--page\);[^\"]*stroke:var\(--c0\)", hollow)
+    assert "var(--page)" not in full
+
+
 def test_infinite_ends_stay_within_the_axis():
     intervals = [Interval("a", 0.1, 0.0, math.inf, "no difference"), Interval("b", 0.2, 0.1, 0.3)]
     picture = svg(IntervalChart("D", intervals, "difference", zero=True))
