@@ -99,9 +99,9 @@ def missed_warnings(rows: Rows, cache: SliceCache) -> list[str]:
         return []
     cases = ", ".join(f"{region} {count}" for region, count in missed.items())
     return [
-        f"Not one voxel was found of {' and '.join(missed)}, although of {len(rows)} validation "
-        f"cases so many have it: {cases}. Train longer, or with --loss.dice regions and "
-        "--slices.focus regions, which count small regions as much as large ones."
+        f"Not one voxel was found of {' and '.join(missed)}, although validation cases have it "
+        f"({cases} of {len(rows)}). Train longer, or with --loss.dice regions and --slices.focus "
+        "regions, which count small regions as much as large ones."
     ]
 
 

@@ -149,8 +149,8 @@ def test_regions_of_which_no_voxel_was_found(partly_enhancing, scores, missed):
 def test_warning_names_the_regions_and_what_to_do(partly_enhancing):
     scores = {"ed": (0.5, 1, 1), "ncr": (0.5, 0, 1), "et": (0.5, 0, 0)}
     (sentence,) = missed_warnings(rows_of(**scores), partly_enhancing)
-    assert sentence.startswith("Not one voxel was found of TC and ET, although of 3 validation")
-    assert "TC 2, ET 1" in sentence
+    assert sentence.startswith("Not one voxel was found of TC and ET, although validation cases")
+    assert "(TC 2, ET 1 of 3)" in sentence
     assert "--loss.dice regions" in sentence
     assert missed_warnings(rows_of(et=(0.5, 0.4, 0.3)), partly_enhancing) == []
 
