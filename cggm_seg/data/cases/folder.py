@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -137,26 +137,35 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:
-    """Gives ``flair.nii.gz`` and the like the name of their folder, or of two folders.
-
-    The name of one folder is not enough where it says only when somebody was examined, or where
-    other folders have it, too.
-    """
-    folders = {item.file.parent for item in named if not item.id}
-    names = Counter(folder.resolve().name for folder in folders)
+    """Gives ``flair.nii.gz`` and the like the name of their folder, or of several folders."""
+    names = _folder_names({item.file.parent for item in named if not item.id}, root)
     for item in named:
         if item.id:
             yield item
             continue
-        folder = item.file.parent.resolve()
-        alone = folder == root.resolve() or (
-            names[folder.name] == 1 and not is_time_point(folder.name)
-        )
-        if alone:
-            yield replace(item, id=folder.name)
-        else:
-            who = folder.parent.name
-            yield replace(item, id=f"{who}_{folder.name}", patient=patient_of(who))
+        parts = names[item.file.parent]
+        patient = patient_of(parts[0]) if len(parts) > 1 else ""
+        yield replace(item, id="_".join(parts), patient=patient)
+
+
+def _folder_names(folders: Iterable[Path], root: Path) -> dict[Path, tuple[str, ...]]:
+    """As many names of the folders above as it takes to tell them apart, and who was examined.
+
+    ``p1/week-000/anat`` and ``p2/week-000/anat`` are told apart by all three. Folders on one level
+    have equally many names, so that all examinations of ``p1`` are named after it.
+    """
+    paths = {folder: folder.relative_to(root).parts or (root.resolve().name,) for folder in folders}
+    counts = {len(parts): 1 for parts in paths.values()}  # level to names
+    while True:
+        names = {folder: parts[-counts[len(parts)] :] for folder, parts in paths.items()}
+        alike = Counter(names.values())
+        unclear = [f for f, found in names.items() if alike[found] > 1 or is_time_point(found[0])]
+        levels = {len(paths[folder]) for folder in unclear}
+        longer = [level for level in levels if counts[level] < level]
+        if not longer:
+            return names
+        for level in longer:
+            counts[level] += 1
 
 
 def _join_strays(groups: Groups, root: Path) -> list[str]:

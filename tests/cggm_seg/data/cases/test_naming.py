@@ -74,6 +74,20 @@ def test_modality_alone_takes_the_name_of_its_folder_and_of_the_patient_where_it
     assert case.id == "p3"
 
 
+def test_modality_alone_takes_as_many_folders_as_tell_the_cases_apart(tmp_path):
+    names = ("flair.nii", "t1gd.nii", "t1.nii", "t2.nii", "seg.nii")
+    for folder in ("s1/1/anat", "s1/2/anat", "s2/1/anat", "s3/20010203/mri"):
+        write_names(tmp_path, names, [folder])
+    cases, errors = find_cases(tmp_path, labelled=True)
+    assert errors == []
+    assert {case.id: case.patient for case in cases} == {
+        "s1_1_anat": "s1",
+        "s1_2_anat": "s1",
+        "s2_1_anat": "s2",
+        "s3_20010203_mri": "s3",
+    }
+
+
 DATASET = {
     "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "Flair"},
     "labels": {
