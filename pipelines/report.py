@@ -57,11 +57,11 @@ def write_reports(path: Path, tasks: Path) -> list[Path]:
     if (path / "comparison.json").exists():
         return [report_folder(path, table)]
     written = []
-    for run in RunFolder.open(path).members():
-        task = run.task()
+    for member in RunFolder.open(path).members():
+        task = member.task()
         # A session of somebody's own has no line in the table, and what every training has.
         own = None if task == SessionOptions.task else find_task(task, table).load_report()
-        written.append((own or report_training)(run.path))
+        written.append((own or report_training)(member.path))
     return written
 
 
