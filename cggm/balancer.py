@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Balancer(nn.Module):
         norms: Euclidean norm of each encoder's gradient at the last such step, ``(M,)``.
     """
 
-    serves_absence: ClassVar[bool] = False
+    serves_absence = False
     heads: Heads | None
     scores: ScoreTracker | None
 

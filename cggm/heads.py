@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
+from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks, world_size
 from cggm.scores import Score, Window, score_counts
 from cggm.tensors import Features, Presence, batch_size, kind_of, map_tensors, take_samples
 
@@ -30,12 +30,15 @@ class HeadReadings:
         counts: Numerators and denominators of each head's score, shape ``(M, 2, K)``.
         gradients: Gradient of each head's last weight, mean over ranks, shape ``(M, C, D)``.
         seen: Share of the samples that have each modality, shape ``(M,)``.
+        weights: What this rank's losses are multiplied by, ``(M,)``, so that their mean over ranks
+            is one over the samples that have the modality; 1 where no sample lacks it.
     """
 
     losses: Tensor
     counts: Tensor
     gradients: Tensor
     seen: Tensor
+    weights: Tensor
 
 
 class Heads(nn.ModuleDict):
@@ -114,7 +117,7 @@ class Heads(nn.ModuleDict):
         found = {}
         for name in self:
             if seen[name] > 0:
-                batch = _of_present(features[name], target, name, presence)
+                batch = samples_with(features[name], target, name, presence)
                 found[name] = self._observe_one(name, *batch, task_loss, score, seen[name])
         shape = next(iter(found.values()))[1].shape
         rows = [found.get(name) or self._observe_none(name, shape) for name in self]
@@ -123,7 +126,7 @@ class Heads(nn.ModuleDict):
         if presence is not None:
             shares.copy_(torch.tensor(list(seen.values())), non_blocking=True)
         self.window.add("seen", shares)
-        return HeadReadings(losses, counts, _mean_by_share(gradients, shares), shares)
+        return HeadReadings(losses, counts, *_mean_by_share(gradients, shares))
 
     def losses(
         self,
@@ -147,7 +150,7 @@ class Heads(nn.ModuleDict):
             if presence is not None and name in presence.absent:
                 losses.append(torch.zeros((), device=self.output_weight(name).device))
                 continue
-            own, wanted = _of_present(features[name], target, name, presence)
+            own, wanted = samples_with(features[name], target, name, presence)
             constants = {key: p.detach() for key, p in head.named_parameters()}
             buffers = {key: b.clone() for key, b in head.named_buffers()}
             own = map_tensors(partial(_as_head_takes, head=head, in_full=False), own)
@@ -272,13 +275,23 @@ def check_scalar(loss: Any, owner: str) -> None:  # noqa: ANN401
         )
 
 
-def _of_present(
+def samples_with(
     features: Features,
     target: Any,  # noqa: ANN401
     name: str,
     presence: Presence | None,
 ) -> tuple[Features, Any]:
-    """Features and targets of the samples that have a modality."""
+    """Features and targets of the samples that have a modality.
+
+    Args:
+        features: What its encoder returned, or a prediction made of that, for the whole batch.
+        target: What predictions are compared with, for the whole batch.
+        name: The modality.
+        presence: Which samples have it; ``None`` for all.
+
+    Raises:
+        ValueError: If the batch is not the first axis of the features.
+    """
     rows = None if presence is None else presence.rows(name)
     if presence is None or rows is None:
         return features, target
@@ -292,11 +305,17 @@ def _of_present(
     return take_samples(features, rows, size), take_samples(target, rows, size)
 
 
-def _mean_by_share(gradients: Tensor, shares: Tensor) -> Tensor:
-    """Mean over ranks of gradients ``(M, C, D)``, by how many samples each rank has."""
+def _mean_by_share(gradients: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over ranks of gradients ``(M, C, D)``, by how many samples each rank has.
+
+    Returns:
+        The mean, the shares themselves, and this rank's weights among the ranks, ``(M,)``.
+    """
     weighted = gradients * shares[:, None, None].to(gradients.dtype)
     total, weight = sum_over_ranks([weighted, shares.to(gradients.dtype)])
-    return total / torch.where(weight > 0, weight, 1.0)[:, None, None]
+    mean = total / torch.where(weight > 0, weight, 1.0)[:, None, None]
+    weights = torch.where(weight > 0, shares * world_size() / weight, 0.0)
+    return mean, shares, weights
 
 
 def _output_weight(head: nn.Module) -> Tensor:

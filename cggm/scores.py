@@ -1,6 +1,7 @@
 """Steps and windows of micro-batches, and the scores and gains that are taken from them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,13 +168,7 @@ def with_chance(score: Score) -> Score:
     Returns:
         Score of twice as many numerators and denominators, those of chance in the second half.
     """
-
-    def both(prediction: Any, target: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
-        moved = _of_next_sample(target, batch_size(prediction))
-        counts = [score_counts(score, prediction, t) for t in (target, moved)]
-        return tuple(torch.cat(counts, 1))
-
-    return both
+    return partial(_score_and_chance, score)
 
 
 def ratio_score(counts: Tensor) -> Tensor:
@@ -319,6 +314,12 @@ class SignalTracker(ScoreTracker):
         """Move the state by the window's scores."""
         super().commit(window)
         self.chance.commit(window)
+
+
+def _score_and_chance(score: Score, prediction: Any, target: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    moved = _of_next_sample(target, batch_size(prediction))
+    counts = [score_counts(score, prediction, t) for t in (target, moved)]
+    return tuple(torch.cat(counts, 1))
 
 
 def _of_next_sample(target: Any, size: int) -> Any:  # noqa: ANN401

@@ -142,11 +142,10 @@ class CGGM(Balancer):
         self._report(heads, gates, terms, fused.detach())
         if self.direction is None or self.lam == 0:
             return step.loss
-        weights = gates * (heads.seen > 0)
         if self.direction == "weights":
-            return step.loss + self.lam * self._late_direction_loss(gains, gates, weights)
+            return step.loss + self.lam * self._late_direction_loss(gains, gates)
         lam = self.lam * (self.clock.steps >= self.warmup)
-        return step.loss + lam * direction_loss(fused, heads.gradients, weights * terms)
+        return step.loss + lam * direction_loss(fused, heads.gradients, gates * terms)
 
     def scales(self, step: Step) -> Tensor | None:
         """Balancing terms, equation (8)."""
@@ -169,7 +168,7 @@ class CGGM(Balancer):
         return torch.ones_like(terms) if self.clock.steps < self.warmup else terms
 
     def _report(self, heads: HeadReadings, gates: Tensor, terms: Tensor, fused: Tensor) -> None:
-        gains = self.scores.gains(self.window)
+        gains = self.scores.batch_gains(self.window)  # the paper's, whatever acts
         self.readings = {
             "score": self.scores.scores(self.window),
             "raw_term": balancing_terms(gains, self.rho or 1.0, "raw"),
@@ -199,12 +198,12 @@ class CGGM(Balancer):
         (mean,) = mean_over_ranks([gradient.detach()])
         return gradient + (mean - gradient).detach()
 
-    def _late_direction_loss(self, gains: Tensor, gates: Tensor, weights: Tensor) -> Tensor:
+    def _late_direction_loss(self, gains: Tensor, gates: Tensor) -> Tensor:
         """Direction loss of the released code: the last step's, and its gradient there."""
         weight = self.binding.output_weight
         heads = torch.stack([self.heads.output_weight(n).detach().flatten(1) for n in self.heads])
         now = weight.detach().requires_grad_()
-        terms = weights * gated_terms(gains, gates, 1.0, self.terms)
+        terms = gates * gated_terms(gains, gates, 1.0, self.terms)
         loss = direction_loss(now.flatten(1), heads, terms)
         (gradient,) = torch.autograd.grad(loss, now)
         self._next_late = (gradient, loss.detach())

@@ -130,6 +130,7 @@ class GradientBlending(Balancer):
         if self.joint:
             return step.loss
         losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
+        losses = heads.weights * losses
         return (self.weights * torch.cat([losses, step.loss[None].to(losses)])).sum()
 
     def _estimate(self, trials: Trials) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm.balancer import Balancer
-from cggm.distributed import mean_over_ranks
+from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
@@ -95,7 +95,7 @@ class MMPareto(Balancer):
         self.readings = {"score": self.scores.scores(self.window), "head_loss": heads.losses}
         self.readings |= self._directions
         if self.weight > 0:
-            self._gather(step)
+            self._gather(step, heads.seen)
         return step.loss
 
     @torch.no_grad()
@@ -105,10 +105,11 @@ class MMPareto(Balancer):
         if self.weight == 0:
             return
         rows = []
-        for name, encoder in self.binding.encoders.items():
-            sums = self.window.named(f"gradient/{name}/").values()
-            unimodal = mean_over_ranks([u / self.window["calls"] for u in sums])
-            rows.append(self._combine([_gradient(p) for p in _trainable(encoder)], unimodal))
+        for seen, name in zip(self.window["seen"], self.binding.names, strict=True):
+            sums = list(self.window.named(f"gradient/{name}/").values())
+            unimodal = [u / torch.where(seen > 0, seen, 1.0) for u in sum_over_ranks(sums)]
+            fused = [_gradient(p) for p in _trainable(self.binding.encoders[name])]
+            rows.append(self._combine(fused, unimodal, seen > 0))
         cosines, terms = (torch.stack(column) for column in zip(*rows, strict=True))
         self._directions = {"cosine": cosines, "term": terms}
         self.readings |= self._directions
@@ -141,27 +142,30 @@ class MMPareto(Balancer):
         self._loss_scale = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
         super().before_step(optimizer)
 
-    def _gather(self, step: Step) -> None:
+    def _gather(self, step: Step, seen: Tensor) -> None:
         """Add the gradient of each head's loss in its encoder to the window."""
         losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
         scale = _HALF_SCALE if torch.is_autocast_enabled(losses.device.type) else 1.0
+        losses = losses * seen  # the mean over all samples that have the modality, in the end
         for loss, (name, encoder) in zip(losses, self.binding.encoders.items(), strict=True):
             own = _trainable(encoder)
-            found = tuple(torch.zeros_like(p) for p in own)
-            if loss.requires_grad:  # it does not where the batch lacks the modality
-                found = torch.autograd.grad(
-                    scale * loss, own, retain_graph=True, materialize_grads=True
-                )
-            for index, gradient in enumerate(found):
+            raw = torch.autograd.grad(scale * loss, own, retain_graph=True, materialize_grads=True)
+            for index, gradient in enumerate(raw):
                 self.window.add(f"gradient/{name}/{index}", gradient.float() / scale)
-        self.window.add("calls", losses.new_ones(()))
 
-    def _combine(self, gradients: list[Tensor], unimodal: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Change an encoder's gradients in place; the cosine and the weight of the fused loss."""
+    def _combine(
+        self, gradients: list[Tensor], unimodal: list[Tensor], seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Change an encoder's gradients in place, where samples of the window had the modality.
+
+        Returns:
+            The cosine, and the weight of the fused loss.
+        """
         scale = 1.0 if self._loss_scale is None else self._loss_scale
         mm = torch.cat([g.flatten().float() for g in gradients]) / scale
         g, cosine, term = pareto(mm, torch.cat([u.flatten() for u in unimodal]), self.gamma)
-        g = torch.where(torch.isfinite(g).all(), torch.lerp(mm, g, self.weight), mm) * scale
+        combined = torch.lerp(mm, g, self.weight)
+        g = torch.where(torch.isfinite(g).all() & seen, combined, mm) * scale
         parts = torch.split(g, [x.numel() for x in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

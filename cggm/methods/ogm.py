@@ -103,6 +103,7 @@ class OGM(Balancer):
             self.heads = Heads(heads or {}, head_optimizer)
         self.score, self.alpha, self.continuous = score, alpha, continuous
         self.noise, self.epochs, self.acts_on = noise, epochs, acts_on
+        self.serves_absence = logits == "heads"
         self._seed = torch.initial_seed() % 2**32
         self._edited = False
 
@@ -116,6 +117,8 @@ class OGM(Balancer):
         """Task loss; the modalities are judged on the way."""
         self._judge(step)
         scores = ratio_score(self.window["counts"])
+        if step.presence is not None:  # where a modality was not seen there is nothing to compare
+            scores = torch.where(self.window["seen"] > 0, scores, torch.nan)
         ratios = confidence_ratios(scores)
         terms = ogm_factors(ratios, self.alpha if self.modulates else 0.0, self.continuous)
         self.window.add("factors", torch.stack([terms, torch.ones_like(terms)]))

@@ -6,7 +6,7 @@ from torch import Tensor
 from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.contract import check_late_fusion
-from cggm.heads import Criterion
+from cggm.heads import Criterion, samples_with
 from cggm.passes import Step
 
 
@@ -41,6 +41,8 @@ class UnimodalEnsemble(Balancer):
             does not average.
     """
 
+    serves_absence = True
+
     def __init__(self, task_loss: Criterion, *, joint: float = 0.0) -> None:
         super().__init__(task_loss)
         if not 0 <= joint <= 1:
@@ -61,8 +63,13 @@ class UnimodalEnsemble(Balancer):
         """Sum of the modalities' own losses, and the combined one's share."""
         if self.joint == 1:
             return step.loss
-        losses = torch.stack(
-            [self.task_loss(step.unimodal[name], step.target) for name in self.binding.names]
-        )
+        losses = torch.stack([self._loss_of(name, step) for name in self.binding.names])
         self.readings = {"head_loss": losses.detach()}
         return torch.lerp(losses.sum(), step.loss, self.joint) if self.joint else losses.sum()
+
+    def _loss_of(self, name: str, step: Step) -> Tensor:
+        """Loss of one modality over the samples that have it, 0 where none has."""
+        prediction = step.unimodal[name]
+        if step.presence is not None and name in step.presence.absent:
+            return 0 * prediction.sum()
+        return self.task_loss(*samples_with(prediction, step.target, name, step.presence))

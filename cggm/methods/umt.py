@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import broadcast_from_first
-from cggm.heads import Criterion
+from cggm.heads import Criterion, samples_with
 from cggm.passes import Step
 from cggm.tensors import Features, parts_in, without_subclass
 from cggm.trials import Trials, unhooked_copy
@@ -54,6 +54,7 @@ class UnimodalTeacher(Balancer):
         RuntimeError: In the first call, if the teachers were not trained.
     """
 
+    serves_absence = True
     trained: Tensor
 
     def __init__(
@@ -127,10 +128,14 @@ class UnimodalTeacher(Balancer):
             )
         distances = []
         for name, teacher in self.teachers.items():
+            if step.presence is not None and name in step.presence.absent:
+                distances.append(step.loss.new_zeros(()))
+                continue
             args, kwargs = step.inputs[name]
             with torch.no_grad():
                 taught = teacher(*args, **kwargs)
-            distances.append(torch.stack(_distances(step.features[name], taught)).mean())
+            own, taught = samples_with(step.features[name], taught, name, step.presence)
+            distances.append(torch.stack(_distances(own, taught)).mean())
         stacked = torch.stack(distances)
         self.readings = {"distance": stacked.detach()}
         return step.loss + self.weight * stacked.sum()

@@ -74,4 +74,4 @@ class UnimodalLosses(Balancer):
         if self.weight == 0:
             return step.loss
         losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)
-        return step.loss + self.weight * losses.sum()
+        return step.loss + self.weight * (heads.weights * losses).sum()

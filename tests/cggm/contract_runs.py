@@ -1,6 +1,6 @@
 """Networks, batches and parts of each task, and the loop in which a method has to prove itself."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +137,7 @@ def train(
     announced: int = 0,
     parts: int = 1,
     first: int = 0,
+    masks: Sequence[Mapping[str, Tensor]] = (),
 ) -> list[dict[str, Tensor]]:
     """A bare loop of plain SGD; returns the readings and the loss of each call.
 
@@ -148,18 +149,22 @@ def train(
         announced: The epoch under way.
         parts: Micro-batches that each batch is cut into.
         first: Position of each batch's first sample in the training data.
+        masks: Which samples of each batch have which modality; none for all.
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     balancer = criterion if isinstance(criterion, Balancer) else None
     rows = []
-    for epoch, (inputs, target) in zip(epochs, batches, strict=False):
+    for index, (epoch, (inputs, target)) in enumerate(zip(epochs, batches, strict=False)):
         if balancer is not None and epoch != announced:
             balancer.start_epoch(epoch)
         announced = epoch
         optimizer.zero_grad()
         positions = torch.arange(first, first + len(target))
         pieces = (tensor.chunk(parts) for tensor in (inputs, target, positions))
-        for piece in zip(*pieces, strict=True):
+        told = {name: m.chunk(parts) for name, m in masks[index].items()} if masks else {}
+        for part, piece in enumerate(zip(*pieces, strict=True)):
+            if told:
+                criterion.present({name: chunks[part] for name, chunks in told.items()})
             loss = _call(network, criterion, *piece)
             (loss / parts).backward()
             rows.append({"loss": loss.detach(), **_readings(balancer)})

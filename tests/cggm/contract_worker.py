@@ -14,6 +14,8 @@ from cggm.methods import method_names
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import Batch, batches_of, build, make, train
 
+ABSENCE = ("CGGM", "MMPareto", "UnimodalLosses")
+
 
 def halves(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
     """This rank's share of each batch."""
@@ -38,6 +40,25 @@ def run(name: str, rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def masks_of(batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+    """Half of the samples lack the text: of two ranks, the first one's all in every other batch."""
+    text = torch.arange(16) >= 8
+    return [{"text": text if i % 2 == 0 else text.roll(4)} for i, _ in enumerate(batches)]
+
+
+def run_with_absence(name: str, rank: int, world: int) -> dict[str, dict[str, Tensor]]:
+    """What a method ends with on this rank where samples lack a modality."""
+    network, settings = make(name), dict(CONTRACTS[name].settings)
+    if name == "CGGM":
+        settings["gate"] = None  # whose chance comes from the targets of a rank
+    balancer = build(name, network, **settings)
+    wrapped = DistributedDataParallel(network) if world > 1 else network
+    balancer.bind(wrapped)
+    masks = [{"text": m["text"].chunk(world)[rank]} for m in masks_of(batches_of())]
+    train(wrapped, balancer, halves(batches_of(), rank, world), masks=masks)
+    return {"network": network.state_dict(), "heads": balancer.heads.state_dict()}
+
+
 def main(store: str, rank: int, world: int) -> None:
     """Run every method and save what each ends with, or what it says where it refuses."""
     torch.set_num_threads(1)
@@ -50,6 +71,7 @@ def main(store: str, rank: int, world: int) -> None:
             found[name] = run(name, rank, world)
         except (ValueError, RuntimeError) as error:
             found[name] = str(error)
+    found["absence"] = {name: run_with_absence(name, rank, world) for name in ABSENCE}
     torch.save(found, Path(store) / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -37,6 +37,18 @@ def test_replicas_are_bit_equal(name, ranks):
             assert_close(value, second[group][key], rtol=0, atol=0, equal_nan=True, msg=key)
 
 
+@pytest.mark.parametrize("name", contract_worker.ABSENCE)
+def test_two_ranks_equal_one_process_where_samples_lack_a_modality(name, ranks):
+    whole = contract_worker.run_with_absence(name, 0, 1)
+    first, second = (rank["absence"][name] for rank in ranks)
+    for group in ("network", "heads"):
+        tensors = {k: v for k, v in whole[group].items() if isinstance(v, torch.Tensor)}
+        assert near(tensors, first[group])
+        assert all(torch.equal(first[group][key], second[group][key]) for key in tensors)
+    complete = contract_worker.run(name, 0, 1)
+    assert not near(whole["network"], complete["network"])
+
+
 @every_method
 def test_two_ranks_equal_one_process_or_the_row_says_why_not(name, ranks):
     whole = contract_worker.run(name, 0, 1)
