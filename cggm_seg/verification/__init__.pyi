@@ -1,3 +1,3 @@
 from .cohort import verify_data as verify_data
 from .listing import Verification as Verification
-from .options import VerifyOptions as VerifyOptions
+from .listing import VerifyOptions as VerifyOptions

@@ -93,8 +93,9 @@ def read_folder(folder: Path) -> CaseFolder:
         DataError: If the folder does not exist, cannot be read, is empty or holds no case.
     """
     forget_datasets()
+    deeper: list[Path] = []
     try:
-        paths = sorted(_walk(folder, DEEPEST))
+        paths = sorted(_walk(folder, DEEPEST, deeper))
     except OSError as error:
         what = f"Expected a folder, but {error.filename} cannot be read ({error.strerror})."
         raise DataError(str(folder), None, what, "Check the path and its permissions.") from error
@@ -105,7 +106,10 @@ def read_folder(folder: Path) -> CaseFolder:
     strays = _join_strays(groups, folder)
     leftover = [path for path in paths if is_image(path) and path not in named]
     leftover += _drop_small_groups(groups) + _drop_outranked(groups)
-    found = CaseFolder(folder, dict(groups), sorted(leftover), [*strays, *_guesses(groups)])
+    notes = [*strays, *_guesses(groups)]
+    if deeper:
+        notes.append(f"Folders were searched {DEEPEST} levels deep, without {min(deeper)}.")
+    found = CaseFolder(folder, dict(groups), sorted(leftover), notes)
     if not groups:
         raise _no_cases(found, len(paths))
     return found
@@ -125,13 +129,16 @@ def _owners(groups: Groups) -> dict[Path, set[str]]:
     return found
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def _walk(folder: Path, depth: int, deeper: list[Path]) -> Iterator[Path]:
+    """All files that are not hidden; folders that are too deep are added to a list."""
     with os.scandir(folder) as found:
         for item in found:
             if item.name.startswith(".") or item.name == "__MACOSX":
                 continue
-            if item.is_dir():
-                yield from _walk(Path(item.path), depth - 1) if depth else ()
+            if item.is_dir() and depth:
+                yield from _walk(Path(item.path), depth - 1, deeper)
+            elif item.is_dir():
+                deeper.append(Path(item.path))
             else:  # links that lead nowhere, too: reading them says so
                 yield Path(item.path)
 

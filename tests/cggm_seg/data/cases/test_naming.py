@@ -261,3 +261,13 @@ def test_pediatric_labels_are_told_by_the_first_case_with_edema(tmp_path):
     assert [case.labels.name for case in cases] == ["brats-ped"] * 2
     [case, _], _ = find_cases(tmp_path, labelled=False)
     assert case.labels.name == "brats-ped"
+
+
+def test_search_says_where_it_ended(tmp_path):
+    names = SCHEMES["BraTS 2021"][:5]
+    write_names(tmp_path / "1/2/3/4/5", names, ["sixth"])
+    write_names(tmp_path / "1/2/3/4/5/6", names, ["seventh"])
+    cases, _ = find_cases(tmp_path, labelled=True)
+    assert [case.id for case in cases] == ["sixth"]
+    [note] = survey_cases(tmp_path).notes
+    assert note == f"Folders were searched 6 levels deep, without {tmp_path}/1/2/3/4/5/6/seventh."
