@@ -10,9 +10,10 @@ field allows as well (``"1"`` in a ``float | str``, ``"null"`` in a ``str | None
 
 import re
 from argparse import SUPPRESS, Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from types import NoneType
@@ -87,6 +88,7 @@ def _first_line(schema: type) -> str:
     return (getdoc(schema) or schema.__name__).partition("\n")[0].rstrip(".")
 
 
+_TYPE = re.compile(r"\w+\.")  # what modules add to the names of types
 _WORDS = {bool: "true|false", int: "N", float: "X", str: "NAME", Path: "PATH"}
 _COLLECTIONS = {list: "LIST", tuple: "LIST", dict: "MAP"}
 
@@ -232,7 +234,10 @@ class ConfigReader:
         try:
             typed = self._parser.parse_object(values, defaults=False)
         except ArgumentError as error:
-            raise self._explained(error, f"{file}: ", "") from error
+            alone = (
+                (key, value, partial(self._try, {key: value})) for key, value in values.items()
+            )
+            raise self._explained(error, alone, f"{file}: ", "") from error
         self._parser.set_defaults({key: typed[key] for key in values})
 
     def read(self, schema: type[T], argv: Sequence[str]) -> T:
@@ -252,7 +257,11 @@ class ConfigReader:
         try:
             values = self._parser.parse_args(list(argv))
         except ArgumentError as error:
-            raise self._explained(error, "", "--") from error
+            alone = (
+                (key, " ".join(words), partial(self._parser.parse_args, arguments))
+                for key, words, arguments in _options_of(argv)
+            )
+            raise self._explained(error, alone, "", "--") from error
         return _build(schema, values)
 
     def _add_options(self, schema: type) -> None:
@@ -284,17 +293,40 @@ class ConfigReader:
         entry_of = (key for key in self._hints if name.startswith(f"{key}."))
         return name == "help" or name in self._hints or any(entry_of)
 
-    def _explained(self, error: ArgumentError, where: str, prefix: str) -> UserError:
-        key = re.search(r'Parser key "(.+?)"', error.message)
-        found = re.findall(r"(?:Got|Given) value: (.*)", error.message)
-        if not key or not found:
-            return UserError(f"{where}{error.message}.", "See --help for the options.")
-        hint = self._hints[key[1]]
-        expected = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.", "", str(hint))
-        return UserError(
-            f"{where}expected {prefix}{key[1]} to be {expected}, but got {found[-1]!r}.",
-            "See --help for the options.",
-        )
+    def _try(self, values: Mapping[str, object]) -> None:
+        self._parser.parse_object(dict(values), defaults=False)
+
+    def _explained(
+        self,
+        error: ArgumentError,
+        alone: Iterable[tuple[str, object, Callable[[], object]]],
+        where: str,
+        prefix: str,
+    ) -> UserError:
+        """Say which value is wrong: the first one that is refused without the others."""
+        for key, value, parse in alone:
+            try:
+                parse()
+            except ArgumentError:
+                hint = self._hints.get(key)
+                if hint is None:
+                    break
+                expected = hint.__name__ if isinstance(hint, type) else _TYPE.sub("", str(hint))
+                return UserError(
+                    f"{where}expected {prefix}{key} to be {expected}, but got {str(value)!r}.",
+                    "See --help for the options.",
+                )
+        return UserError(f"{where}{error.message}.", "See --help for the options.")
+
+
+def _options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Each option with its words, and the arguments that say it."""
+    starts = [k for k, argument in enumerate(argv) if argument.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
+        first, *words = argv[start:end]
+        name, _, value = first.removeprefix("--").partition("=")
+        given = [value, *words] if "=" in first else words
+        yield name.removesuffix("+"), given, [first, *words]
 
 
 def _flat(

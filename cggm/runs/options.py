@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cggm.errors import UserError
+from cggm.runs.config import changed_values
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:
@@ -133,6 +134,30 @@ class SessionOptions:
         for name in ("validate_every", "keep_last"):
             require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
         require(self.save_minutes >= 0, "save_minutes", "of at least 0", self.save_minutes)
+
+
+def allowed_changes(options: SessionOptions, earlier: Path) -> dict[str, tuple[object, object]]:
+    """What a resumed run is given anew, as far as it may change.
+
+    Args:
+        options: Of the run now.
+        earlier: Its ``config.yaml``.
+
+    Returns:
+        Option to its earlier and its present value.
+
+    Raises:
+        UserError: If results depend on one of the changes.
+    """
+    changes = changed_values(options, earlier)
+    fixed = {key: values for key, values in changes.items() if key not in options.may_change}
+    if fixed:
+        differing = "; ".join(f"--{key} {new} (it has {old})" for key, (old, new) in fixed.items())
+        raise UserError(
+            f"{earlier.parent}: a run keeps what its results depend on, but got {differing}.",
+            f"Resume without, or start a new run with --config {earlier} and another --output.",
+        )
+    return changes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The parts that a session of training is given, and the small states that it keeps of its own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cggm.distributed import mean_over_ranks
 from cggm.runs.checkpoints import Stateful
-from cggm.runs.loop import WarmupCosine
+from cggm.runs.loop import Loader, WarmupCosine
 from cggm.runs.watch import Picture
 
 Schedule = WarmupCosine | ReduceLROnPlateau | LRScheduler
@@ -49,7 +49,7 @@ class TrainingData:
         simulated: Whether samples are simulated, which every picture and page then says.
     """
 
-    loader: Iterable[Any]
+    loader: Loader
     digest: str = ""
     names: Callable[[Any], Sequence[str]] = lambda batch: ()
     simulated: bool = False
@@ -129,3 +129,11 @@ class LossScale:
     def _restore(self) -> None:
         if self._restored and self._trainer.scaler is not None:
             self._trainer.scaler.load_state_dict(self._restored)
+
+
+def scaler_of(trainer: Any) -> Stateful | None:  # noqa: ANN401
+    """The scaler that a trainer makes itself."""
+    if hasattr(trainer, "amp"):  # MONAI's trainers
+        return LossScale(trainer)
+    scaler: Stateful | None = getattr(trainer.state, "scaler", None)
+    return scaler

@@ -20,24 +20,22 @@ from cggm.handlers import BalanceHandler, BalanceRecorder, loss_of
 from cggm.runs.checkpoints import (
     RunProgress,
     Saver,
-    Stateful,
     find_checkpoints,
     load_network_weights,
 )
-from cggm.runs.config import changed_values, write_config
+from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.launch import check_ranks_agree
 from cggm.runs.loop import (
     CaseLoader,
-    EndlessBatches,
     NonFiniteGuard,
-    ReplayedLoader,
     Replicas,
     WarmupCosine,
+    begin_after,
 )
 from cggm.runs.metrics import selection_score
-from cggm.runs.options import SessionOptions
-from cggm.runs.parts import EpochLosses, LossScale, TrainingData, TrainingParts, Validation
+from cggm.runs.options import SessionOptions, allowed_changes
+from cggm.runs.parts import EpochLosses, TrainingData, TrainingParts, Validation, scaler_of
 from cggm.runs.storage import hold, let_go
 from cggm.runs.watch import Journal, TrainingProgress
 
@@ -98,8 +96,7 @@ class Session:
     ) -> None:
         self.trainer, self.folder = trainer, run
         self._parts, self._data, self._options, self._validation = parts, data, options, validation
-        self._loader = _placed(data.loader, options.seed)
-        self._steps = len(self._loader)
+        self._steps = len(data.loader)
         self._balancer = _bound(balance, parts.network)
         self._recorder = _recorder(self._balancer, run, options)
         picture = None if validation is None else validation.picture
@@ -119,7 +116,7 @@ class Session:
         self._changes: dict[str, tuple[object, object]] = {}
         if self._began_before:
             self._hold()
-            self._changes = self._allowed_changes()
+            self._changes = self._changed_options()
         self._restore()
         self._attach(balance)
 
@@ -201,7 +198,7 @@ class Session:
             "plateau": parts.schedule if on_plateau else None,
             "schedule": parts.schedule if stepping else None,
             "losses": self._losses,
-            "scaler": _scaler_of(self.trainer),
+            "scaler": scaler_of(self.trainer),
         }
         return Saver(
             self.folder,
@@ -213,27 +210,18 @@ class Session:
             minutes=options.save_minutes,
         )
 
-    def _allowed_changes(self) -> dict[str, tuple[object, object]]:
-        """Options that are no longer what the run was started with, as far as they may change."""
-        if not find_checkpoints(self.folder.checkpoints):
-            return {}  # nothing was computed yet
-        changes = changed_values(self._options, self.folder.config)
-        fixed = [key for key in changes if key not in self._options.may_change]
-        if fixed:
-            differing = "; ".join(f"--{k} {changes[k][1]} (it has {changes[k][0]})" for k in fixed)
-            raise UserError(
-                f"{self.folder.path}: a run keeps what its results depend on, but got {differing}.",
-                "Resume without, or start a new run with --config "
-                f"{self.folder.config} and another --output.",
-            )
-        return changes
+    def _changed_options(self) -> dict[str, tuple[object, object]]:
+        """What the run is given anew; nothing where nothing was computed yet."""
+        computed = find_checkpoints(self.folder.checkpoints)
+        return allowed_changes(self._options, self.folder.config) if computed else {}
 
     def _restore(self) -> None:
         progress = self._saver.restore()
         check_ranks_agree({"checkpoint": (progress.epoch, progress.iteration)})
         if not self.folder.is_new():
             self._journal.cut(epoch_end=progress.epoch * self._steps, iteration=progress.iteration)
-        _skip(self._loader, progress.iteration)
+        seed = self._options.seed
+        self._loader = begin_after(progress.iteration, self._data.loader, seed=seed)
         state = self.trainer.state
         state.epoch, state.iteration = progress.epoch, progress.iteration
         # Without these two Ignite takes the run for a new one and begins at epoch 1.
@@ -344,14 +332,6 @@ class Session:
         return {k: dict(zip(names, v.tolist(), strict=True)) for k, v in readings.items()}
 
 
-def _scaler_of(trainer: Any) -> Stateful | None:  # noqa: ANN401
-    """The scaler that a trainer makes itself."""
-    if hasattr(trainer, "amp"):  # MONAI's trainers
-        return LossScale(trainer)
-    scaler: Stateful | None = getattr(trainer.state, "scaler", None)
-    return scaler
-
-
 def _bound(balance: BalanceHandler | None, network: nn.Module) -> Balancer | None:
     if balance is None:
         return None
@@ -366,17 +346,6 @@ def _recorder(
     if balancer is None:
         return None
     return BalanceRecorder(balancer, run.balance, every=options.record_every)
-
-
-def _placed(loader: Any, seed: int) -> Any:  # noqa: ANN401
-    """A loader that can begin anywhere."""
-    batches = getattr(loader, "batch_sampler", None)
-    return loader if isinstance(batches, EndlessBatches) else ReplayedLoader(loader, seed)
-
-
-def _skip(loader: Any, batches: int) -> None:  # noqa: ANN401
-    place = loader if isinstance(loader, ReplayedLoader) else loader.batch_sampler
-    place.skip(batches)
 
 
 @contextmanager

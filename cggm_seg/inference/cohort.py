@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError
+from cggm.runs import holding
 from cggm_seg.data import Case
 from cggm_seg.inference.case import CasePredictor
 from cggm_seg.inference.folder import PredictionFolder, check_one_origin, made_with
@@ -58,7 +60,7 @@ def predict_cases(
     A modality that a case lacks is replaced by zeros, with a warning in the log. ``summary.csv``
     tells the volumes of all cases in the folder. Cases that the same network predicted with the
     same settings from the same images are not predicted again: ``records/<case id>.json`` says what
-    made each file. One process, or one group of ranks, at a time for each case: ranks share the
+    made each file. One process, or one group of ranks, at a time for each folder: ranks share the
     cases, so that every rank calls this, and each gets the outcome of all.
 
     Args:
@@ -75,8 +77,9 @@ def predict_cases(
 
     Raises:
         DataError: If a case cannot be predicted and ``strict`` is set.
-        UserError: If the output cannot be written or holds predictions of another network or other
-            settings, ``absent`` names an unknown modality, or memory is too short.
+        UserError: If the output cannot be written, another process writes there, it holds
+            predictions of another network or other settings, ``absent`` names an unknown modality,
+            or memory is too short.
     """
     check_absent(network, absent)
     folder = PredictionFolder(output)
@@ -110,9 +113,11 @@ def _predict_all(
     predictor.folder.make()
     hidden = None if is_first_rank() else True  # None shows a bar on terminals alone
     bar = tqdm(shard(cases), "Predicting", unit="case", disable=hidden)
-    outcomes = gather_shards([_attempt(predictor, case, strict) for case in bar])
-    if is_first_rank():
-        write_summary(predictor.folder)
+    alone = is_first_rank()  # who holds the folder, for all ranks
+    with holding(predictor.folder.path, "an inference") if alone else nullcontext():
+        outcomes = gather_shards([_attempt(predictor, case, strict) for case in bar])
+        if alone:
+            write_summary(predictor.folder)
     return outcomes
 
 

@@ -2,7 +2,8 @@ from .loading import CaseLoader as CaseLoader
 from .nonfinite import NonFiniteGuard as NonFiniteGuard
 from .replicas import Replicas as Replicas
 from .sampling import EndlessBatches as EndlessBatches
-from .sampling import ReplayedLoader as ReplayedLoader
+from .sampling import Loader as Loader
+from .sampling import begin_after as begin_after
 from .schedule import WarmupCosine as WarmupCosine
 from .seeds import rng_state as rng_state
 from .seeds import set_rng_state as set_rng_state

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count, islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -93,6 +93,32 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
     def _end(self) -> int:
         """Pairs of an epoch that are given."""
         return len(self) * self.batch_size
+
+
+class Loader(Protocol):
+    """Batches of an epoch, and how many they are."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def begin_after(batches: int, loader: Loader, *, seed: int) -> Loader:
+    """A loader without end that begins where a training is.
+
+    Args:
+        batches: That it had so far, of any number of epochs.
+        loader: One over :class:`EndlessBatches` is told where to begin; any other one is replayed,
+            see :class:`ReplayedLoader`.
+        seed: Of the order of any other one.
+    """
+    own = getattr(loader, "batch_sampler", None)
+    if isinstance(own, EndlessBatches):
+        own.skip(batches)
+        return loader
+    replayed = ReplayedLoader(loader, seed)
+    replayed.skip(batches)
+    return replayed
 
 
 class ReplayedLoader:

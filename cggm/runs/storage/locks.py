@@ -1,8 +1,8 @@
 """Locks on folders that one process at a time may write to, such as that of a run.
 
 The lock belongs to an open descriptor of the file ``.lock`` in the folder: the system gives it back
-when the process ends, however it ends, so that no stale lock is left. Children that are forked
-close theirs. Beside it the file says who holds it.
+when the process ends, however it ends, so that what is left of the file locks nobody out. Children
+that are forked close theirs. The file says who holds it.
 """
 
 import errno
@@ -47,14 +47,11 @@ def hold(folder: Path, doing: str) -> None:
     if fcntl is None or place in _held:
         _times[place] = _times.get(place, 0) + 1
         return
-    descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = _locked(place / LOCK)
     except BlockingIOError as error:
-        os.close(descriptor)
         raise _refusal(folder) from error
     except OSError as error:
-        os.close(descriptor)
         if error.errno not in _NO_LOCKS:
             raise
         print(
@@ -66,6 +63,26 @@ def hold(folder: Path, doing: str) -> None:
         return
     _held[place], _times[place] = descriptor, 1
     _say_who(descriptor, doing)
+
+
+def _locked(file: Path) -> int:
+    """The descriptor of the lock's file, locked."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open(file, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # of a file that its holder removed meanwhile
+
+
+def _is_open(file: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    return False
 
 
 def check_free(folder: Path) -> None:
@@ -92,6 +109,8 @@ def let_go(folder: Path) -> None:
     place = folder.resolve()
     _times[place] = _times.get(place, 0) - 1
     if _times[place] <= 0 and place in _held:
+        with suppress(OSError):
+            (place / LOCK).unlink()  # before others can have it
         os.close(_held.pop(place))
 
 

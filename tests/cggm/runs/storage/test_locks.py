@@ -57,7 +57,23 @@ def test_one_process_may_take_it_several_times(tmp_path):
             pass
         assert taken(tmp_path)
     assert not taken(tmp_path)
+    assert not (tmp_path / LOCK).exists()
     check_free(tmp_path / "absent")
+
+
+def test_a_file_that_its_holder_removes_locks_nobody(tmp_path, monkeypatch):
+    flock, removed = fcntl.flock, []
+
+    def removed_meanwhile(descriptor, how):
+        if not removed:
+            removed.append((tmp_path / LOCK).unlink())
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with holding(tmp_path, "a training") as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / LOCK).stat())
+        assert taken(tmp_path)
+    assert removed == [None]
 
 
 def taken(folder):
