@@ -1,4 +1,4 @@
-"""What every training script shares: command line, configuration, run folder, checkpoints, logs."""
+"""Command lines, configurations, run folders, checkpoints and logs that all trainings share."""
 
 import lazy_loader
 

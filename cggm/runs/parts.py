@@ -44,8 +44,10 @@ class TrainingData:
         loader: Batches of an epoch, with a length. Loaders over :class:`EndlessBatches` begin where
             they are told; any other one is replayed, see
             :class:`cggm.runs.loop.sampling.ReplayedLoader`.
-        digest: Of the content, which must be the same when the run is resumed.
+        digest: Of the samples, which must be the same when the run is resumed.
         names: A batch to the identifiers of its samples, for messages.
+        content: Digest of the content of their files, which must be the same, too; empty where
+            ``digest`` covers it.
         simulated: Whether samples are simulated, which every picture and page then says.
     """
 
@@ -53,6 +55,7 @@ class TrainingData:
     digest: str = ""
     names: Callable[[Any], Sequence[str]] = lambda batch: ()
     simulated: bool = False
+    content: str = ""
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,18 @@ class Session:
             parts.network,
             {**states, **parts.others},
             self._flush,
-            fingerprint={"data": self._data.digest, "number of batches": str(self._steps)},
+            fingerprint=self._fingerprint,
             keep_last=options.keep_last,
             minutes=options.save_minutes,
         )
+
+    @property
+    def _fingerprint(self) -> dict[str, str]:
+        """What must be the same on resume."""
+        data, content = self._data, {}
+        if data.content:
+            content = {"content of the data": data.content}
+        return {"data": data.digest, "number of batches": str(self._steps), **content}
 
     def _changed_options(self) -> dict[str, tuple[object, object]]:
         """What the run is given anew; nothing where nothing was computed yet."""

@@ -1,4 +1,4 @@
-"""What a training on sequences says before it starts and leaves behind when it ends."""
+"""The first and last words of a training on sequences, and the files that it leaves behind."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """The assembly of a BraTS training: a MONAI trainer of network, method and data in a session."""
 
+import hashlib
+import json
 from functools import partial
 from operator import itemgetter
 
@@ -51,14 +53,16 @@ def segmentation_session(
         UserError: If the number of slices or the checkpoint does not fit.
     """
     cache, split = cohort.cache, cohort.split
-    check_ranks_agree({"configuration": repr(config), "cases": split.digest()})
+    content = _digest_of(cohort)
+    shared = {"configuration": repr(config), "cases": split.digest(), "content of cases": content}
+    check_ranks_agree(shared)
     optimizer = sgd_factory(config.optimizer, config.optimizer.lr_start)(network.parameters())
     dataset = training_slices(config, cache, split.training)
     loader = slice_loader(dataset, slice_batches(dataset, config.batch_size), config.processes)
     return Session(
         _engine(config, network, balancer, optimizer, loader, device),
         TrainingParts(network, optimizer, _schedule(config.optimizer, optimizer)),
-        TrainingData(loader, split.digest(), itemgetter("case"), cohort.simulated),
+        TrainingData(loader, split.digest(), itemgetter("case"), cohort.simulated, content),
         run,
         config,
         balance=BalanceHandler(balancer, identify=itemgetter("position")),
@@ -68,6 +72,11 @@ def segmentation_session(
             ValidationSlice(network, cache, split.validation[0]),
         ),
     )
+
+
+def _digest_of(cohort: Cohort) -> str:
+    """One of the content of all files that slices are read from."""
+    return hashlib.sha256(json.dumps(cohort.digests, sort_keys=True).encode()).hexdigest()
 
 
 def _engine(

@@ -1,4 +1,4 @@
-"""What a BraTS training says before it starts and leaves behind when it ends."""
+"""The first and last words of a BraTS training, and the files that it leaves behind."""
 
 from collections.abc import Sequence
 

@@ -15,10 +15,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cggm.errors import UserError
-from cggm.runs.storage import file_digest, new_folder, parse_json, sweep_drafts
+from cggm.runs.storage import check_form, file_digest, new_folder, parse_json, sweep_drafts
 
 HEADER = "checkpoint.json"
 FORMAT = 2
+_FORM = {
+    "format": int,
+    "versions": {"*": str},
+    "world_size": int,
+    "progress": {
+        "epoch": int,
+        "iteration": int,
+        "score": (int, float, None),
+        "fingerprint": {"*": str},
+    },
+    "files": {"*": str},
+    "*": object,
+}
 _NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
 
 Dump = Callable[[BinaryIO], object]
@@ -88,6 +101,7 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{header.get('format', 'none')}.",
             "Use the version of this project that wrote it, or train anew.",
         )
+    check_form(header, _FORM, path / HEADER)
     return header
 
 

@@ -1,7 +1,8 @@
-"""Reads checkpoints that are complete, verified and safe to read, or refuses them with a reason."""
+"""Reading of checkpoints: complete, verified and safe to read, or refused with a reason."""
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +24,8 @@ from cggm.runs.checkpoints.files import (
 )
 from cggm.runs.checkpoints.save import MODEL, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
+
+_ADDED = ("content of the data",)  # what fingerprints of early versions lacked
 
 
 def load_checkpoint(
@@ -53,7 +56,8 @@ def load_checkpoint(
     progress = RunProgress(**header["progress"])
     given = {name: part for name, part in parts.items() if part is not None}
     saved, wanted = progress.fingerprint, fingerprint or {}
-    _refuse(path, [name for name in wanted if wanted[name] != saved.get(name)])
+    known = [name for name in wanted if name in saved or name not in _ADDED]
+    _refuse(path, [name for name in known if wanted[name] != saved.get(name)])
     _refuse(path, sorted(training["parts"].keys() ^ given.keys()))
     _refuse(path, [] if header["world_size"] == world_size() else ["number of processes"])
     module.load_state_dict(weights)
@@ -61,7 +65,7 @@ def load_checkpoint(
         _load_part(path, name, part, training["parts"][name])
     set_rng_state(training["rng"])
     _note_differences(path, header["versions"])
-    return progress
+    return replace(progress, fingerprint=wanted)
 
 
 def load_network_weights(
@@ -133,7 +137,9 @@ def _read_training(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     file = verified(path, TRAINING, header)
     try:
         training: dict[str, Any] = torch.load(file, "cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+        if not {"parts", "rng"} <= training.keys() or not isinstance(training["parts"], dict):
+            raise ValueError
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         # whoever replaces the file can replace its digest, but code in it is never run
         raise damaged(path, TRAINING, "it holds more than numbers, or is no such file") from error
     return training

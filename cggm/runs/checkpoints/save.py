@@ -1,4 +1,4 @@
-"""Writes checkpoints: complete folders, each with digests of what it holds.
+"""Writing of checkpoints: complete folders, each with digests of what it holds.
 
 One checkpoint is a folder with ``model.safetensors`` (the network alone, for inference),
 ``training.pt`` (everything else, no code in it) and ``checkpoint.json`` (how far the run was, what

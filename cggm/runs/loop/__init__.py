@@ -1,4 +1,4 @@
-"""What acts on a training while it runs: order of samples, schedule, guards, signals."""
+"""Order of samples, schedule, guards and signals: all that acts on a training while it runs."""
 
 import lazy_loader
 

@@ -166,14 +166,14 @@ class NonFiniteGuard:
         step = self.optimizer.step
 
         @wraps(step)
-        def guarded(_: Optimizer, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        def guarded(_: Optimizer, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401
             if self._engine is None:
-                return step(*arguments, **named)
+                return step(*arguments, **keywords)
             # An optimizer that skips on the device, for a GradScaler, holds scaled gradients.
             if getattr(self.optimizer, "found_inf", None) is None:
                 self.check()
             self._window.batches = 0
-            return None if self._fine is False else step(*arguments, **named)
+            return None if self._fine is False else step(*arguments, **keywords)
 
         guarded.guard = self  # type: ignore[attr-defined]
         return guarded

@@ -98,9 +98,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError) and error.filename is not None:
-            named = Path(os.fsdecode(error.filename))
-            if named.is_relative_to(draft):  # say the name that the user knows
-                error.filename = str(path / named.relative_to(draft))
+            file = Path(os.fsdecode(error.filename))
+            if file.is_relative_to(draft):  # say the name that the user knows
+                error.filename = str(path / file.relative_to(draft))
         raise
     flush_folder(path.parent)
 

@@ -1,4 +1,4 @@
-"""What a training leaves to read and to see while it runs."""
+"""Logs, curves and displays of a training while it runs."""
 
 import lazy_loader
 

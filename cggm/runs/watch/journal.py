@@ -1,4 +1,4 @@
-"""What a training leaves to read while it runs: metrics, TensorBoard, MLflow, times, curves."""
+"""The journal of a training while it runs: metrics, TensorBoard, MLflow, times, curves."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

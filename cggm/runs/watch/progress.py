@@ -1,4 +1,4 @@
-"""What a person watching a training sees."""
+"""The display of a training for who watches it: a bar and a line for each modality."""
 
 import sys
 import time
@@ -184,7 +184,7 @@ class TrainingProgress:
         modalities: Names of what a balancer's readings are of; those that
             :class:`cggm.BalanceHandler` left in ``engine.state.balance`` are shown. B is the factor
             in use.
-        refresh: Seconds between two looks on a terminal; each one waits for the device.
+        refresh: Seconds between two refreshes on a terminal; each one waits for the device.
         interval: Seconds between two lines within an epoch, elsewhere.
         stream: Where to write; standard error where not given.
     """

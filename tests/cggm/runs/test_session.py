@@ -52,7 +52,9 @@ def samples(count=24):
 class Training:
     """A network with dropout, a session, and an engine of one of three kinds."""
 
-    def __init__(self, folder, kind, *, balanced=True, epochs=3, schedule=None, **options):
+    def __init__(
+        self, folder, kind, *, balanced=True, epochs=3, schedule=None, content="", **options
+    ):
         seed_everything(0)
         self.network, heads = make_late()
         self.network.fusion.append(nn.Dropout(0.2))
@@ -67,7 +69,7 @@ class Training:
         self.session = Session(
             getattr(self, kind)(),
             TrainingParts(self.network, self.optimizer, schedule),
-            TrainingData(self.loader),
+            TrainingData(self.loader, content=content),
             RunFolder(folder),
             SessionOptions(**{"max_epochs": epochs, "save_minutes": 0, "curves": False, **options}),
             balance=balance,
@@ -330,3 +332,11 @@ def test_a_run_that_began_meanwhile_is_refused(tmp_path):
     first.session.prepare_folder()
     with pytest.raises(UserError, match="run: another training began there meanwhile"):
         second.session.prepare_folder()
+
+
+def test_edited_data_are_refused_and_early_checkpoints_noted_no_content(tmp_path):
+    Training(tmp_path / "run", "own", epochs=1).run()
+    Training(tmp_path / "run", "own", epochs=2, content="a").run()
+    Training(tmp_path / "run", "own", epochs=2, content="a")
+    with pytest.raises(UserError, match="made with a different content of the data"):
+        Training(tmp_path / "run", "own", epochs=3, content="b")

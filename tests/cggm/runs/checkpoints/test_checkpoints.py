@@ -421,3 +421,36 @@ def test_full_disk_names_the_file_and_leaves_the_last_checkpoint(tmp_path):
         assert name in message
     assert names(tmp_path / "checkpoints") == ["epoch-0001-step-00000001"]
     assert load_network_weights(tmp_path / "checkpoints", nn.Linear(20, 20)).epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"progress": []}, "expected progress to be an object"),
+        ({"world_size": "1"}, "expected world_size to be a number"),
+        ({"files": {"model.safetensors": 1}}, "to be a text"),
+    ],
+)
+def test_a_header_of_another_form_is_refused(tmp_path, change, problem):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    rewrite_header(path, lambda header: header.update(change))
+    with pytest.raises(UserError, match=problem):
+        training.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"digest": ' + "9" * 5000 + "}"])
+def test_a_hostile_header_is_damaged(tmp_path, content):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    (path / "checkpoint.json").write_text(content)
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        training.load(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_no_network_to_predict_with(tmp_path):
+    training = Training()
+    next(training.network.parameters()).data[0] = torch.nan
+    training.save(tmp_path, 1)
+    with pytest.raises(UserError, match="weights are not finite, NaN or infinite, in .* 1 tensors"):
+        load_network_weights(tmp_path, Training().network)
