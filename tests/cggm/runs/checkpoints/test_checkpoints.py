@@ -452,5 +452,5 @@ def test_weights_that_are_not_finite_are_no_network_to_predict_with(tmp_path):
     training = Training()
     next(training.network.parameters()).data[0] = torch.nan
     training.save(tmp_path, 1)
-    with pytest.raises(UserError, match="weights are not finite, NaN or infinite, in .* 1 tensors"):
+    with pytest.raises(UserError, match=r"weights are not finite, NaN .* in .* 1 tensors"):
         load_network_weights(tmp_path, Training().network)
