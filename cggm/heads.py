@@ -166,7 +166,9 @@ class Heads(nn.ModuleDict):
         if "seen" not in self.window:
             return
         parameters = dict(self.named_parameters())
-        gradients = self.window.named("gradient/")
+        found = self.window.named("gradient/")
+        # Ranks exchange them in one row: their order must not depend on who saw what first.
+        gradients = {name: found[name] for name in parameters if name in found}
         for name, mean in zip(gradients, self._means(gradients), strict=True):
             parameters[name].grad = mean
         self.optimizer.step()

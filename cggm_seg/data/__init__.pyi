@@ -28,6 +28,7 @@ from .preprocessing import prepare_image as prepare_image
 from .preprocessing import zscore as zscore
 from .slices import SliceDataset as SliceDataset
 from .slices import SliceItem as SliceItem
+from .slices import modality_masks as modality_masks
 from .slices import prepare_batch as prepare_batch
 from .slices import slice_batches as slice_batches
 from .slices import slice_loader as slice_loader

@@ -221,3 +221,16 @@ def prepare_batch(
     """Images and labels of a batch on a device, as MONAI's trainer asks for them."""
     image, label = batch["image"], batch["label"]
     return image.to(device, non_blocking=non_blocking), label.to(device, non_blocking=non_blocking)
+
+
+def modality_masks(batch: SliceItem, *, modalities: Sequence[str]) -> dict[str, Tensor]:
+    """Which samples of a batch have each modality, as a balancer asks for it.
+
+    Args:
+        batch: A batch of slices.
+        modalities: Names of the channels, in their order.
+
+    Returns:
+        Modality to bool, shape ``(B,)``, on the processor.
+    """
+    return dict(zip(modalities, batch["present"].unbind(1), strict=True))

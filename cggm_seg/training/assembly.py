@@ -22,7 +22,14 @@ from cggm.runs import (
     check_ranks_agree,
     replicated,
 )
-from cggm_seg.data import Cohort, SliceItem, prepare_batch, slice_batches, slice_loader
+from cggm_seg.data import (
+    Cohort,
+    SliceItem,
+    modality_masks,
+    prepare_batch,
+    slice_batches,
+    slice_loader,
+)
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.balancing import sgd_factory, training_slices
 from cggm_seg.training.config import BratsConfig, SgdConfig
@@ -59,13 +66,15 @@ def segmentation_session(
     optimizer = sgd_factory(config.optimizer, config.optimizer.lr_start)(network.parameters())
     dataset = training_slices(config, cache, split.training)
     loader = slice_loader(dataset, slice_batches(dataset, config.batch_size), config.processes)
+    masks = partial(modality_masks, modalities=cache.modalities)
+    present = masks if cohort.lacking else None  # without need the device waits for no mask
     return Session(
         _engine(config, network, balancer, optimizer, loader, device),
         TrainingParts(network, optimizer, _schedule(config.optimizer, optimizer)),
         TrainingData(loader, split.digest(), itemgetter("case"), cohort.simulated, content),
         run,
         config,
-        balance=BalanceHandler(balancer, identify=itemgetter("position")),
+        balance=BalanceHandler(balancer, identify=itemgetter("position"), present=present),
         validation=Validation(
             partial(validation_metrics, network, cache, split.validation, progress="Validating"),
             "dice_mean",

@@ -45,6 +45,7 @@ def test_run_says_what_is_lacking(whole):
     assert "Cases that lack modalities" in (whole / "report.html").read_text()
     steps = read_jsonl(whole / "balance.jsonl")
     assert len(steps) == 12
+    assert all(step["score"]["flair"] is not None for step in steps)
 
 
 def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
