@@ -38,3 +38,18 @@ def test_a_resumed_run_says_after_which_step_and_with_what(tmp_path):
     (run / "environment.json").write_text(json.dumps(starts))
     text = provenance_section(RunRecord.read(run)).body
     assert "after step 6; after step 12 with max_epochs 2 to 5, workers 2 to 0" in text
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_the_last_validation_warned_of_is_told(told, tmp_path):
+    run = write_run(tmp_path / "run")
+    *earlier, last = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert any(key.startswith("val_") for key in last)
+    earlier[-1]["warnings"] = ["Not one voxel was found of ET."]  # a later validation found some
+    if told:
+        last["warnings"] = ["Not one voxel was found of TC."]
+    lines = "".join(json.dumps(line) + "\n" for line in (*earlier, last))
+    (run / "metrics.jsonl").write_text(lines)
+    text = provenance_section(RunRecord.read(run)).body
+    assert ("Not one voxel was found of TC." in text) == told
+    assert "Not one voxel was found of ET." not in text
