@@ -21,9 +21,10 @@ def predict_volume(
     *,
     absent: Collection[str] = (),
 ) -> np.ndarray:
-    """Segments one volume. Prepares it as in training: z-scores over the non-zero voxels.
+    """Segments one volume. Prepares it as in training: z-scores over the brain of each modality.
 
-    Slices without brain are skipped; all voxels outside the box around the brain are background.
+    The background is the value that surrounds the brain, 0 or another one. Slices without brain are
+    skipped; all voxels outside the box around the brain are background.
     The network is evaluated on its own device and left in the mode it had.
 
     Args:

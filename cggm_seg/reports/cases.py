@@ -200,11 +200,15 @@ def _subsets(subsets: Mapping[str, Row]) -> Markup:
         for m in map(find_metric, _SHOWN[:4])
     ]
     head = Column("modalities", [key.replace("+", " + ") for key in subsets])
+    counts = [row["cases"] for row in subsets.values() if "cases" in row]
+    counted = [Column("cases that have them", counts, digits=0)] if counts else []
     table = plain_table(
-        f"Mean Dice of the validation cases for all {len(subsets)} subsets of modalities",
-        [head, *metrics],
+        f"Mean Dice of the validation cases for {len(subsets)} subsets of modalities",
+        [head, *metrics, *counted],
     )
     note = "Absent modalities are zero-filled, as in training; the stronger the color, the better."
+    if counts:
+        note += " A subset is measured on the cases that have all of it."
     return Markup('{}<p class="note">{}</p>').format(table, note)
 
 

@@ -19,7 +19,13 @@ from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.reports import keep_validation, write_segmentation_report
 from cggm_seg.training.balancing import training_batches
 from cggm_seg.training.config import BratsConfig
-from cggm_seg.training.validation import COLUMNS, evaluate_cached, mean_of, missed_warnings
+from cggm_seg.training.validation import (
+    COLUMNS,
+    evaluate_cached,
+    mean_of,
+    missed_warnings,
+    subset_means,
+)
 
 
 def announce_segmentation(
@@ -69,7 +75,8 @@ def conclude_segmentation(
     """Evaluate the best checkpoint, plot the curves, write the report and print where all is.
 
     Writes ``results.json``, and ``subsets.json``: mean Dice of the validation cases for every
-    subset of modalities, or for all modalities alone where ``config.subsets`` is off.
+    subset of modalities, or for all modalities alone where ``config.subsets`` is off. A case that
+    lacks a modality counts in the subsets that do without it.
 
     Args:
         config: The configuration.
@@ -82,7 +89,7 @@ def conclude_segmentation(
     cache, split, modalities = cohort.cache, cohort.split, network.modalities
     subsets = subset_names(modalities) if config.subsets else [modalities]
     rows = evaluate_cached(network, cache, split.validation, subsets=subsets, progress="Evaluating")
-    table = {"+".join(s): {c: mean_of(r, c) for c in COLUMNS} for s, r in rows.items()}
+    table = subset_means(rows, cache)
     whole = "+".join(modalities)
     warnings = missed_warnings(rows[modalities], cache)
     result = {
@@ -90,8 +97,10 @@ def conclude_segmentation(
         "max_epochs": config.max_epochs,
         "simulated": cohort.simulated,
         "validation_score": best.score,
-        "validation": table[whole],
-        "subsets": {name: row for name, row in table.items() if name != whole},
+        "validation": {c: mean_of(rows[modalities], c) for c in COLUMNS},
+        "subsets": {
+            name: {c: row[c] for c in COLUMNS} for name, row in table.items() if name != whole
+        },
         "warnings": warnings,
     }
     write_json(run.subsets, table)
@@ -117,7 +126,8 @@ def _print_table(
 ) -> None:
     cases = f"{_cases(cohort.split.validation, 'validation ')}{_if_simulated(cohort)}"
     print(f"\nmean Dice of {cases}, epoch {epoch}")
-    print(_subset_table(table))
+    if table:  # unless all modalities alone are asked for, and no case has all
+        print(_subset_table(table))
     if config.curves:
         print(f"\ncurves   {run.curves}")
         print(f"report   {run.report}")
@@ -137,6 +147,11 @@ def _if_simulated(cohort: Cohort) -> str:
 
 
 def _subset_table(table: dict[str, dict[str, float]]) -> str:
-    metrics = [find_metric(name) for name in next(iter(table.values()))]
-    rows = [[name, *(m.text(row[m.name]) for m in metrics)] for name, row in table.items()]
-    return "\n".join(aligned([["modalities", *(m.heading for m in metrics)], *rows]))
+    first = next(iter(table.values()))
+    metrics = [find_metric(name) for name in COLUMNS]
+    counted = ["cases"] if "cases" in first else []
+    rows = [
+        [name, *(m.text(row[m.name]) for m in metrics), *(f"{row[c]:.0f}" for c in counted)]
+        for name, row in table.items()
+    ]
+    return "\n".join(aligned([["modalities", *(m.heading for m in metrics), *counted], *rows]))

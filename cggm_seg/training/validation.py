@@ -128,6 +128,35 @@ def mean_of(rows: Rows, name: str = "dice_mean") -> float:
     return float(np.mean([float(row[name]) for row in rows]))
 
 
+def subset_means(rows: Mapping[Subset, Rows], cache: SliceCache) -> dict[str, dict[str, float]]:
+    """Mean Dice for each subset of modalities over the cases that have all of it.
+
+    A case without T1ce says of FLAIR and T1ce together what it says of FLAIR alone, which would
+    make T1ce look useless.
+
+    Args:
+        rows: Subset to the rows of all cases, see :func:`evaluate_cached`.
+        cache: Tells which modalities a case has.
+
+    Returns:
+        Modalities joined by ``+`` to their means and, where a case lacks a modality, to the number
+        of ``cases`` behind them; without the subsets that no case has.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for subset, every_row in rows.items():
+        having = [row for row in every_row if _has(cache, str(row["case"]), subset)]
+        if having:
+            table["+".join(subset)] = {name: mean_of(having, name) for name in COLUMNS}
+            if not all(_has(cache, str(row["case"]), cache.modalities) for row in every_row):
+                table["+".join(subset)]["cases"] = len(having)
+    return table
+
+
+def _has(cache: SliceCache, case_id: str, subset: Subset) -> bool:
+    present = dict(zip(cache.modalities, cache.present(case_id), strict=True))
+    return all(present[name] for name in subset)
+
+
 def _count(
     network: MultiEncoderDeepLabV3Plus,
     cache: SliceCache,

@@ -112,6 +112,16 @@ def test_only_slices_with_brain_are_labelled_within_the_box(always_one):
     np.testing.assert_array_equal(predict_volume(always_one, images, WHOLE), expected)
 
 
+@pytest.mark.parametrize("offset", [-3.5, 1000.0])
+def test_another_background_gives_the_same_labels(network, offset):
+    images, _ = brain_volume()
+    volume = embed(images, (72, 56, 24), (3, 4, 2))
+    shifted = volume.astype(np.float64) + offset
+    expected = predict_volume(network, volume, FLOAT32)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(predict_volume(network, shifted, FLOAT32), expected)
+
+
 def test_absent_modality_equals_zeros(network):
     images, _ = brain_volume()
     zeros = images.copy()

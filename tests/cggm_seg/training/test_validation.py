@@ -11,10 +11,12 @@ from cggm_seg.evaluation.folder import subset_names
 from cggm_seg.evaluation.regions import REGIONS
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.validation import (
+    COLUMNS,
     evaluate_cached,
     mean_of,
     missed_regions,
     missed_warnings,
+    subset_means,
     validation_metrics,
 )
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
@@ -185,3 +187,38 @@ def test_network_is_evaluated_in_eval_mode_and_left_as_it_was(cache, network):
 def test_mean_of_a_column():
     rows = [{"case": "a", "dice_WT": 0.25}, {"case": "b", "dice_WT": 0.75}]
     assert mean_of(rows, "dice_WT") == 0.5
+
+
+class Lacking:
+    """A cache of two cases, the second of which has no t1ce."""
+
+    modalities = ("flair", "t1ce")
+
+    def present(self, case_id):
+        return (True, case_id == "whole")
+
+
+def test_subsets_are_measured_on_the_cases_that_have_them():
+    def rows(whole, part):
+        return [
+            {"case": case, **dict.fromkeys(COLUMNS, dice)}
+            for case, dice in (("whole", whole), ("part", part))
+        ]
+
+    found = {
+        ("flair", "t1ce"): rows(0.9, 0.3),
+        ("flair",): rows(0.5, 0.3),
+        ("t1ce",): rows(0.7, 0.0),
+    }
+    table = subset_means(found, Lacking())
+    assert {name: row["dice_ET"] for name, row in table.items()} == {
+        "flair+t1ce": 0.9,
+        "flair": 0.4,
+        "t1ce": 0.7,
+    }
+    assert [row["cases"] for row in table.values()] == [1, 2, 1]
+    # Nothing is counted where every case has everything, and what no case has is no row.
+    whole = subset_means({subset: own[:1] for subset, own in found.items()}, Lacking())
+    assert all("cases" not in row for row in whole.values())
+    part = subset_means({subset: own[1:] for subset, own in found.items()}, Lacking())
+    assert list(part) == ["flair"]
