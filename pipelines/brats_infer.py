@@ -16,11 +16,11 @@ from cggm.runs import (
     report_problems,
     run,
 )
-from cggm_seg.data import Case, find_input, label_scheme
 from cggm_seg.inference import ComputeOptions, FileOptions, InferOptions
 from cggm_seg.training import BratsConfig
 
 if TYPE_CHECKING:
+    from cggm_seg.data import Case
     from cggm_seg.inference import Predictions
 
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
     reader = ConfigReader(InferOptions, FileOptions, ComputeOptions, description=__doc__)
     options, files = reader.read(InferOptions, argv), reader.read(FileOptions, argv)
     compute = reader.read(ComputeOptions, argv)
+    from cggm_seg.data import find_input, label_scheme
+
     runs = [run for path in options.models for run in RunFolder.open(path).members()]
     config = read_config(BratsConfig, [runs[0].config])
     scheme = label_scheme(options.labels or config.labels)
@@ -50,7 +52,7 @@ def _predict(
     files: FileOptions,
     compute: ComputeOptions,
     runs: Sequence[RunFolder],
-    cases: Sequence[Case],
+    cases: Sequence["Case"],
 ) -> "Predictions":
     """Let the ranks share the cases; every one gets the outcome of all."""
     from tqdm.contrib.logging import logging_redirect_tqdm

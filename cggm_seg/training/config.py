@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cggm.runs import BalancerConfig, RunConfig, require, require_names
-from cggm_seg.data import MODALITIES, label_scheme
+from cggm_seg.data import MODALITIES
 
 if TYPE_CHECKING:
     from cggm_seg.networks import MultiEncoderDeepLabV3Plus
@@ -238,7 +238,10 @@ class BratsConfig(RunConfig):
         size, share = self.batch_size, self.validation_fraction
         require(size >= 2, "batch_size", "of at least 2, for BatchNorm", size)
         require(0 < share < 1, "validation_fraction", "between 0 and 1", share)
-        label_scheme(self.labels)  # refuses what is none before anything is read
+        if self.labels is not None:
+            from cggm_seg.data import label_scheme
+
+            label_scheme(self.labels)  # refuses what is none before anything is read
         if self.folds is not None:
             require(self.folds >= 2, "folds", "of at least 2", self.folds)
         if self.fold is not None:

@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cggm_seg.data.labels import LabelScheme
+if TYPE_CHECKING:  # --help needs the names of modalities, and no NumPy
+    from cggm_seg.data.labels import LabelScheme
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 """The modalities of BraTS, in the order of the network's channels."""
@@ -49,7 +51,7 @@ class Case:
     id: str
     images: Mapping[str, Path]
     label: Path | None
-    labels: LabelScheme
+    labels: "LabelScheme"
     patient: str = ""
 
     def __post_init__(self) -> None:
