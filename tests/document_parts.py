@@ -112,4 +112,5 @@ SETUPS = {
     "docs/howto/other_data.md": lambda: {**slices(), "__file__": "pipelines/ecg_train.py"},
     "docs/inference.md": cases,
     "docs/method.md": dict,
+    "docs/sequences.md": dict,
 }

@@ -11,6 +11,7 @@ from cggm.methods import build_balancer
 from cggm.runs.config import read_config
 from cggm.trials import Trials
 from cggm_seg.training.config import BratsConfig
+from pipelines.arrays_train import ArraysConfig
 from pipelines.food101_train import FoodConfig
 from pipelines.iemocap_train import IemocapConfig
 from pipelines.mfeat_train import MfeatConfig
@@ -25,6 +26,7 @@ SCHEMAS = {
     "iemocap": IemocapConfig,
     "food101": FoodConfig,
     "mfeat": MfeatConfig,
+    "arrays": ArraysConfig,
 }
 BASES = sorted(file for data in SCHEMAS for file in (CONFIGS / data).glob("*.yaml"))
 

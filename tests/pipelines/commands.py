@@ -15,6 +15,7 @@ from cggm.runs.config import read_config, write_config
 from cggm.runs.folder import RunFolder
 from cggm_seg.training.config import BratsConfig
 from pipelines import (
+    arrays_train,
     brats_evaluate,
     brats_infer,
     brats_simulate,
@@ -39,6 +40,7 @@ SCRIPTS: dict[str, ModuleType] = {
     "food101": food101_train,
     "food101_features": food101_features,
     "mfeat": mfeat_train,
+    "arrays": arrays_train,
 }
 TINY = """
 batch_size: 4

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from cggm.runs.watch.logs import read_jsonl
+from cggm_cls.data.arrays import simulate_array_folder
 from cggm_cls.data.food101.simulation import simulate_features
 from cggm_cls.data.iemocap.simulation import simulate_iemocap
 from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.pipelines.commands import ROOT, call, left_over, refused, start
 
-TASKS = ("mosi", "iemocap", "food101", "mfeat")
+TASKS = ("mosi", "iemocap", "food101", "mfeat", "arrays")
 METRIC = {"mosi": "mae"}
 TINY = """
 max_epochs: {epochs}
@@ -39,11 +40,13 @@ def data(folder):
     simulate_mosi(folder / "mosi.pkl", train=64, valid=32, test=32)
     simulate_iemocap(folder / "iemocap", per_speaker=6)
     features = simulate_features(folder / "food101")
+    simulate_array_folder(folder / "arrays", samples=80)
     return {
         "mosi": ("--data", folder / "mosi.pkl"),
         "iemocap": ("--data", folder / "iemocap"),
         "food101": ("--data", features),
         "mfeat": (),
+        "arrays": ("--data", folder / "arrays"),
     }
 
 

@@ -17,7 +17,10 @@ def table(folder, text):
 
 def test_all_that_the_table_of_the_project_names_is_there():
     tasks = load_tasks(TABLE)
-    assert list(tasks) == ["brats", "mosi", "iemocap", "food101", "mfeat"]
+    assert list(tasks) == [
+        *("brats", "mosi", "iemocap", "food101", "mfeat"),
+        *("arrays", "arrays_regression"),
+    ]
     for task in tasks.values():
         assert task.script.is_file()
         assert task.quick.is_file()

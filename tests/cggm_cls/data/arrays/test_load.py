@@ -1,0 +1,219 @@
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from cggm.errors import DataError, UserError
+from cggm_cls.data.arrays.load import load_array_folder
+from cggm_cls.data.arrays.simulation import simulate_array_folder
+
+SPLIT = np.array(["train"] * 4 + ["valid"] * 2 + ["test"] * 2)
+
+
+def arrays(**changed):
+    """Eight samples: a row of two numbers, and up to three steps of one number."""
+    found = {
+        "lab": np.arange(16.0).reshape(8, 2),
+        "ecg": np.arange(24.0).reshape(8, 3, 1),
+        "ecg.lengths": np.array([3, 2, 0, 3, 1, 3, 3, 3]),
+        "target": np.array(["well", "sick"] * 4),
+        "split": SPLIT,
+        **changed,
+    }
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def written(folder, **changed):
+    folder.mkdir(exist_ok=True)
+    for name, array in arrays(**changed).items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def archived(folder, **changed):
+    folder.mkdir(exist_ok=True)
+    content = arrays(**changed)
+    split_of = content.pop("split")
+    for split in ("train", "valid", "test"):
+        chosen = split_of == split
+        np.savez(folder / f"{split}.npz", **{n: array[chosen] for n, array in content.items()})
+    return folder
+
+
+@pytest.mark.parametrize("write", [written, archived])
+def test_rows_and_sequences_keep_their_values_lengths_and_classes(write, tmp_path):
+    data = load_array_folder(write(tmp_path / "own"), standardize=False)
+    assert [len(split) for split in (data.train, data.valid, data.test)] == [4, 2, 2]
+    assert data.widths == {"ecg": 1, "lab": 2}
+    assert (data.classes, data.names) == (2, ("sick", "well"))
+    batch = data.train.batch([0, 1, 2, 3])
+    assert batch["target"].tolist() == [1, 0, 1, 0]
+    assert batch["inputs"]["ecg"].mask.sum(1).tolist() == [3, 2, 0, 3]
+    assert batch["inputs"]["ecg"].values[1, :, 0].tolist() == [3, 4, 0]
+    assert batch["inputs"]["lab"].values[3, 0].tolist() == [6, 7]
+    assert data.test.batch([0])["inputs"]["lab"].values.tolist() == [[[12, 13]]]
+    assert not data.simulated
+
+
+def test_features_are_standardized_by_the_training_split(tmp_path):
+    data = load_array_folder(written(tmp_path / "own"))
+    # lab of the training split is 0, 2, 4, 6 in its first feature: mean 3, deviation sqrt(5)
+    rows = data.train.inputs["lab"].values
+    assert rows[:, 0].tolist() == pytest.approx([-3 / 5**0.5, -1 / 5**0.5, 1 / 5**0.5, 3 / 5**0.5])
+    assert data.test.inputs["lab"].values[0, 0].item() == pytest.approx((12 - 3) / 5**0.5)
+    # real steps of ecg: 0 1 2, 3 4, none, 9 10 11; padding counts for nothing
+    steps = np.array([0, 1, 2, 3, 4, 9, 10, 11.0])
+    expected = (steps - steps.mean()) / steps.std()
+    assert data.train.inputs["ecg"].values[:, 0].numpy() == pytest.approx(expected, abs=1e-6)
+    constant = written(tmp_path / "constant", lab=np.ones((8, 2)))
+    assert load_array_folder(constant).train.inputs["lab"].values.abs().max() == 0
+
+
+def test_numbers_are_a_regression_and_whole_numbers_are_classes(tmp_path):
+    target = np.linspace(-1, 250, 8)
+    data = load_array_folder(written(tmp_path / "own", target=target))
+    assert data.classes is None
+    assert data.train.target.tolist() == pytest.approx(target[:4])
+    assert set(data.measure(np.array([1.0, 2.0]), np.array([1.0, 3.0]))) > {"mae", "rmse", "r2"}
+    data = load_array_folder(written(tmp_path / "own", target=np.array([7, 10, 7, 9] * 2)))
+    assert data.names == ("7", "9", "10"), "in the order of numbers"
+
+
+def test_splits_are_drawn_by_class_and_depend_on_the_seed_alone(tmp_path):
+    target = np.repeat([0, 1], [60, 20])
+    lab = np.arange(80.0)[:, None]
+    folder = written(
+        tmp_path / "own", target=target, lab=lab, split=None, ecg=None, **{"ecg.lengths": None}
+    )
+
+    def rows(seed, split="test"):
+        data = load_array_folder(folder, split_seed=seed, standardize=False)
+        assert re.search(r"Splits were drawn, 56 for train, 12 for valid, 12", data.notes[0])
+        return getattr(data, split).inputs["lab"].values[:, 0].tolist()
+
+    assert rows(0) == rows(0) != rows(1)
+    assert sum(row >= 60 for row in rows(0)) == 3, "15 % of 20"
+    everything = rows(0, "train") + rows(0, "valid") + rows(0)
+    assert sorted(everything) == list(range(80))
+
+
+def test_groups_stay_together(tmp_path):
+    group = np.repeat([f"patient {n}" for n in range(20)], 4)
+    count = {"target": np.arange(80) % 2, "lab": np.arange(80.0)[:, None], "group": group}
+    folder = written(tmp_path / "own", split=None, ecg=None, **count, **{"ecg.lengths": None})
+    data = load_array_folder(folder, standardize=False)
+    owners = [
+        {group[int(row)] for row in split.inputs["lab"].values[:, 0]}
+        for split in (data.train, data.valid, data.test)
+    ]
+    assert [len(names) for names in owners] == [14, 3, 3]
+    assert len(set.union(*owners)) == 20
+    torn = written(tmp_path / "torn", group=np.array(list("aabbccda")))
+    with pytest.raises(DataError, match="'a' is in train and test"):
+        load_array_folder(torn)
+    with pytest.raises(DataError, match="'a' is in train and test"):
+        load_array_folder(archived(tmp_path / "archives", group=np.array(list("aabbccda"))))
+
+
+def test_missing_values_are_refused_or_absent_as_told(tmp_path):
+    lab, ecg = np.arange(16.0).reshape(8, 2), np.arange(24.0).reshape(8, 3, 1)
+    lab[1, 0], ecg[0, 1], ecg[1, 2] = np.nan, np.inf, np.nan  # the last one is padding
+    folder = written(tmp_path / "own", lab=lab, ecg=ecg)
+    with pytest.raises(
+        DataError, match=r"array ecg.*1 steps or rows.*sample 0 of train.*--missing"
+    ):
+        load_array_folder(folder)
+    data = load_array_folder(folder, missing="absent", standardize=False)
+    batch = data.train.batch([0, 1])["inputs"]
+    assert batch["ecg"].mask.sum(1).tolist() == [2, 2]
+    assert batch["ecg"].values[0, :2, 0].tolist() == [0, 2]
+    assert batch["lab"].mask.sum(1).tolist() == [1, 0]
+    assert data.notes == (
+        "1 steps or rows of ecg held NaN or infinite values and are absent.",
+        "1 steps or rows of lab held NaN or infinite values and are absent.",
+    )
+    assert torch.isfinite(
+        load_array_folder(folder, missing="absent").train.inputs["lab"].values
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": None}, "Expected `target` and at least one modality"),
+        ({"lab": None, "ecg": None, "ecg.lengths": None}, "at least one modality"),
+        ({"lab": np.zeros((7, 2))}, "array lab.*Expected 8 samples, as many as `target`"),
+        ({"lab": np.zeros(8)}, r"array lab.*shape \(N, D\) or \(N, T, D\)"),
+        ({"lab": np.array([["a", "b"]] * 8)}, "array lab.*Expected numbers"),
+        ({"lab": np.zeros((8, 2), complex)}, "array lab.*Expected numbers"),
+        ({"lab": np.zeros((8, 0))}, "array lab"),
+        ({"target": np.zeros((8, 1))}, r"array target.*shape \(N,\)"),
+        ({"target": np.array(1.0)}, r"array target.*shape \(N,\)"),
+        ({"target": np.array([np.nan, 1] * 4)}, "Expected finite targets, but 2 of 4"),
+        ({"target": np.array(["a"] * 8)}, "at least two classes"),
+        ({"target": np.array(list("ababacab"))}, "Expected the classes of train in valid.*'c'"),
+        ({"ecg.lengths": np.array([4] + [1] * 7)}, "lengths from 0 to 3, the steps of 'ecg'"),
+        ({"ecg.lengths": np.array([1.0] * 8)}, "whole numbers beside sequences 'ecg'"),
+        ({"ecg": None}, "whole numbers beside sequences 'ecg'"),
+        ({"split": np.array(["train"] * 6 + ["valid"] * 2)}, "found no sample of test"),
+        ({"split": np.array(["train", "dev"] * 4)}, "found 'dev'"),
+        ({"id": np.array(list("abcdefga"))}, "'a' is in train and again in test"),
+        ({"items": np.zeros((8, 1))}, "the modality 'items'.*Rename"),
+        ({"left+right": np.zeros((8, 1))}, r"the modality 'left\+right'"),
+        ({"split": None, "target": np.arange(8)}, "enough samples or groups to draw splits"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(changed, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        load_array_folder(written(tmp_path / "own", **changed))
+
+
+def test_archives_must_be_alike(tmp_path):
+    folder = archived(tmp_path / "own")
+    lab, target = np.zeros((2, 3)), np.array(["well", "sick"])
+    np.savez(folder / "test.npz", lab=lab, target=target)
+    with pytest.raises(DataError, match=r"test.npz.*Expected the modality ecg in every split"):
+        load_array_folder(folder)
+    np.savez(folder / "test.npz", lab=lab, ecg=np.zeros((2, 3, 1)), target=target)
+    with pytest.raises(DataError, match=r"array lab.*as in train"):
+        load_array_folder(folder)
+    (folder / "test.npz").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        load_array_folder(folder)
+
+
+def test_files_that_are_no_arrays_are_refused_and_nothing_in_them_runs(tmp_path):
+    folder = written(tmp_path / "own")
+    np.save(folder / "lab.npy", np.array([{}] * 8, object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"lab.npy.*cannot be read.*without objects"):
+        load_array_folder(folder)
+    (folder / "lab.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match=r"lab.npy.*cannot be read"):
+        load_array_folder(folder)
+    folder = archived(tmp_path / "archives")
+    (folder / "valid.npz").write_bytes(b"PK no archive")
+    with pytest.raises(DataError, match=r"valid.npz.*cannot be read"):
+        load_array_folder(folder)
+    with pytest.raises(DataError, match="Expected a folder, but there is none"):
+        load_array_folder(tmp_path / "absent")
+
+
+def test_an_archive_that_declares_more_than_memory_is_not_inflated(tmp_path, monkeypatch):
+    folder = archived(tmp_path / "own")
+    monkeypatch.setattr("cggm_cls.data.arrays.table._LARGEST", 100)
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(DataError, match="it declares"):
+        load_array_folder(folder)
+
+
+def test_the_demo_is_marked_and_made_once(tmp_path):
+    simulate_array_folder(tmp_path / "demo", samples=60)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").iterdir()}
+    simulate_array_folder(tmp_path / "demo", samples=60)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").iterdir()} == before
+    data = load_array_folder(tmp_path / "demo")
+    assert data.simulated
+    assert data.names == ("high", "low", "middle")
+    assert data.widths == {"signal": 8, "table": 12}
