@@ -206,3 +206,14 @@ def test_digest_of_a_network_knows_weights_and_structure():
     changed = Ruled()
     changed.layer.bias.data += 1e-7
     assert network_digest(changed) != digest
+
+
+def test_no_name_of_a_case_is_a_formula_in_the_summary(predict, data, tmp_path):
+    names = ["+2", "=1+1", "@SUM(1)"]
+    for k, name in enumerate(names):
+        write_case(data, name, shape=SHAPE, seed=k)
+    predict(Counting())
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [*(f"'{name}" for name in names), "a", "b", "c"]
+    assert [row["file"] for row in rows][:3] == [f"'{name}.nii.gz" for name in names]
