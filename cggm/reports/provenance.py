@@ -71,7 +71,7 @@ def _resumptions(environment: Mapping[str, Any]) -> str:
     said = []
     for start in starts:
         changed = start.get("changed") or {}
-        options = ", ".join(f"{name} {old} to {new}" for name, (old, new) in changed.items())
+        options = ", ".join(f"{name} {' to '.join(map(str, v))}" for name, v in changed.items())
         if "resumed_at" in start:
             said.append(f"after step {start['resumed_at']}" + (f" with {options}" * bool(options)))
     return "; ".join(said)

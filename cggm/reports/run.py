@@ -50,13 +50,14 @@ _RESULTS = {
     "*": object,
 }
 _CHECKPOINT = {"progress?": {"fingerprint?": {"*": object}, "*": object}, "*": object}
-_ENVIRONMENT = {
+_START = {
     "command?": [str],
     "packages?": {"*": str},
-    "earlier_starts?": [object],
     "started?": str,
+    "changed?": (None, {"*": [object]}),
     "*": object,
 }
+_ENVIRONMENT = {"earlier_starts?": [_START], **_START}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ CASES = [
     ("environment.json", DEEP),
     ("environment.json", '{"command": 3}'),
     ("environment.json", '{"packages": ["torch"]}'),
+    ("environment.json", '{"earlier_starts": [3]}'),
+    ("environment.json", '{"changed": {"lr": 3}, "resumed_at": 5}'),
     ("metrics.jsonl", DEEP + "\n"),
     ("metrics.jsonl", METRIC + ', "val_dice_mean": "high"}\n'),
     ("metrics.jsonl", METRIC + ', "val_dice_mean": ' + "9" * 400 + "}\n"),
