@@ -14,7 +14,7 @@ from cggm.runs.config import ConfigReader, to_yaml
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
-from cggm.runs.storage import check_free, write_json
+from cggm.runs.storage import check_free, let_go_of_all, write_json
 from cggm.runs.streams import lasting_streams
 
 if TYPE_CHECKING:
@@ -138,7 +138,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         0
     """
     with lasting_streams():
-        return _run(main, sys.argv[1:] if argv is None else argv)
+        try:
+            return _run(main, sys.argv[1:] if argv is None else argv)
+        finally:
+            let_go_of_all()  # of folders whose holders are kept alive by a traceback or a cycle
 
 
 def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -178,8 +178,8 @@ class Session:
     def _hold(self) -> None:
         """Keep other processes out of the folder for as long as this session lives."""
         if is_first_rank():
-            hold(self.folder.path, "a training")
-            weakref.finalize(self, let_go, self.folder.path)
+            number = hold(self.folder.path, "a training")
+            weakref.finalize(self, let_go, self.folder.path, number)
 
     @property
     def _method(self) -> dict[str, Any]:

@@ -55,6 +55,7 @@ SIGNALS = [
     ("SIGTERM", 143),
     pytest.param("SIGUSR1", 138, marks=pytest.mark.slow),
     pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+    pytest.param("SIGHUP", 129, marks=pytest.mark.slow),
 ]
 
 
@@ -72,6 +73,28 @@ def test_signal_ends_a_training_with_all_that_it_made(name, code, tmp_path):
     assert call("mfeat", "--resume", run) == 0
     assert call(*common, "--output", whole) == 0
     assert_same(run, whole)
+
+
+def test_a_second_training_on_a_folder_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(SEQUENCES)
+    common = ("mfeat", "--config", tmp_path / "tiny.yaml", "--output", tmp_path / "run")
+    first = start(*common, "--max_epochs", 500, *EVERY_STEP)
+    while not find_checkpoints(tmp_path / "run" / "checkpoints"):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it surely goes on
+    capsys.readouterr()
+    for argv in (("mfeat", "--resume", tmp_path / "run"), (*common, "--seed", 1)):
+        assert call(*argv) == 2
+        said = capsys.readouterr().err
+        assert f"run: a training, process {first.pid} on " in said
+        assert "still writes there. Wait until it ends" in said
+    first.send_signal(signal.SIGCONT)
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode == 143
+    assert "\nseed: 0\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert left_over(tmp_path / "run") == []
 
 
 def test_killed_training_on_slices_goes_on_from_the_middle_of_an_epoch(tmp_path):

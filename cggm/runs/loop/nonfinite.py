@@ -223,9 +223,8 @@ class NonFiniteGuard:
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self._parameters() if p.grad is not None]
-        )
+        own = [p.grad for p in self._parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm([*own, *_head_gradients(self.balancer).values()])
 
     def _parameters(self) -> list[nn.Parameter]:
         """What is about to move: the optimizer's parameters, and the heads."""
@@ -301,6 +300,13 @@ def _reason(
     return f"{what} on the samples {', '.join(names[:_SHOWN])}{more}" if names else what
 
 
+def _head_gradients(balancer: Balancer | None) -> dict[str, Tensor]:
+    """What heads learn from since the last step, by head and parameter; no ``grad`` has it."""
+    if balancer is None or balancer.heads is None:
+        return {}
+    return balancer.heads.window.named("gradient/")
+
+
 def _bad_parts(parameters: Sequence[nn.Parameter], balancer: Balancer | None) -> list[str]:
     """Encoders, heads and the rest, those whose gradient is not finite."""
     parts: dict[str, nn.Module] = {}
@@ -315,4 +321,6 @@ def _bad_parts(parameters: Sequence[nn.Parameter], balancer: Balancer | None) ->
         for p in parameters
         if p.grad is not None and not bool(p.grad.isfinite().all())
     ]
+    of_heads = _head_gradients(balancer).items()
+    bad += [f"head {k.partition('.')[0]}" for k, g in of_heads if not bool(g.isfinite().all())]
     return list(dict.fromkeys(bad))

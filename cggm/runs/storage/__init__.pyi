@@ -13,6 +13,7 @@ from .locks import check_free as check_free
 from .locks import hold as hold
 from .locks import holding as holding
 from .locks import let_go as let_go
+from .locks import let_go_of_all as let_go_of_all
 from .reading import parse_json as parse_json
 from .reading import read_json as read_json
 from .reading import read_yaml as read_yaml

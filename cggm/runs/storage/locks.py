@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from cggm.errors import UserError
@@ -25,44 +26,46 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 _held: dict[Path, int] = {}  # folder to descriptor
-_times: dict[Path, int] = {}  # how often it was taken
+_holders: dict[Path, set[int]] = {}  # folder to who took it in this process
+_numbers = count(1)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-def hold(folder: Path, doing: str) -> None:
+def hold(folder: Path, doing: str) -> int:
     """Keep other processes out of a folder until this one ends, or lets it go.
 
-    A process that takes it several times has to let it go as often. Where the file system has no
-    locks a line on standard error says so, and it goes on.
+    Several parts of a process may hold it at once; each of them lets it go. Where the file system
+    has no locks a line on standard error says so, and it goes on.
 
     Args:
         folder: An existing folder.
         doing: What this process does there, such as ``a training``, for others to read.
 
+    Returns:
+        What :func:`let_go` has to be given.
+
     Raises:
         UserError: If another process holds it; the message says which.
         OSError: If the lock's file cannot be made.
     """
-    place = folder.resolve()
-    if fcntl is None or place in _held:
-        _times[place] = _times.get(place, 0) + 1
-        return
-    try:
-        descriptor = _locked(place / LOCK)
-    except BlockingIOError as error:
-        raise _refusal(folder) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        print(
-            f"{folder}: the file system has no locks ({error.strerror}): start nothing else there "
-            "until this ends.",
-            file=sys.stderr,
-            flush=True,
-        )
-        return
-    _held[place], _times[place] = descriptor, 1
-    _say_who(descriptor, doing)
+    place, number = folder.resolve(), next(_numbers)
+    if fcntl is not None and place not in _held:
+        try:
+            _held[place] = _locked(place / LOCK)
+            _say_who(_held[place], doing)
+        except BlockingIOError as error:
+            raise _refusal(folder) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(
+                f"{folder}: the file system has no locks ({error.strerror}): start nothing else "
+                "there until this ends.",
+                file=sys.stderr,
+                flush=True,
+            )
+    _holders.setdefault(place, set()).add(number)
+    return number
 
 
 def _locked(file: Path) -> int:
@@ -104,14 +107,27 @@ def check_free(folder: Path) -> None:
             os.close(descriptor)
 
 
-def let_go(folder: Path) -> None:
-    """Give back what :func:`hold` took; nothing where nothing was taken."""
+def let_go(folder: Path, number: int) -> None:
+    """Give back what :func:`hold` took; nothing where that is so.
+
+    Args:
+        folder: The folder.
+        number: What :func:`hold` returned.
+    """
     place = folder.resolve()
-    _times[place] = _times.get(place, 0) - 1
-    if _times[place] <= 0 and place in _held:
+    holders = _holders.get(place, set())
+    holders.discard(number)
+    if not holders and place in _held:
         with suppress(OSError):
             (place / LOCK).unlink()  # before others can have it
         os.close(_held.pop(place))
+
+
+def let_go_of_all() -> None:
+    """Give back everything that this process holds, as it does when it ends."""
+    for place, holders in _holders.items():
+        for number in [*holders]:
+            let_go(place, number)
 
 
 @contextmanager
@@ -125,11 +141,11 @@ def holding(folder: Path, doing: str) -> Iterator[int | None]:
     Yields:
         The descriptor of the lock, for a child that is to inherit it; ``None`` without locks.
     """
-    hold(folder, doing)
+    number = hold(folder, doing)
     try:
         yield _held.get(folder.resolve())
     finally:
-        let_go(folder)
+        let_go(folder, number)
 
 
 def _say_who(descriptor: int, doing: str) -> None:
@@ -160,7 +176,7 @@ def _close_in_child() -> None:
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
-    _times.clear()
+    _holders.clear()
 
 
 if hasattr(os, "register_at_fork"):

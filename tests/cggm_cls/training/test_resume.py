@@ -157,5 +157,5 @@ def test_other_batches_are_refused_on_resume(configured, data, tmp_path):
     config = configured(METHODS[0])
     with pytest.raises(Killed):
         train(replace(config, save_minutes=0), tmp_path / "run", data, 4, die)
-    with pytest.raises(UserError, match="different number of batches"):
+    with pytest.raises(UserError, match=r"--batch_size 8 \(it has 16\)"):
         train(replace(config, batch_size=8), tmp_path / "run", data)

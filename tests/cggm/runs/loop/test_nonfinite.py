@@ -114,7 +114,7 @@ def test_a_head_alone_is_enough():
     step = training.update
 
     def poisoned():
-        training.balancer.heads["video"].output_layer.weight.grad.mul_(float("nan"))
+        training.balancer.heads.window["gradient/video.output_layer.weight"].mul_(torch.nan)
         step()
 
     training.update = poisoned

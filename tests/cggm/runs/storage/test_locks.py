@@ -12,7 +12,7 @@ import pytest
 
 from cggm.errors import UserError
 from cggm.runs.storage import locks
-from cggm.runs.storage.locks import LOCK, check_free, hold, holding, let_go
+from cggm.runs.storage.locks import LOCK, check_free, hold, holding, let_go, let_go_of_all
 
 HOLDER = """
 import sys, time
@@ -46,8 +46,7 @@ def test_a_second_process_is_told_who_holds_it_and_a_kill_frees_it(tmp_path, hol
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     check_free(tmp_path)
-    hold(tmp_path, "a training")
-    let_go(tmp_path)
+    let_go(tmp_path, hold(tmp_path, "a training"))
 
 
 def test_one_process_may_take_it_several_times(tmp_path):
@@ -84,12 +83,12 @@ def taken(folder):
 
 
 def test_a_forked_child_does_not_keep_it(tmp_path):
-    hold(tmp_path, "a training")
+    number = hold(tmp_path, "a training")
     pid = os.fork()
     if pid == 0:
         signal.pause()
     try:
-        let_go(tmp_path)
+        let_go(tmp_path, number)
         assert not taken(tmp_path)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -101,9 +100,9 @@ def test_without_locks_it_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    hold(tmp_path, "a training")
+    number = hold(tmp_path, "a training")
     assert "has no locks (No locks available): start nothing else there" in capsys.readouterr().err
-    let_go(tmp_path)
+    let_go(tmp_path, number)
     monkeypatch.setattr(locks, "fcntl", None)
     hold(tmp_path, "a training")
     check_free(tmp_path)
@@ -113,3 +112,14 @@ def test_a_damaged_note_of_the_holder_is_no_obstacle(tmp_path, holder):
     (tmp_path / LOCK).write_text("[" * 100_000)
     with pytest.raises(UserError, match="another process still writes there"):
         hold(tmp_path, "a training")
+
+
+def test_a_late_holder_lets_go_of_its_own_hold_alone(tmp_path):
+    first = hold(tmp_path, "a training")
+    let_go_of_all()
+    assert not (tmp_path / LOCK).exists()
+    second = hold(tmp_path, "a training")
+    let_go(tmp_path, first)
+    assert taken(tmp_path)
+    let_go(tmp_path, second)
+    assert not taken(tmp_path)
