@@ -278,6 +278,30 @@ def test_onnx_gives_the_labels_of_the_network(finished, images, tmp_path):
     assert not [name for name in weights if "head" in name or "fusion." in name]
 
 
+@needs_onnx
+def test_documented_recipe_gives_the_label_map_in_any_orientation(finished, tmp_path, monkeypatch):
+    import onnxruntime
+
+    from tests.documents import PAGES, blocks
+
+    run, network = finished
+    export_run(run, "onnx", tmp_path / "export", SHARED)
+    write_case(tmp_path / "in", "a", shape=(75, 58, 7), seed=3)
+    for modality in USED:
+        _turn(case_file(tmp_path / "in", "a", modality), "PIR")
+        _shift(case_file(tmp_path / "in", "a", modality), 12)
+    cases, _ = find_cases(tmp_path / "in", labelled=False, allow_missing=True)
+    predict_cases(network, cases, tmp_path / "out", FLOAT32)
+    [recipe] = [code for _, code in blocks(PAGES["docs/export.md"], "python") if "as_reori" in code]
+    monkeypatch.chdir(tmp_path)
+    session = onnxruntime.InferenceSession("export/model.onnx")
+    exec(recipe, {"session": session, "case": "in/a/a"})
+    found, expected = (nib.load(file) for file in ("labels.nii.gz", "out/a.nii.gz"))
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).mean() >= 0.9999
+    assert len(np.unique(np.asarray(expected.dataobj))) > 2
+
+
 def test_network_stays_as_it_is():
     network = Smallest().train()
     for weights in (True, False):
