@@ -102,7 +102,9 @@ def refused(capsys: pytest.CaptureFixture[str], script: str, *argv: object) -> s
 
 
 def left_over(folder: Path) -> list[str]:
-    """Hidden files and folders, which a command makes only for as long as it writes."""
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name != ".slices"
-    )
+    """Hidden files and folders, which a command makes only for as long as it writes.
+
+    A cohort's cache and the file that a run is locked by stay.
+    """
+    hidden = (path for path in folder.rglob(".*") if path.name not in (".slices", ".lock"))
+    return sorted(str(path.relative_to(folder)) for path in hidden)
