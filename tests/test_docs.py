@@ -24,6 +24,7 @@ from tests.pipelines.commands import tiny_config
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
 OTHERS = {
     "--only",
+    "--shm-size",  # of docker run
     "--logdir",
     "--backend-store-uri",
     "--help",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import pairwise
 from inspect import getdoc
 from pathlib import Path
 from types import NoneType
@@ -257,6 +258,7 @@ class ConfigReader:
         try:
             values = self._parser.parse_args(list(argv))
         except ArgumentError as error:
+            self._check_words(argv)
             alone = (
                 (key, " ".join(words), partial(self._parser.parse_args, arguments))
                 for key, words, arguments in _options_of(argv)
@@ -293,6 +295,23 @@ class ConfigReader:
         entry_of = (key for key in self._hints if name.startswith(f"{key}."))
         return name == "help" or name in self._hints or any(entry_of)
 
+    def _check_words(self, argv: Sequence[str]) -> None:
+        """Refuse words that belong to no option, and options without the value that they need.
+
+        Every option takes one value, which only a switch may do without.
+        """
+        options = list(_options_of(argv))
+        first = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
+        stray = [*argv[:first], *(word for _, words, _ in options for word in words[1:])]
+        if stray:
+            raise UserError(
+                f"unrecognized arguments: {' '.join(stray)}.",
+                "Give each value behind its option; quote one that has blanks.",
+            )
+        for key, words, _ in options:
+            if not words and self._hints.get(key) is not bool:
+                raise UserError(f"--{key}: expected one argument.", "See --help for the options.")
+
     def _try(self, values: Mapping[str, object]) -> None:
         self._parser.parse_object(dict(values), defaults=False)
 
@@ -322,7 +341,7 @@ class ConfigReader:
 def _options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Each option with its words, and the arguments that say it."""
     starts = [k for k, argument in enumerate(argv) if argument.startswith("--")]
-    for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
+    for start, end in pairwise([*starts, len(argv)]):
         first, *words = argv[start:end]
         name, _, value = first.removeprefix("--").partition("=")
         given = [value, *words] if "=" in first else words

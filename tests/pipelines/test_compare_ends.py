@@ -98,7 +98,10 @@ def test_failure_is_listed_and_tried_again(mosi, capsys):
         (("--output", "{folder}/file/below"), "below: Not a directory. Check the path"),
         (("--output", "{folder}"), "expected a new or empty folder, or one of a comparison"),
         (("--output", "{folder}/damaged"), "runs.jsonl, line 1: expected a JSON object"),
-        (("--output", "{folder}/torn"), "refused.jsonl: a line without 'method'"),
+        (
+            ("--output", "{folder}/torn"),
+            "refused.jsonl: expected line 1 to be an object with 'method'",
+        ),
     ],
 )
 def test_wrong_options(options, expected, tmp_path, capsys):

@@ -138,7 +138,9 @@ def test_predictions_are_label_maps_on_the_grid_of_the_case(whole, cohort, tmp_p
     output = tmp_path / "predictions"
     assert call("infer", "--model", whole, "--input", cohort, "--output", output) == 0
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == (f"6 label maps in {output}\n", "")
+    assert printed.out == f"6 label maps in {output}\n"
+    assert "5 of these 6 cases were in its training" in printed.err
+    assert printed.err.count("\n") == 1
     for k in range(6):
         prediction = nib.load(output / f"case{k}.nii.gz")
         image = nib.load(case_file(cohort, f"case{k}", "t1", NAMINGS[k % 2]))
@@ -208,9 +210,20 @@ def test_inference_reaches_no_head_and_no_method():
     assert not [name for name in reached if "head" in name or name.startswith("cggm.methods")]
 
 
+def homes_of(node):
+    """The modules that the names of an import live in: a package's stub tells of its face."""
+    stub = ROOT / (node.module or "").replace(".", "/") / "__init__.pyi"
+    if not stub.exists():
+        return {node.module}
+    names = {alias.name for alias in node.names}
+    lines = [n for n in ast.parse(stub.read_text()).body if type(n) is ast.ImportFrom]
+    return {f"{node.module}.{n.module}" for n in lines if names & {a.name for a in n.names}}
+
+
 def imports_of(file, seen=frozenset()):
     """Modules of the project that a file imports, at the top or in a function, and so on."""
-    modules = {n.module for n in ast.walk(ast.parse(file.read_text())) if type(n) is ast.ImportFrom}
+    nodes = [n for n in ast.walk(ast.parse(file.read_text())) if type(n) is ast.ImportFrom]
+    modules = {home for node in nodes for home in homes_of(node)}
     found = {name for name in modules - seen if name.partition(".")[0] in ("cggm", "cggm_seg")}
     for name in found:
         source = ROOT / f"{name.replace('.', '/')}.py"

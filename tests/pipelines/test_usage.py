@@ -18,7 +18,7 @@ FILES = {
     "optimizer: {lr_peak: -1}": "Expected optimizer.lr_peak of at least 0, but got -1",
     "balancer: {settings: {rhoo: 1}}": "Unknown setting 'rhoo' of CGGM. Did you mean rho?",
     "balancer: {settings: {rho: -1}}": 'Expected `rho` to be positive, "unit" or None, but got -1',
-    "balancer: {name: CGM}": "Unknown method 'CGM'. Available: AGM, CGGM",
+    "balancer: {name: CGM}": "Unknown method 'CGM'. Available: AGM, Balancer, CGGM",
     "network: {encoder_name: resnet1}": "Encoder 'resnet1' cannot be built",
 }
 OPTIONS = {

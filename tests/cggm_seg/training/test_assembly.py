@@ -178,7 +178,7 @@ def test_checkpoint_of_another_method_is_refused(build, config, cache, tmp_path)
     training = build()
     training.session.run()
     plain = replace(config, balancer=replace(config.balancer, name="Balancer", settings={}))
-    with pytest.raises(UserError, match="saved balancer does not fit"):
+    with pytest.raises(UserError, match=r"but got --balancer\.name Balancer \(it has CGGM\)"):
         Training(
             plain,
             cache,
