@@ -108,9 +108,9 @@ def _predict_all(
     predictor: CasePredictor, cases: Sequence[Case], strict: bool
 ) -> list[bool | DataError]:
     """Whether each case was predicted, and not found, or why there is nothing."""
+    predictor.folder.make()
     if is_first_rank():
         _warn(predictor, cases)
-    predictor.folder.make()
     hidden = None if is_first_rank() else True  # None shows a bar on terminals alone
     bar = tqdm(shard(cases), "Predicting", unit="case", disable=hidden)
     alone = is_first_rank()  # who holds the folder, for all ranks
