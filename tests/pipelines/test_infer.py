@@ -125,7 +125,7 @@ def test_help_groups_the_options(capsys):
     text = capsys.readouterr().out
     titles = [
         "What to segment and where to:",
-        "What to write besides label maps, and what may be replaced:",
+        "What to write besides label maps:",
         "How to compute:",
     ]
     order = [titles[0], "--absent", titles[1], "--probabilities", titles[2], "--flips"]

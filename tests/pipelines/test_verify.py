@@ -87,7 +87,8 @@ def test_folder_without_cases_and_a_table_that_cannot_be_written(tmp_path, capsy
 
 @pytest.mark.parametrize(("sent", "workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_interrupted_verification_goes_on_where_it_stopped(tmp_path, sent, workers):
-    write_good_cases(tmp_path, 40)
+    cases = 120  # enough that the signal comes before the end
+    write_good_cases(tmp_path, cases)
     journal = tmp_path / ".verified" / "manifest.partial"
     process = start("--data", tmp_path, "--workers", workers)
     while not (journal.exists() and journal.stat().st_size):
@@ -97,7 +98,7 @@ def test_interrupted_verification_goes_on_where_it_stopped(tmp_path, sent, worke
     assert process.returncode in (-signal.SIGKILL, 130), err
     assert "Traceback" not in err
     done = journal.read_text().count("\n{")
-    assert 0 < done < 200
+    assert 0 < done < 5 * cases
     process = start("--data", tmp_path, "--workers", workers)
     out, _ = process.communicate()
     assert process.returncode == 0
@@ -105,4 +106,4 @@ def test_interrupted_verification_goes_on_where_it_stopped(tmp_path, sent, worke
     assert done - 5 <= again <= done
     assert again % 5 == 0
     assert not journal.exists()
-    assert len((journal.parent / "manifest.jsonl").read_text().splitlines()) == 200
+    assert len((journal.parent / "manifest.jsonl").read_text().splitlines()) == 5 * cases

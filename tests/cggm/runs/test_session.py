@@ -268,7 +268,8 @@ def run_example(folder, *, kill_after=None):
 def test_the_example_survives_kill_9(tmp_path):
     assert run_example(tmp_path / "whole") == 0
     assert run_example(tmp_path / "parts", kill_after=4) == -signal.SIGKILL
-    assert run_example(tmp_path / "parts", kill_after=40) == -signal.SIGKILL
+    # The rest takes a tenth of a second: it may be over before the second kill comes.
+    assert run_example(tmp_path / "parts", kill_after=40) in (-signal.SIGKILL, 0)
     assert run_example(tmp_path / "parts") == 0
     last = "run/checkpoints/epoch-0006-step-00000096/model.safetensors"
     one, other = (load_file(tmp_path / name / last) for name in ("whole", "parts"))

