@@ -152,7 +152,7 @@ class Binding:
         self._decoder.require(method)
 
     def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Any:  # noqa: ANN401
-        """The network's prediction from other features, see :meth:`Decoder.decode`."""
+        """The network's prediction from other features, see ``decode``."""
         return self._decoder.decode(features, training=training)
 
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
@@ -163,7 +163,7 @@ class Binding:
         return handle
 
     def take(self, loss: Tensor | None = None, presence: Presence | None = None) -> Captured:
-        """Hand over what the forward pass of a loss left, see :meth:`Recorder.take`."""
+        """Hand over what the forward pass of a loss left, see ``take``."""
         self._unbalanced.backward = False
         return self._recorder.take(loss, presence)
 

@@ -77,7 +77,7 @@ class LateFusion(nn.ModuleDict):
     A network has it as ``output_layer`` and returns ``output_layer.combine`` of what it predicts
     from what the encoders return. Unlike the heads that judge encoders during training, these are
     part of the network and needed at inference. Methods that train modalities apart
-    (:class:`cggm.methods.UnimodalEnsemble`, QMF, ReconBoost) need such a network.
+    (``UnimodalEnsemble``, QMF, ReconBoost) need such a network.
 
     ================= =======================================================================
     rule              prediction

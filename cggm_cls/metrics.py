@@ -1,6 +1,6 @@
 """Metrics of classification, of regression and of sentiment, under names that say what is counted.
 
-A data set may bring metrics of its own, see :class:`cggm_cls.data.TaskData`.
+A data set may bring metrics of its own, see ``TaskData``.
 """
 
 from collections.abc import Iterable

@@ -41,6 +41,7 @@ exclude_patterns = ["api/*/modules.rst"]
 apidoc_automodule_options = {"members", "show-inheritance"}
 apidoc_module_first = True
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of PyTorch refer to its own pages
 autodoc_use_type_comments = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -54,6 +55,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(ignite|monai|nibabel|np|numpy|PIL|torch)\..*"),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),
+    # Napoleon takes the words before a colon in the docstring of a constant for its type.
+    ("py:class", r".* .*|SHA-256|Version|Metrics|SequenceEncoder|ModalityEncoder"),
     ("py:data", ".*"),  # a constant has an entry if it has a docstring
 ]
 html_math_renderer = "mathml"

@@ -41,7 +41,7 @@ class Script:
         log: File that its output is appended to.
         inherited: Descriptor that it keeps open.
         error_file: File in which it leaves the error that it ends with, see
-            :func:`cggm.runs.read_reported_error`.
+            ``read_reported_error``.
     """
 
     def __init__(

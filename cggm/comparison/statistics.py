@@ -70,7 +70,7 @@ def paired_difference(
 ) -> Difference:
     """Difference of two methods, paired by seed.
 
-    The interval is that of :func:`cggm.display.bootstrap_interval`.
+    The interval is that of ``bootstrap_interval``.
     It is "better" or "worse" where the interval lies on one side of zero and at least five seeds
     are common, else "no difference": nothing was shown, which is not proof of equality. Each
     comparison errs in 5 % of the cases by itself; of twenty methods that change nothing, one is

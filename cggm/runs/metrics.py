@@ -131,7 +131,7 @@ def keep_metrics(file: Path) -> None:
     """Write all registered records to a file of a run, for programs that register others.
 
     Args:
-        file: The file, see :attr:`cggm.runs.RunFolder.metric_records`.
+        file: The file, see ``metric_records``.
     """
     write_json(file, [asdict(metric) for metric in _known.values()])
 

@@ -86,7 +86,7 @@ class BalancerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What a :class:`cggm.runs.Session` is told, whatever is trained.
+    """What a ``Session`` is told, whatever is trained.
 
     Attributes:
         task: Name of what is trained, which a pipeline's configuration sets. It is the first line

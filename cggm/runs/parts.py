@@ -41,7 +41,7 @@ class TrainingData:
     """What a training learns from.
 
     Args:
-        loader: Batches of an epoch, with a length. Loaders over :class:`EndlessBatches` begin where
+        loader: Batches of an epoch, with a length. Loaders over ``EndlessBatches`` begin where
             they are told; any other one is replayed, see
             :class:`cggm.runs.loop.sampling.ReplayedLoader`.
         digest: Of the samples, which must be the same when the run is resumed.

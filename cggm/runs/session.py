@@ -66,7 +66,7 @@ class Session:
 
     Attributes:
         guard: What keeps numbers that are not finite away from the weights. An engine that clips
-            gradients calls its :meth:`~cggm.runs.NonFiniteGuard.check` before it does.
+            gradients calls its ``check`` before it does.
 
     Raises:
         UserError: If the checkpoint is damaged or of another run, or another process trains there.

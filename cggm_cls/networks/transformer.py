@@ -93,7 +93,7 @@ class MultimodalTransformer(nn.Module):
 
     Attributes:
         modalities: Names of the modalities, in order.
-        encoders: Modality to :class:`SequenceEncoder`.
+        encoders: Modality to ``SequenceEncoder``.
         output_layer: Linear, of weight shape ``(classes, width)``, or ``(1, width)``; where
             predictions are fused, a :class:`cggm.late_fusion.LateFusion`.
 
@@ -151,7 +151,7 @@ class MultimodalTransformer(nn.Module):
         return self.decode(self.encode(inputs))
 
     def encode(self, inputs: Sequences) -> dict[str, MaskedSequence]:
-        """Encoded sequences of each modality, see :class:`SequenceEncoder`; as ``forward``."""
+        """Encoded sequences of each modality, see ``SequenceEncoder``; as ``forward``."""
         self._check_inputs(inputs)
         return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
 

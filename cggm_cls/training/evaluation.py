@@ -90,7 +90,7 @@ def evaluate(
     Args:
         network: The network, on its device.
         dataset: The split.
-        measure: Metrics of predictions and targets, see :attr:`cggm_cls.data.TaskData.measure`.
+        measure: Metrics of predictions and targets, see ``measure``.
         batch_size: Samples at once.
         present: Modalities that are there, all if ``None``.
         sharded: See :func:`predict`.

@@ -19,7 +19,7 @@ from cggm_seg.data.split import Split, split_cases
 
 
 class CohortOptions(Protocol):
-    """What :func:`open_cohort` is told; :class:`cggm_seg.training.BratsConfig` says it."""
+    """What :func:`open_cohort` is told; ``BratsConfig`` says it."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
     this; they share the work and get the same cohort.
 
     Args:
-        folder: Where the cases lie, see :func:`cggm_seg.data.cases.find_cases`. What its manifest
+        folder: Where the cases lie, see ``find_cases``. What its manifest
             records, if it was verified, must still be what its files hold.
         options: What to cache and how to split.
 

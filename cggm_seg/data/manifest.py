@@ -102,7 +102,7 @@ def recorded_digests(data: Path, file: Path | None = None) -> dict[Path, str]:
     """File to SHA-256, as the manifest of a data folder records them; none without a manifest.
 
     Args:
-        data: The data folder, as given to :func:`cggm_seg.data.cases.find_cases`.
+        data: The data folder, as given to ``find_cases``.
         file: The manifest, where it does not lie in the data folder.
 
     Raises:

@@ -64,7 +64,7 @@ def predict_cases(
     cases, so that every rank calls this, and each gets the outcome of all.
 
     Args:
-        network: See :func:`predict_volume`.
+        network: See ``predict_volume``.
         cases: The cases; label maps are not read.
         output: Folder, made if there is none.
         settings: How volumes are cut, batched and computed.

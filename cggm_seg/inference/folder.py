@@ -62,7 +62,7 @@ class PredictionRecord:
     Attributes:
         case: Identifier of the case.
         made_with: Network, settings and version, see :func:`cggm_seg.inference.folder.made_with`.
-        naming: Label scheme of the file's values, see :func:`cggm_seg.data.label_scheme`.
+        naming: Label scheme of the file's values, see ``label_scheme``.
         inputs: Modality to SHA-256 of its image.
         absent: Modalities of the network that were replaced by zeros.
         volumes_ml: Milliliters of each region.

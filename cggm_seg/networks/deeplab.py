@@ -29,7 +29,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
 
     Args:
         modalities: Names of the input channels in order; one encoder each.
-        encoder_name: See :class:`ModalityEncoder`; ``resnet101`` is the paper's.
+        encoder_name: See ``ModalityEncoder``; ``resnet101`` is the paper's.
         fusion: ``"features"``, fused by one decoder, or how the predictions of a full decoder for
             each modality are combined: ``"average"`` of their probabilities, ``"sum"`` of their
             logits, or weighted by their ``"energy"``, see :class:`cggm.late_fusion.LateFusion`.
@@ -101,7 +101,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Features of each modality, see :class:`ModalityEncoder`; arguments as in ``forward``."""
+        """Features of each modality, see ``ModalityEncoder``; arguments as in ``forward``."""
         self._check(images)
         return {
             name: encoder(images[:, channel : channel + 1])
