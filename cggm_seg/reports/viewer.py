@@ -76,10 +76,7 @@ def _encode(example: Example, quality: int) -> dict[str, Any]:
     """A case as JSON: arrays run along the first axis fastest, then the second, then the third."""
     box = _box(example)
     labels = (example.truth | example.prediction << 4)[box].astype(np.uint8)
-    images = {
-        name: _mosaic((gray_levels(image[box]) * 255).astype(np.uint8))
-        for name, image in example.images.items()
-    }
+    images = {name: _mosaic(gray_levels(image[box])) for name, image in example.images.items()}
     return {
         "id": example.case_id,
         "role": example.role,

@@ -2,14 +2,17 @@
 
 import base64
 import gzip
+import io
 import json
 import re
 from html import unescape
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cggm.errors import UserError
+from cggm_seg.pictures import gray_levels
 from cggm_seg.reports.examples import choose_examples, read_examples
 from cggm_seg.reports.report import report_evaluation, write_segmentation_report
 from cggm_seg.reports.viewer import viewer_section
@@ -23,6 +26,15 @@ def run(tmp_path):
 
 def data_of(html):
     return json.loads(re.search(r'id="viewer-data">(.*?)</script>', html, re.S)[1])
+
+
+def volume_of(case, name):
+    """Gray levels of an image as the viewer shows it, from the slices side by side."""
+    file = io.BytesIO(base64.b64decode(case["images"][name].partition(",")[2]))
+    picture = np.asarray(Image.open(file).convert("L"), float)
+    width, height, depth = case["shape"]
+    corners = [(z // case["columns"] * height, z % case["columns"] * width) for z in range(depth)]
+    return np.stack([picture[t : t + height, a : a + width].T for t, a in corners], axis=-1)
 
 
 def test_worst_median_and_best_are_chosen_once_each():
@@ -67,6 +79,10 @@ def test_viewer_holds_labels_exactly_and_images_nearly(run):
         np.testing.assert_array_equal(labels & 15, example.truth[box])
         np.testing.assert_array_equal(labels >> 4, example.prediction[box])
         assert np.count_nonzero(labels) == np.count_nonzero(example.truth | example.prediction)
+        for name, image in example.images.items():
+            found, expected = volume_of(case, name), 255 * gray_levels(image[box])
+            assert np.abs(found - expected).mean() < 12  # of 255; inverted gray differs by 54
+            assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
 
 
 def test_volumes_that_are_gone_are_told(run):
