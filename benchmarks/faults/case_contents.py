@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from case_faults import FAULTS, Fault, Target, rewrite, voxels
+from case_faults import FAULTS, Fault, Target, rewrite, store_reversed, voxels
 
 from cggm_seg.data.cases import MODALITIES
 from cggm_seg.data.findings import Finding
@@ -28,20 +28,28 @@ def measure(quick: bool) -> dict[str, Any]:
         simulate_cohort(originals, cases=6 if quick else 20, shape=shape, progress=False)
         cases = sorted(folder for folder in originals.iterdir() if folder.is_dir())
         _copy_clean(cases, data)
+        _copy_reversed(cases, data, placements)
         due = _copy_faulty(cases, data, placements)
         listed = verify_data(data, workers=1 if quick else 2, progress=False).findings
     found = defaultdict(list)
     for finding in listed:
         found[finding.case].append(finding)
-    return _judge(due, found, len(cases), shape) | {
+    return _judge(due, found, len(cases) + placements, shape) | {
         "bar": f"{len(FAULTS)} faults x {placements} placements, all found with the right code and "
-        "file, and no finding in an intact case"
+        "file, and no finding in an intact case, also where one file has another orientation"
     }
 
 
 def _copy_clean(cases: list[Path], data: Path) -> None:
     for case in cases:
         shutil.copytree(case, data / case.name)
+
+
+def _copy_reversed(cases: list[Path], data: Path, placements: int) -> None:
+    for number in range(placements):
+        name = f"REVERSED_{number:02d}"
+        _copy_with_noise(cases[number % len(cases)], data / name)
+        store_reversed(Target(data / name, number))
 
 
 def _copy_faulty(cases: list[Path], data: Path, placements: int) -> Due:

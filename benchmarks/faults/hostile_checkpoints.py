@@ -17,7 +17,6 @@ from checkpoint_flips import ignite, load_into_new, trained
 from gadgets import hostile_files
 
 from cggm.errors import UserError
-from cggm.runs import checkpoints
 from cggm.runs.checkpoints import RunProgress, save_checkpoint
 
 _WEIGHTS_SHARE = 5  # one gadget in so many stands in for the weights
@@ -70,7 +69,7 @@ def _load_ours(file: Path) -> None:
     in_weights = int(file.stem) % _WEIGHTS_SHARE == 0
     model, optimizer = trained()
     with (
-        patch.object(checkpoints, "save_safetensors", lambda weights: content)
+        patch("cggm.runs.checkpoints.save.save_safetensors", lambda weights: content)
         if in_weights
         else patch.object(torch, "save", lambda state, stream: stream.write(content))
     ):

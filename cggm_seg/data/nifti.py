@@ -20,7 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 from zlib_ng import zlib_ng
 
 from cggm_seg.data.findings import Code, Finding
-from cggm_seg.data.orientation import Grid
+from cggm_seg.data.orientation import Grid, is_invertible
 
 _CHUNK = 1 << 16
 _MOST = 1 << 20  # inflated at once: a chunk of zeros would become 66 MB
@@ -228,7 +228,7 @@ def _header(head: bytes) -> nib.Nifti1Header:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         what = f"Expected real numbers of at most 64 bits, but the voxels are {dtype}."
         raise _Fault(Code.BAD_TYPE, what, "Convert the image to int16 or float32.")
-    if offset < _HEADER_SIZE or not np.isfinite(affine).all() or not np.linalg.det(affine):
+    if offset < _HEADER_SIZE or not is_invertible(affine):
         what = f"Expected a valid NIfTI header, but got offset {offset}, affine {affine.tolist()}."
         raise _Fault(Code.BAD_HEADER, what)
     header.set_data_shape(shape)

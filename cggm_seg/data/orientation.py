@@ -88,3 +88,14 @@ class Grid:
     def _into_frame(self) -> np.ndarray:
         frame = orientations.axcodes2ornt(FRAME)
         return np.asarray(orientations.ornt_transform(self._from_file, frame))
+
+
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether an affine, ``(4, 4)``, gives each axis of a grid a direction and a size.
+
+    An axis of next to no size beside the others has no direction in numbers of 64 bits, although
+    the determinant is not 0.
+    """
+    if not np.isfinite(affine).all() or not np.linalg.det(affine):
+        return False
+    return not bool(np.isnan(orientations.io_orientation(affine)).any())

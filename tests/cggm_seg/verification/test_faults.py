@@ -69,6 +69,8 @@ FAULTS = [
     (Code.DAMAGED, "t1", lambda file: file.write_bytes(b"")),
     (Code.NOT_NIFTI, "t1", lambda file: file.write_bytes(gzip.compress(b"<html>" * 100))),
     (Code.BAD_HEADER, "t1", change_header(srow_x=0)),
+    # Beside 3e38 the other axes have no direction in 64 bits, though the determinant is not 0.
+    (Code.BAD_HEADER, "t1", change_header(srow_z=[3e38, 0, 1, 0])),
     (Code.TOO_LARGE, "seg", change_header(dim=[3, 4000, 4000, 1000, 1, 1, 1, 1])),
     (Code.NOT_3D, "t1", change_voxels(lambda array: np.stack([array, array], -1))),
     (Code.BAD_TYPE, "t1", change_voxels(lambda array: array.astype(np.complex64))),
