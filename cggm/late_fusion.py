@@ -10,7 +10,7 @@ from cggm.errors import MethodRefusal
 from cggm.tensors import Features
 
 FusionRule = Literal["features", "average", "sum", "energy"]
-"""What a network fuses: features, or the predictions of a head per modality, and how these."""
+"""Rule by which a network fuses features or, late, the predictions of a head per modality."""
 
 
 def late_rule(fusion: FusionRule, regression: bool) -> str:

@@ -55,8 +55,6 @@ nitpick_ignore_regex = [
     ("py:.*", r"(ignite|monai|nibabel|np|numpy|PIL|torch)\..*"),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),
-    # Napoleon takes the words before a colon in the docstring of a constant for its type.
-    ("py:class", r".* .*|SHA-256|Version|Metrics|SequenceEncoder|ModalityEncoder"),
     ("py:data", ".*"),  # a constant has an entry if it has a docstring
 ]
 html_math_renderer = "mathml"

@@ -167,7 +167,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """Why it failed or was refused, for a person: its error, else the last line of its log."""
+        """Reason of its failure or refusal, for a person, from its error or the end of its log."""
         if self.error is not None:
             return str(self.error)
         lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()

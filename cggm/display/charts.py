@@ -15,7 +15,7 @@ Verdict = Literal["better", "worse", "no difference"]
 # Okabe and Ito's palette, told apart in all common kinds of color vision; its yellow is too light.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GRAY, INK = 7, 8
-"""Colors beside those of the palette: of what is in the background, and of text."""
+"""Colors of what is in the background, and of text, beside those of the palette."""
 
 
 @dataclass(frozen=True)

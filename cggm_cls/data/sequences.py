@@ -208,8 +208,8 @@ class SequenceDataset(Dataset[Batch]):
 
 
 Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, Any]]
-"""Metrics of predictions and targets: name to number, ``None`` where it is undefined, or to a list,
-such as a confusion matrix. The name of every number is registered."""
+"""Metrics of predictions and targets, by name; a value is a number, ``None`` where it is undefined,
+or a list, such as a confusion matrix. The name of every number is registered."""
 
 
 @dataclass(frozen=True)

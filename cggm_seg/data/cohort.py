@@ -91,7 +91,7 @@ class Cohort:
 
     @property
     def digests(self) -> dict[str, dict[str, str]]:
-        """SHA-256 of every file that the slices were made from: case, modality or ``seg``."""
+        """SHA-256 of every file that the slices were made from, by case and modality or ``seg``."""
         return {case_id: self.cache.digests(case_id) for case_id in self.cases}
 
     @property

@@ -13,7 +13,7 @@ from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.nifti import Volume
 
 CLASSES = ("background", "NCR", "ED", "ET")
-"""Classes 0 to 3: background, necrotic or non-enhancing core, edema, enhancing tumor."""
+"""Background, necrotic or non-enhancing core, edema, enhancing tumor, as classes 0 to 3."""
 
 _ROUNDING = 1e-5  # of labels that were stored as floating-point numbers
 _LARGEST_ROUNDING = 0.25  # from which on a label might as well be an interpolated one

@@ -10,7 +10,7 @@ REGIONS: dict[str, tuple[int, ...]] = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)
 """Region to class indices (1 NCR, 2 ED, 3 ET) of each tumor region."""
 
 REGION_NAMES = {"WT": "whole tumor", "TC": "tumor core", "ET": "enhancing tumor"}
-"""Region to what it is called, in the order of tables and pictures: the largest region first."""
+"""Names of the regions in the order of tables and pictures, the largest region first."""
 
 CLASSES = 4
 """Background and the three tumor classes."""

@@ -25,7 +25,7 @@ from cggm_seg.verification.alignment import FARTHEST, best_shift, lesion_voxels,
 from cggm_seg.verification.modalities import modality_statistics, subsampled
 
 FORMAT = 3
-"""Version of the checks and of what their records say: raise it by hand with either.
+"""Version of the checks and of what their records say, to be raised by hand with either.
 
 Files that were verified in another version are read again. A test holds the outcome of a fixed
 case, so that a change of it is noticed.

@@ -120,7 +120,7 @@ class NonFiniteGuard:
 
     @property
     def waiting(self) -> bool:
-        """Whether gradients wait for a step: the window of an accumulation is open."""
+        """Whether gradients wait for a step because the window of an accumulation is open."""
         return self._window.batches > 0
 
     def attach(self, engine: Engine) -> Self:
