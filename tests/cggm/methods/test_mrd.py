@@ -204,7 +204,8 @@ def test_a_step_never_waits_for_the_device():
         ({"p": 1.0}, r"`p` in \[0, 1\), but got 1.0"),
         ({"p": {"audio": -0.1}}, r"`p` in \[0, 1\), but got -0.1"),
         ({"p": float("nan")}, "but got nan"),
-        ({"per": "step"}, "`per` 'sample' or 'batch', but got 'step'"),
+        ({"per": "step"}, "`per` 'sample', 'batch' or 'case', but got 'step'"),
+        ({"per": "case"}, "Expected `samples`, of which each has a draw"),
         ({"subsets": "all"}, "`subsets` 'independent' or 'uniform', but got 'all'"),
         ({"p": {"audio": 0.1}}, r"`p` for the modalities .*got \['audio'\]"),
     ],
@@ -212,6 +213,54 @@ def test_a_step_never_waits_for_the_device():
 def test_wrong_arguments_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_a_case_lacks_the_same_modalities_in_every_epoch():
+    network, dropout = make(p=0.5, per="case", samples=40)
+    shown = torch.tensor([[3, 7, 7, 39], [39, 0, 3, 7]])
+    first, second = [], []
+    for rows, found in zip(shown, (first, second), strict=True):
+        dropout.identify(rows)
+        found.append(masks(dropout, 4, NAMES))
+        inputs, target = late_batch(4)
+        dropout(network(inputs), target).backward()
+        sgd(network).step()
+    assert torch.equal(first[0][[0, 1, 3]], second[0][[2, 3, 0]])
+    assert torch.equal(first[0][1], first[0][2])
+    dropout.identify(torch.arange(40))
+    every = masks(dropout, 40, NAMES)
+    assert len(every.unique(dim=0)) > 3
+    assert every.any(1).all()
+    assert_close(every.mean(0), dropout.draws.shares())
+    again = make(p=0.5, per="case", samples=40, seed=1)[1]
+    again.identify(torch.arange(40))
+    assert not torch.equal(masks(again, 40, NAMES), every)
+
+
+def test_rates_of_cases_are_the_missing_rates():
+    # of the published rates .2 .4 .6 .8: kept with (1 - p) / (1 - .0384) each
+    names = ("t1", "t1ce", "flair", "t2")
+    rates = dict(zip(names, (0.2, 0.4, 0.6, 0.8), strict=True))
+    _, dropout = make(names, p=rates, per="case", samples=20_000)
+    dropout.identify(torch.arange(20_000))
+    expected = torch.tensor([0.8320, 0.6240, 0.4160, 0.2080])
+    assert_close(masks(dropout, names=names).mean(0), expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (None, "16 samples in the training data before the forward pass.*got none.*identify"),
+        (torch.arange(3), r"got shape \(3,\)"),
+        (torch.arange(10, 26), "below `samples`, 20, but got 10 to 25"),
+    ],
+)
+def test_cases_have_to_be_told(told, message):
+    network, dropout = make(p=0.5, per="case", samples=20)
+    if told is not None:
+        dropout.identify(told)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        network(late_batch()[0])
 
 
 def test_batches_of_different_sizes_are_refused():
