@@ -95,13 +95,23 @@ def measure(training: Training, folder: Path) -> dict[str, Any]:
 
 
 def train(training: Training, data: Path, run: Path) -> None:
-    """One process, with one thread, so that weights do not depend on the machine's cores."""
     settings = {
-        "config": ROOT / "configs" / "brats" / "demo.yaml", "data": data, "output": run,
-        "method": training.method, "seed": training.seed, "loss.dice": training.dice,
-        "slices.focus": TERMS[training.dice], "validation_fraction": COHORTS[training.cohort],
-        "max_epochs": EPOCHS, "validate_every": EPOCHS, "subsets": "false", "curves": "false",
-        "workers": 0, "device": "cpu",
+        "data": data, "output": run, "method": training.method, "seed": training.seed,
+        "loss.dice": training.dice, "slices.focus": TERMS[training.dice],
+        "validation_fraction": COHORTS[training.cohort],
+    }  # fmt: skip
+    train_demo(settings)
+
+
+def train_demo(settings: Mapping[str, object]) -> None:
+    """Trains demo.yaml with some options for 25 epochs, of which the last one counts.
+
+    One process, with one thread, so that weights do not depend on the machine's cores.
+    """
+    settings = {
+        "config": ROOT / "configs" / "brats" / "demo.yaml", "max_epochs": EPOCHS,
+        "validate_every": EPOCHS, "subsets": "false", "curves": "false", "workers": 0,
+        "device": "cpu", **settings,
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     subprocess.run(
