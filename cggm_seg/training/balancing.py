@@ -9,6 +9,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
+from cggm.errors import UserError
 from cggm.methods import bound_balancer
 from cggm.runs import EndlessBatches, EpochSampler
 from cggm.scores import Score
@@ -130,6 +131,27 @@ def training_slices(
     )
 
 
+def check_complete(cache: SliceCache, split: Split, what: str) -> None:
+    """Refuse cases that lack a modality, for what takes its zeros for an image.
+
+    Args:
+        cache: Tells which modalities a case has.
+        split: The cases that are used.
+        what: The option that needs complete cases, for the message.
+
+    Raises:
+        UserError: If a case lacks a modality that the network sees.
+    """
+    used = (*split.training, *split.validation)
+    lacking = [case_id for case_id in used if not all(cache.present(case_id))]
+    if lacking:
+        found = f"Expected complete cases for {what}, but {len(lacking)} lack a modality"
+        raise UserError(
+            f"{found}, such as {lacking[0]}.",
+            "Give --missing refuse, which leaves such cases out, or do without the option.",
+        )
+
+
 def training_batches(
     config: BratsConfig, network: MultiEncoderDeepLabV3Plus, cache: SliceCache, split: Split
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -146,6 +168,9 @@ def _trials(
     split: Split,
     task_loss: nn.Module,
 ) -> Trials:
+    check_complete(
+        cache, split, f"--method {config.balancer.name}, which trains copies of the network"
+    )
     batches = partial(_batches, config=config, device=next(network.parameters()).device)
     return Trials(
         network,

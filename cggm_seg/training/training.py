@@ -13,7 +13,7 @@ from cggm.runs import Repeat, RunFolder, Session, report_problems, run_repeats, 
 from cggm_seg.data import Cohort, open_cohort
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.assembly import segmentation_session
-from cggm_seg.training.balancing import segmentation_balancer
+from cggm_seg.training.balancing import check_complete, segmentation_balancer
 from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.summary import announce_segmentation, conclude_segmentation
 
@@ -66,6 +66,8 @@ def prepare_training(
     resumed = folder.config.exists()
     network = config.network.build(config.used, pretrained=not resumed).to(device)
     cohort = open_cohort(data, config)
+    if config.gradients:
+        check_complete(cohort.cache, cohort.split, "--gradients")
     balancer = segmentation_balancer(config, network, cohort.cache, cohort.split)
     session = segmentation_session(config, folder, network, balancer, cohort, device)
     return SegmentationTraining(config, network, cohort, balancer, session)

@@ -58,6 +58,23 @@ def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
     assert "lacking" not in json.loads((tmp_path / "run" / "split.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--method", "umt"), "UnimodalTeacher, which"),
+        (("--method", "gblending"), "GradientBlending, which"),
+        (("--gradients", 1), "--gradients, but"),
+    ],
+)
+def test_what_would_take_zeros_for_an_image_is_refused(common, tmp_path, capsys, options, what):
+    assert call("train", *common, *options, "--output", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert f"Expected complete cases for {what}" in said
+    assert "2 lack a modality, such as case" in said
+    assert "Give --missing refuse" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupted_training_goes_on_as_if_it_had_not_been(common, whole, tmp_path):
     run = tmp_path / "run"
     process = start("train", *common, "--output", run, "--save_minutes", 0, "--workers", 1)
