@@ -168,9 +168,8 @@ def _trials(
     split: Split,
     task_loss: nn.Module,
 ) -> Trials:
-    check_complete(
-        cache, split, f"--method {config.balancer.name}, which trains copies of the network"
-    )
+    method = f"{config.balancer.name}, which trains copies of the network"
+    check_complete(cache, split, method)
     batches = partial(_batches, config=config, device=next(network.parameters()).device)
     return Trials(
         network,
