@@ -151,9 +151,9 @@ class Binding:
         """Refuse a network whose fusion cannot be run again."""
         self._decoder.require(method)
 
-    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Any:  # noqa: ANN401
-        """The network's prediction from other features, see ``decode``."""
-        return self._decoder.decode(features, training=training)
+    def decode(self, features: Mapping[str, Features], **how: bool) -> Any:  # noqa: ANN401
+        """The network's prediction from other features, see ``decode`` of its decoder."""
+        return self._decoder.decode(features, **how)
 
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
         """Pass the network's output through a function, in training only; removable alone."""

@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from cggm.late_fusion import LateFusion
-from cggm.tensors import Features, kind_of, tensors_in, without_subclass
+from cggm.tensors import Features, kind_of, map_tensors, tensors_in, without_subclass
 
 Decode = Callable[[Mapping[str, Features]], Any]
 """Features by modality to a network's prediction."""
@@ -290,7 +290,9 @@ class Decoder:
                 f"{type(self._decode).__name__}. Pass a bound method such as `network.decode`."
             )
 
-    def decode(self, features: Mapping[str, Features], *, training: bool = True) -> Any:  # noqa: ANN401
+    def decode(
+        self, features: Mapping[str, Features], *, training: bool = True, constant: bool = False
+    ) -> Any:  # noqa: ANN401
         """The network's prediction from other features: one more pass through its fusion.
 
         It has gradients and leaves no trace: running statistics, such as BatchNorm's, move by the
@@ -300,32 +302,39 @@ class Decoder:
             features: Modality to features like those that its encoder returns.
             training: Whether modules keep the mode they are in; otherwise the pass runs in eval
                 mode, without dropout and by running statistics.
+            constant: Whether the fusion's parameters get no gradient from this pass.
         """
         assert self._decode is not None
         assert self._owner is not None
         modules = self._owner.named_modules(memo=set(self._encoders))
         self.running = True
         try:
-            with _untouched([module for _, module in modules], training):
+            with _untouched([module for _, module in modules], training, constant):
                 return without_subclass(self._decode(features))
         finally:
             self.running = False
 
 
 @contextmanager
-def _untouched(modules: list[nn.Module], training: bool) -> Iterator[None]:
-    """Run modules in their mode or in eval mode, and give them their mode and buffers back."""
-    before = [(module, module.training, module._buffers) for module in modules]
+def _untouched(modules: list[nn.Module], training: bool, constant: bool) -> Iterator[None]:
+    """Run modules in their mode or in eval mode, and give them back their mode and tensors."""
+    kept = ("training", "_buffers", "_parameters", "_flat_weights")  # the last of recurrent layers
+    before = [
+        (module, {k: vars(module)[k] for k in kept if k in vars(module)}) for module in modules
+    ]
     try:
-        for module, mode, buffers in before:
-            module.training = mode and training
+        for module, own in before:
+            module.training = own["training"] and training
             if module.training:
                 # copies take the updates: writing old values back would upset a later backward
-                module._buffers = {k: None if b is None else b.clone() for k, b in buffers.items()}
+                module._buffers = map_tensors(torch.clone, own["_buffers"])
+            if constant:
+                tensors = {key: own[key] for key in ("_parameters", "_flat_weights") if key in own}
+                vars(module).update(map_tensors(torch.Tensor.detach, tensors))
         yield
     finally:
-        for module, mode, buffers in before:
-            module.training, module._buffers = mode, buffers
+        for module, own in before:
+            vars(module).update(own)
 
 
 def _attribute(network: nn.Module, name: str) -> Any:  # noqa: ANN401

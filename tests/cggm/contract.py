@@ -49,6 +49,7 @@ CONTRACTS = {
     "ConstantFactors": Contract(
         {"factors": 1.0}, named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}}
     ),
+    "DGL": Contract({"alpha": 0.0, "detach": False}),
     "GradientBlending": Contract(
         {"weights": {"fused": 1.0}}, {"mode": "online", "epochs": 1, "every": 2}
     ),
