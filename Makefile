@@ -1,4 +1,4 @@
-.PHONY: demo test test-all lint bench faults compare-quick docs clean
+.PHONY: demo test test-all lint bench faults compare-quick docs release-check hashes clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -43,6 +43,16 @@ compare-quick: $(READY)
 docs: $(READY)
 	$(BIN)/python -W error docs/build.py
 
+# Wheel and sdist, checked as an index and a user would find them; ten minutes on two cores.
+release-check: $(READY)
+	$(BIN)/python -m tests.release
+
+# The tested set of Linux and Python 3.11 with a digest of each file, after a change of constraints.txt.
+hashes: $(READY)
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra seg --extra cls --extra export --extra features \
+	    -c constraints.txt --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
+	    --custom-compile-command "make hashes" -o requirements-hashed.txt
+
 # uv installs in seconds what takes pip minutes; its version is not part of the tested set.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -53,4 +63,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv build site docs/api demo runs comparison
+	rm -rf .venv build dist site docs/api demo runs comparison

@@ -3,3 +3,5 @@ from .handlers import BalanceHandler as BalanceHandler
 from .handlers import BalanceRecorder as BalanceRecorder
 from .methods.cggm import CGGM as CGGM
 from .passes import Step as Step
+
+__version__: str

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from cggm.commands import spoken
 from cggm.errors import UserError
 from cggm.runs import parse_options, run
 
@@ -80,7 +81,7 @@ def _simulate(folder: Path, cases: int, seed: int) -> None:
 
 def _run(script: str, *arguments: object) -> None:
     words = [str(HERE / script), *map(str, arguments)]
-    print(f"\n$ python {' '.join(words)}", flush=True)
+    print(spoken(f"\n$ python {' '.join(words)}"), flush=True)
     code = subprocess.run([sys.executable, *words], check=False).returncode
     if code:
         raise UserError(f"{script} ended with code {code}.", "See its message above.")

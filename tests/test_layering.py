@@ -154,7 +154,7 @@ def test_networks_know_nothing_of_runs_and_inference_no_head():
 def test_folders_are_small():
     folders = defaultdict(list)
     for name in modules():
-        if modules()[name].name != "__init__.py":
+        if modules()[name].name not in ("__init__.py", "__main__.py"):  # nobody imports the latter
             folders[name.rpartition(".")[0]].append(name.rpartition(".")[2])
     for folder, stems in folders.items():
         assert len(stems) <= (20 if folder == "cggm.methods" else 13), folder

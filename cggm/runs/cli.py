@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from cggm.commands import spoken
 from cggm.errors import MethodRefusal, UserError
 from cggm.runs.config import ConfigReader, to_yaml
 from cggm.runs.folder import RunFolder
@@ -54,12 +55,13 @@ def parse_arguments(
     """
     reader = ConfigReader(RunOptions, schema, description=description)
     options = reader.read(RunOptions, [a for a in argv if a not in ("-h", "--help")])
+    configs = defaults.parent
     if options.resume:
         defaults = RunFolder.open(options.resume).config
         check_free(options.resume)
     reader.add_file(defaults)
     if options.config:
-        reader.add_file(options.config)
+        reader.add_file(_config_file(configs, options.config))
     if options.method:
         reader.add_file(_method_file(methods, options.method))
     return reader.read(schema, argv), options
@@ -252,6 +254,20 @@ def choose_device(name: str | None) -> "torch.device":
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def _config_file(configs: Path, given: Path) -> Path:
+    """A file, or the one of that name among those that come with the script."""
+    named = configs / f"{given}.yaml"
+    if given.exists() or given.suffix or len(given.parts) > 1:
+        return given
+    if not named.is_file():
+        available = ", ".join(sorted(file.stem for file in configs.glob("*.yaml")))
+        raise UserError(
+            f"{given}: no such file.",
+            f"Give a YAML file, or the name of one that comes along: {available}.",
+        )
+    return named
+
+
 def _method_file(methods: Path, name: str) -> Path:
     available = {file.stem: file for file in sorted(methods.glob("*.yaml"))}
     if name not in available:
@@ -280,4 +296,4 @@ def _explained(error: OSError) -> str | None:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(spoken(message), file=sys.stderr)

@@ -24,6 +24,7 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from cggm.commands import called_as, spoken
 from cggm.errors import UserError
 from cggm.runs.storage import read_yaml, write_atomically
 
@@ -207,7 +208,8 @@ class ConfigReader:
             exit_on_error=False,
             allow_abbrev=False,
             print_config=None,  # ours prints what a script's own sources come to
-            description=description,
+            prog=called_as(),
+            description=description and spoken(description),
             formatter_class=HelpFormatter,
             usage="%(prog)s [--key value ...]",
         )
@@ -276,7 +278,7 @@ class ConfigReader:
                 f"--{option.key}",
                 type=option.hint,
                 default=option.default,
-                help=option.help,
+                help=spoken(option.help),
                 metavar=option.metavar or metavar(option.hint),
                 **bare,
             )

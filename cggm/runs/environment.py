@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cggm import __version__
+
 _PACKAGES = (
     "cggm",
     "torch",
@@ -51,6 +53,8 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    if package == "cggm":
+        return __version__
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
@@ -59,7 +63,8 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Commit of the source this package was imported from, ``+`` where files were changed."""
     git = shutil.which("git")
-    if git is None:
+    checkout = (Path(__file__).parents[2] / ".git").exists()
+    if git is None or not checkout:  # installed within somebody else's repository, perhaps
         return None
     command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     where = Path(__file__).parent

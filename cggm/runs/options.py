@@ -46,14 +46,15 @@ class RunOptions:
 
     Args:
         output: Folder of the run; runs/<name>-<date>-<time> where not given.
-        config: Configuration laid over the defaults.
+        config: Configuration laid over the defaults: a file, or the name of one that comes along,
+            such as demo.
         method: Balancing method, laid over both.
         resume: Run to continue from its last checkpoint, its configuration in the defaults' place.
         print_config: Whether to print the configuration that all this comes to, and to end.
     """
 
     output: Path | None = field(default=None, metadata={"metavar": "RUN"})
-    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
+    config: Path | None = field(default=None, metadata={"metavar": "YAML|NAME"})
     method: str | None = field(default=None, metadata={"metavar": "NAME"})
     resume: Path | None = field(default=None, metadata={"metavar": "RUN"})
     print_config: bool = False

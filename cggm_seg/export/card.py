@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cggm import __version__
 from cggm.reports import asset
 from cggm.runs import RunFolder
 from cggm_seg.evaluation import CLASS_NAMES, CLASSES
@@ -85,7 +85,7 @@ def model_card(facts: Facts) -> str:
         channels=len(used),
         epoch=facts.epoch,
         seed=facts.config.seed,
-        version=version("cggm"),
+        version=__version__,
         classes=numbered_classes(),
         count=CLASSES,
         intended_use=INTENDED_USE,

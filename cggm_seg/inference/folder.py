@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from cggm import __version__
 from cggm.errors import DataError, UserError
 from cggm.runs import file_digest, replacing, sweep_drafts, write_atomically, write_json
 from cggm_seg.data import Case
@@ -24,7 +24,7 @@ def made_with(network: nn.Module, settings: InferenceSettings) -> dict[str, str]
     the device computes in is.
     """
     values = {
-        "version": version("cggm"),
+        "version": __version__,
         "network": network_digest(network),
         "mode": settings.mode,
         "flips": str(settings.flips),

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import SeparableConv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cggm_seg.networks.blocks import SeparableConv2d
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, *, kernel_size: int) -> nn.Sequential:

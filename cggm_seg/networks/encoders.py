@@ -5,11 +5,10 @@ from textwrap import shorten
 from typing import cast
 
 import torch
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from cggm.errors import UserError
+from cggm_seg.networks.blocks import ASPP, SeparableConv2d, get_encoder
 from cggm_seg.networks.decoders import conv_norm_relu
 
 OUTPUT_STRIDE = 16

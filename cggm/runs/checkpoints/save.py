@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
+from cggm import __version__
 from cggm.contract import unwrap
 from cggm.distributed import world_size
 from cggm.runs.checkpoints.files import folder_name, prune, publish
@@ -98,7 +99,8 @@ def save_checkpoint(
 def made_by() -> dict[str, str]:
     """What the bits of a training depend on besides its configuration and data."""
     return {
-        **{name: version(name) for name in ("cggm", "torch")},
+        "cggm": __version__,
+        "torch": version("torch"),
         "threads": str(torch.get_num_threads()),
         "processor": processor(),
     }
