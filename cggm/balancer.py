@@ -211,6 +211,16 @@ class Balancer(nn.Module):
             raise ValueError(f"Expected modalities of {known}, but got {unknown}. Correct them.")
         self._present = dict(masks)
 
+    def told_present(self, size: int) -> Tensor:
+        """What :meth:`present` said of the coming batch, bool, ``(B, M)``, on the processor.
+
+        Args:
+            size: Samples in the batch.
+        """
+        names = self.binding.names
+        rows = [torch.as_tensor(self._present.get(name, True)) for name in names]
+        return torch.stack([mask.detach().cpu().bool().expand(size) for mask in rows], 1)
+
     def fuse(self, name: str, features: Features) -> Features:
         """What the network gets in place of an encoder's output, in training only.
 

@@ -38,6 +38,9 @@ class ModalityDropout(Balancer):
     gradient scaler skipped counts as the next micro-batch, which a resume between the two does not
     repeat.
 
+    Samples that lack modalities keep one of those that they have; with ``scale`` they are divided
+    by the probabilities of complete samples all the same.
+
     Any task and any number of modalities. The gain is robustness to missing modalities; do not
     expect much where all are present at test, nor use it where one modality is useless, for then
     samples are left with nothing to learn from. ``per="batch"`` makes losses of small batches
@@ -59,6 +62,8 @@ class ModalityDropout(Balancer):
             than the encoders; in the first call, if encoders return batches of different sizes.
         RuntimeError: In the forward pass, if ``per="case"`` and ``identify`` was not called.
     """
+
+    serves_absence = True
 
     def __init__(
         self,

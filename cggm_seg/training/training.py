@@ -69,6 +69,9 @@ def prepare_training(
     if config.gradients:
         check_complete(cohort.cache, cohort.split, "--gradients")
     balancer = segmentation_balancer(config, network, cohort.cache, cohort.split)
+    if type(balancer) is not Balancer and not balancer.serves_absence:
+        method = f"{config.balancer.name}, which cannot leave a modality out"
+        check_complete(cohort.cache, cohort.split, method)
     session = segmentation_session(config, folder, network, balancer, cohort, device)
     return SegmentationTraining(config, network, cohort, balancer, session)
 

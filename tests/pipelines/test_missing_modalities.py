@@ -63,6 +63,7 @@ def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
     [
         (("--method", "umt"), "UnimodalTeacher, which"),
         (("--method", "gblending"), "GradientBlending, which"),
+        (("--method", "agm"), "AGM, which cannot"),
         (("--gradients", 1), "--gradients, but"),
     ],
 )

@@ -25,6 +25,10 @@ class ModalityDraws:
     ``per="sample"`` of the rank. For ``per="case"`` it is one of the seed and of the sample's
     position in the training data, so that a sample lacks the same modalities in every epoch.
 
+    Samples that lack modalities, see :meth:`cggm.Balancer.present`, keep one of those that they
+    have: by the condition above for ``per="sample"``; otherwise one that would lose all it has
+    keeps it all.
+
     Args:
         p: Probability of dropping each modality before the condition, in [0, 1).
         per: ``"sample"``, ``"batch"`` for one draw for all samples on all ranks, or ``"case"``.
@@ -76,7 +80,8 @@ class ModalityDraws:
         if self.per == "case":
             assert self._samples is not None
             generator = torch.Generator().manual_seed(Random(f"{self.seed}").getrandbits(63))
-            self._by_case = _draw(self._samples, self._dropped, generator)
+            dropped = torch.tensor(self._dropped, dtype=torch.float64)
+            self._by_case = _draw(dropped.expand(self._samples, -1), generator)
 
     def shares(self) -> Tensor:
         r"""Share of the samples that keep each modality, ``(M,)``, float32.
@@ -92,6 +97,8 @@ class ModalityDraws:
     def kept(self, balancer: Balancer, size: int) -> Tensor:
         """Which samples keep which modality in a pass, bool, ``(B, M)``, on the processor.
 
+        What a sample lacks it does not keep.
+
         Args:
             balancer: The bound method, whose clock and micro-batch tell passes apart.
             size: Samples in the batch.
@@ -99,17 +106,21 @@ class ModalityDraws:
         Raises:
             RuntimeError: If each sample has a draw and it was not said which the batch holds.
         """
+        present = balancer.told_present(size)
         if self.per == "case":
-            return self._by_case[self._positions(type(balancer).__name__, size)]
+            drawn = self._by_case[self._positions(type(balancer).__name__, size)]
+            return _not_empty(drawn, present)
         micro_batch = balancer.micro_batches - balancer.binding.recomputing
         key = f"{self.seed} {balancer.clock.steps} {micro_batch}"
         if self.per == "sample":
             key += f" {dist.get_rank() if world_size() > 1 else 0} {size}"
         if key != self._drawn[0]:
             generator = torch.Generator().manual_seed(Random(key).getrandbits(63))
-            rows = size if self.per == "sample" else 1
-            self._drawn = (key, _draw(rows, self._dropped, generator))
-        return self._drawn[1].expand(size, -1)
+            dropped = torch.tensor(self._dropped, dtype=torch.float64)
+            # what a sample lacks is dropped for certain
+            rows = torch.where(present, dropped, 1.0) if self.per == "sample" else dropped[None]
+            self._drawn = (key, _draw(rows, generator))
+        return _not_empty(self._drawn[1].expand(size, -1), present)
 
     def _positions(self, method: str, size: int) -> Tensor:
         positions = None if self.positions is None else self.positions.detach().cpu().long()
@@ -130,12 +141,24 @@ class ModalityDraws:
         return positions
 
 
-def _draw(rows: int, dropped: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Independent draws under the condition that one modality stays, bool, ``(rows, M)``."""
-    uniform = torch.rand(rows, len(dropped), generator=generator, dtype=torch.float64)
-    kept = torch.zeros(rows, len(dropped), dtype=torch.bool)
-    for index, p in enumerate(dropped):
+def _draw(dropped: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent draws under the condition that one modality stays, bool, ``(B, M)``.
+
+    Args:
+        dropped: Probability of dropping each, ``(B, M)``; below 1 for one of each row at least.
+        generator: Of the draws.
+    """
+    uniform = torch.rand(dropped.shape, generator=generator, dtype=torch.float64)
+    kept = torch.zeros(dropped.shape, dtype=torch.bool)
+    for index in range(dropped.shape[1]):
+        p = dropped[:, index]
         # a sample that has nothing yet must keep one of those that are left
-        first = (1 - p) / (1 - prod(dropped[index:]))
+        first = (1 - p) / (1 - dropped[:, index:].prod(1))
         kept[:, index] = uniform[:, index] < torch.where(kept.any(1), 1 - p, first)
     return kept
+
+
+def _not_empty(kept: Tensor, present: Tensor) -> Tensor:
+    """What is kept of what is there, or all that is there where that would be nothing."""
+    both = kept & present
+    return torch.where(both.any(1, keepdim=True), both, present)

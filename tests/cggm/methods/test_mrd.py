@@ -302,3 +302,30 @@ def test_ranks_draw_apart_for_samples_and_alike_for_batches(tmp_path):
     assert not torch.equal(first["sample"], second["sample"])
     assert torch.equal(first["batch"], second["batch"][:40])
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_samples_keep_one_of_the_subsets_of_what_they_have():
+    _, dropout = make(subsets="uniform")
+    lacking = torch.arange(30_000) < 20_000
+    dropout.present({NAMES[0]: ~lacking})
+    kept = masks(dropout, len(lacking), NAMES).bool()
+    assert not kept[lacking, 0].any()
+    # one of three subsets of two modalities, one of seven of all three
+    for rows, share in ((kept[lacking], 1 / 3), (kept[~lacking], 1 / 7)):
+        found = torch.stack([row.float() for row in rows]).unique(dim=0, return_counts=True)[1]
+        assert len(found) == round(1 / share)
+        assert_close(found / len(rows), torch.full((len(found),), share), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("per", ["batch", "case"])
+def test_a_sample_that_would_lose_all_it_has_keeps_it(per):
+    positions = torch.arange(64)
+    _, dropout = make(p=0.9, per=per, samples=64)
+    dropout.identify(positions)
+    complete = masks(dropout, 64, NAMES).bool()
+    dropout.present({NAMES[0]: False, NAMES[1]: positions % 2 == 0})
+    present = torch.stack([torch.zeros(64).bool(), positions % 2 == 0, torch.ones(64).bool()], 1)
+    expected = complete & present
+    lost = ~expected.any(1)
+    assert lost.any()
+    assert torch.equal(masks(dropout, 64, NAMES).bool(), expected | (lost[:, None] & present))
