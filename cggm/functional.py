@@ -251,16 +251,22 @@ def graph_nodes(tensor: Tensor) -> set[Any]:
     return found
 
 
-def differentiable_twice(gradient: Tensor) -> bool:
-    """Whether a gradient that was computed with a graph has derivatives itself.
+def differentiable_twice(loss: Tensor, layer_output: Tensor | Sequence[Tensor]) -> bool:
+    """Whether the gradient of a loss has derivatives itself.
 
     PyTorch says so only in the backward pass, and names neither the loss nor the setting at fault.
     Some losses, such as CTC, have a first derivative alone.
 
     Args:
-        gradient: What ``autograd.grad`` gave with ``create_graph=True``; its graph is walked.
+        loss: Scalar loss that depends on ``layer_output``.
+        layer_output: Output of the last layer, see :func:`last_layer_gradient`.
     """
-    return not any(type(node).__name__ in _WITHOUT_DERIVATIVE for node in graph_nodes(gradient))
+    outputs = [layer_output] if isinstance(layer_output, Tensor) else list(layer_output)
+    # A function marked as once differentiable says so only where its own gradient needs one.
+    seed = torch.ones_like(loss).requires_grad_()
+    deltas = torch.autograd.grad(loss, outputs, seed, retain_graph=True, create_graph=True)
+    nodes = {type(node).__name__ for delta in deltas for node in graph_nodes(delta)}
+    return nodes.isdisjoint(_WITHOUT_DERIVATIVE)
 
 
 def cosines(fused: Tensor, heads: Tensor) -> Tensor:

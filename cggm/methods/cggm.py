@@ -189,7 +189,8 @@ class CGGM(Balancer):
             channels_last=self.binding.channels_last,
             create_graph=differentiable,
         )
-        if differentiable and self.calls == 1 and not differentiable_twice(gradient):
+        first = differentiable and self.calls == 1
+        if first and not differentiable_twice(step.loss, step.layer_outputs):
             raise ValueError(
                 "Expected a task loss that can be differentiated twice, because "
                 'direction="gradients" back-propagates through its gradient, but PyTorch has no '

@@ -303,7 +303,8 @@ def test_predictions_in_a_dict_and_encoders_in_a_list():
         assert torch.equal(p, q)
 
 
-def test_a_loss_without_second_derivative_names_the_setting():
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_loss_without_second_derivative_names_the_setting(power):
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -319,7 +320,7 @@ def test_a_loss_without_second_derivative_names_the_setting():
     for direction in ("gradients", None):
         network, heads = make_late()
         cggm = make_cggm(heads, direction=direction)
-        cggm.task_loss = lambda prediction, target: Once.apply(prediction) ** 2
+        cggm.task_loss = lambda prediction, target: Once.apply(prediction) ** power
         cggm.bind(network)
         if direction is None:
             cggm(network(INPUTS), TARGET).backward()
