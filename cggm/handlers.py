@@ -182,7 +182,8 @@ class BalanceRecorder:
     equation (7)), ``term`` (the factor in use), ``cosine``, ``head_loss`` and ``gradient_norm``,
     the Euclidean norm of each encoder's gradient as the optimizer sees it, all of the same
     optimizer step; iterations without a step have no norm. Attach it after the
-    :class:`BalanceHandler`. Only the first rank writes.
+    :class:`BalanceHandler`; a loop without an engine calls :meth:`prepare`, :meth:`record` and
+    :meth:`flush`. Only the first rank writes.
 
     Args:
         balancer: The method.
@@ -205,8 +206,8 @@ class BalanceRecorder:
 
     def attach(self, engine: Engine) -> Self:
         """Attach to a training engine; returns this recorder."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._measure_norms)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._record)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._complete)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.flush)
         engine.add_event_handler(Events.COMPLETED, self.flush)
         return self
@@ -220,20 +221,33 @@ class BalanceRecorder:
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
 
-    def _measure_norms(self, engine: Engine) -> None:
+    def prepare(self, iteration: int) -> None:
+        """Say that an iteration begins, counted from 1, before its optimizer step."""
         self._names = self.balancer.binding.names
-        self.balancer.measure_norms = engine.state.iteration % self.every == 0
+        self.balancer.measure_norms = iteration % self.every == 0
 
-    def _record(self, engine: Engine) -> None:
-        if not is_first_rank():
+    def record(self, iteration: int, epoch: int, loss: Tensor) -> None:
+        """Keep the readings of an iteration that is over.
+
+        Args:
+            iteration: Its number, counted from 1; one that is not due is passed over.
+            epoch: Its epoch, counted from 1.
+            loss: What was back-propagated, a scalar without a graph.
+        """
+        if not is_first_rank() or iteration % self.every:
             return
-        readings = dict(self.balancer.readings)
-        readings["loss"] = loss_of(engine.state.output)
+        readings = {**self.balancer.readings, "loss": loss}
         if self.balancer.norms is not None and self.balancer.micro_batches == 0:
             readings["gradient_norm"] = self.balancer.norms
-        self._rows.append((engine.state.iteration, engine.state.epoch, readings))
+        self._rows.append((iteration, epoch, readings))
         if len(self._rows) >= self.flush_every:
             self.flush()
+
+    def _start(self, engine: Engine) -> None:
+        self.prepare(engine.state.iteration)
+
+    def _complete(self, engine: Engine) -> None:
+        self.record(engine.state.iteration, engine.state.epoch, loss_of(engine.state.output))
 
     def _line(self, iteration: int, epoch: int, readings: dict[str, Tensor]) -> dict[str, Any]:
         line: dict[str, Any] = {"iteration": iteration, "epoch": epoch}

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("cggm", "cggm_seg", "cggm_cls")
+PACKAGES = ("cggm", "cggm_seg", "cggm_cls", "cggm_nnunet")
 
 
 @cache

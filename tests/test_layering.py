@@ -22,10 +22,14 @@ from tests.house import (
 )
 
 FOREIGN = {
-    "cggm": {"cggm_seg", "cggm_cls", "pipelines", "monai", "segmentation_models_pytorch",
-             "transformers", "nibabel", "albumentations", "nilearn"},
-    "cggm_seg": {"cggm_cls", "pipelines", "transformers"},
-    "cggm_cls": {"cggm_seg", "pipelines", "monai", "segmentation_models_pytorch"},
+    "cggm": {"cggm_seg", "cggm_cls", "cggm_nnunet", "pipelines", "monai",
+             "segmentation_models_pytorch", "transformers", "nibabel", "albumentations", "nilearn",
+             "nnunetv2"},
+    "cggm_seg": {"cggm_cls", "cggm_nnunet", "pipelines", "transformers", "nnunetv2"},
+    "cggm_cls": {"cggm_seg", "cggm_nnunet", "pipelines", "monai", "segmentation_models_pytorch",
+                 "nnunetv2"},
+    "cggm_nnunet": {"cggm_cls", "pipelines", "monai", "segmentation_models_pytorch",
+                    "transformers"},
 }  # fmt: skip
 # A package may import those that stand before it in its line.
 LEVELS = {
@@ -43,6 +47,14 @@ LEVELS = {
         "cggm_seg.export",
     ),
     "cggm_cls": ("cggm_cls.data", "cggm_cls.networks", "cggm_cls.reports", "cggm_cls.training"),
+    "cggm_nnunet": (
+        "cggm_nnunet.network",
+        "cggm_nnunet.judging",
+        "cggm_nnunet.balancing",
+        "cggm_nnunet.trainer",
+        "cggm_nnunet.trainers",
+        "cggm_nnunet.command",
+    ),
 }
 UPHILL = {
     ("cggm_seg.training.summary", "cggm_seg.reports"),

@@ -1,0 +1,15 @@
+"""Trainers that nnU-Net finds by their names in this folder, which ``nnUNet_extTrainer`` names."""
+
+from cggm_nnunet.trainer import (
+    nnUNetTrainerCGGM,
+    nnUNetTrainerJoint,
+    nnUNetTrainerMRD,
+    nnUNetTrainerUnimodalLosses,
+)
+
+__all__ = [
+    "nnUNetTrainerCGGM",
+    "nnUNetTrainerJoint",
+    "nnUNetTrainerMRD",
+    "nnUNetTrainerUnimodalLosses",
+]
