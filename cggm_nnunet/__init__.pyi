@@ -1,6 +1,8 @@
-from .command import main as main
 from .network import ModalityUNet as ModalityUNet
 from .network import build_network as build_network
+from .phantoms import PHANTOMS as PHANTOMS
+from .phantoms import simulate_dataset as simulate_dataset
+from .settings import trainers_folder as trainers_folder
 from .trainer import nnUNetTrainerCGGM as nnUNetTrainerCGGM
 from .trainer import nnUNetTrainerJoint as nnUNetTrainerJoint
 from .trainer import nnUNetTrainerMRD as nnUNetTrainerMRD

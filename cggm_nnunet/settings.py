@@ -79,3 +79,8 @@ def channel_names(dataset: Mapping[str, Any]) -> list[str]:
     channels = dataset.get("channel_names") or dataset["modality"]
     names = [channels[number].replace(".", "_") for number in sorted(channels, key=int)]
     return [n if names.count(n) == 1 else f"{n}_{number}" for number, n in enumerate(names)]
+
+
+def trainers_folder() -> Path:
+    """The folder that ``nnUNet_extTrainer`` has to name, so that nnU-Net finds the trainers."""
+    return Path(__file__).parent / "trainers"

@@ -27,6 +27,7 @@ myst_heading_anchors = 3
 apidoc_modules = [
     {"path": "../cggm_seg", "destination": "api/cggm_seg"},
     {"path": "../cggm_cls", "destination": "api/cggm_cls"},
+    {"path": "../cggm_nnunet", "destination": "api/cggm_nnunet"},
     {
         "path": "../cggm",
         "destination": "api/cggm",
@@ -52,7 +53,7 @@ add_module_names = False
 toc_object_entries = False
 nitpick_ignore_regex = [
     ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib|zlib_ng)\..*"),
-    ("py:.*", r"(ignite|monai|nibabel|np|numpy|PIL|torch)\..*"),
+    ("py:.*", r"(batchgeneratorsv2|ignite|monai|nibabel|nnunetv2|np|numpy|PIL|torch)\..*"),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),
     ("py:data", ".*"),  # a constant has an entry if it has a docstring

@@ -24,6 +24,7 @@ from tests.pipelines.commands import tiny_config
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
 OTHERS = {
     "--only",
+    "--c",  # of nnUNetv2_train
     "--shm-size",  # of docker run
     "--logdir",
     "--backend-store-uri",
@@ -154,7 +155,9 @@ def test_configurations_are_read(number, tmp_path):
 @cache
 def source_texts() -> str:
     """All string constants of the source; what is filled in is replaced by dots."""
-    files = (f for p in ("cggm", "cggm_seg", "cggm_cls") for f in (ROOT / p).rglob("*.py"))
+    files = (
+        f for p in ("cggm", "cggm_seg", "cggm_cls", "cggm_nnunet") for f in (ROOT / p).rglob("*.py")
+    )
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     return "\n".join(
         _text(node) for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant)

@@ -53,7 +53,6 @@ LEVELS = {
         "cggm_nnunet.balancing",
         "cggm_nnunet.trainer",
         "cggm_nnunet.trainers",
-        "cggm_nnunet.command",
     ),
 }
 UPHILL = {

@@ -53,14 +53,14 @@ def test_wheel_holds_commands_configurations_and_types(wheel):
         ]
         assert files
         assert {f"cggm_commands/{f.relative_to(ROOT)}" for f in files} <= names
-    for package in ("cggm", "cggm_seg", "cggm_cls"):
+    for package in ("cggm", "cggm_seg", "cggm_cls", "cggm_nnunet"):
         assert f"{package}/py.typed" in names
         stubs = {str(f.relative_to(ROOT)) for f in (ROOT / package).rglob("*.pyi")}
         assert stubs
         assert stubs <= names
     tops = {name.partition("/")[0] for name in names}
     of_data = f"cggm-{cggm.__version__}.dist-info"
-    assert tops == {"cggm", "cggm_seg", "cggm_cls", "cggm_commands", of_data}
+    assert tops == {"cggm", "cggm_seg", "cggm_cls", "cggm_nnunet", "cggm_commands", of_data}
 
 
 def test_a_wheel_compares_methods_outside_of_a_checkout(installed, tmp_path):

@@ -4,6 +4,7 @@ torchvision is compiled against one build of PyTorch. Where it is another one, i
 words that name neither; here they become what to install.
 """
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from cggm.errors import UserError
@@ -23,7 +24,10 @@ except (ImportError, OSError, RuntimeError) as error:
         f"Run: pip uninstall -y torchvision; pip install torch=={torch} torchvision{index}",
     ) from error
 
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
-from segmentation_models_pytorch.encoders import get_encoder
+with warnings.catch_warnings():
+    # timm 1.0.22, which nnU-Net's networks hold back, imports what PyTorch is about to drop
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+    from segmentation_models_pytorch.decoders.deeplabv3.decoder import ASPP, SeparableConv2d
+    from segmentation_models_pytorch.encoders import get_encoder
 
 __all__ = ["ASPP", "SeparableConv2d", "get_encoder"]
