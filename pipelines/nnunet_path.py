@@ -1,6 +1,10 @@
 """Print the folder in which nnU-Net finds the balanced trainers.
 
-export nnUNet_extTrainer=$(python -m cggm nnunet path)
+    export nnUNet_extTrainer=$(cggm nnunet path)
+
+or from a checkout:
+
+    python pipelines/nnunet_path.py
 """
 
 from collections.abc import Sequence
