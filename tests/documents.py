@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from cggm.commands.scripts import find_scripts, split_words
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {
@@ -31,3 +33,7 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     for line in re.sub(r"\\\n\s*", "", shown).splitlines():
         if found := re.search(r"(pipelines/\w+\.py)(.*)", line):
             yield found[1], shlex.split(found[2], comments=True)
+        elif line.startswith("cggm "):
+            words, behind = split_words(shlex.split(line, comments=True)[1:], find_scripts())
+            if words:
+                yield f"pipelines/{'_'.join(words)}.py", behind

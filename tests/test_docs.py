@@ -30,6 +30,7 @@ OTHERS = {
     "--backend-store-uri",
     "--help",
     "--no-deps",
+    "--require-hashes",
     "--check",
     "--suffixes",
     "--enhancing_label",
@@ -109,6 +110,7 @@ def test_options_in_the_text_exist(page):
     text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     words = " ".join(re.findall(r"`([^`]+)`", text))
     known = " ".join(help_of(f"pipelines/{p.name}") for p in (ROOT / "pipelines").glob("*.py"))
+    known += " --completion "  # of cggm itself
     options = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", words)) - TORCHRUN - OTHERS
     assert not {option for option in options if f"{option} " not in known}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from cggm.commands.scripts import find_scripts, split_words
 from tests.document_parts import late_parts
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CHECKPOINT_PEERS = ("torch.load, weights_only", "safetensors")
-COMMANDS = re.findall(r"^(?: {4})?((?:python pipelines/|make )\S.*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(?: {4})?((?:cggm|make) \S.*)$", README, re.MULTILINE)
 
 
 def test_three_lines_attach_to_a_monai_trainer():
@@ -47,13 +48,14 @@ def test_bare_loop():
     assert names["balancer"].scores.steps == 8
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
-def test_commands_name_scripts_and_options_that_exist(command):
-    _, script, *arguments = shlex.split(command)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--" in c and c.startswith("cggm")])
+def test_commands_and_their_options_exist(command):
+    words, behind = split_words(shlex.split(command)[1:], find_scripts())
     answer = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cggm", *words, "--help"], capture_output=True, text=True, check=True
     )
-    options = [a for a in arguments if a.startswith("--")]
+    options = [a for a in behind if a.startswith("--")]
+    assert words
     assert options
     assert not [option for option in options if f"{option} " not in answer.stdout]
 
@@ -61,7 +63,8 @@ def test_commands_name_scripts_and_options_that_exist(command):
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = [c.removeprefix("make ") for c in COMMANDS if c.startswith("make")]
-    assert set(targets) == {"demo", "test"}
+    assert set(targets) == {"test"}
+    assert len([c for c in COMMANDS if c.startswith("cggm ")]) >= 9
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
