@@ -158,9 +158,8 @@ class Binding:
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
         """Pass the network's output through a function, in training only; removable alone."""
         hook = _Hook(self, "_after_network", function)
-        handle = network.register_forward_hook(hook, with_kwargs=True)
-        self._handles.append(handle)
-        return handle
+        self._handles.append(network.register_forward_hook(hook, with_kwargs=True))
+        return self._handles[-1]
 
     def take(self, loss: Tensor | None = None, presence: Presence | None = None) -> Captured:
         """Hand over what the forward pass of a loss left, see ``take``."""
@@ -313,21 +312,22 @@ class InertHook:
 
 
 @contextmanager
-def recorded(encoders: Mapping[str, nn.Module]) -> Iterator[dict[str, Features]]:
-    """What each encoder returns, by modality, filled by every forward pass in any mode.
+def recorded(modules: Mapping[str, nn.Module], *, inputs: bool = False) -> Iterator[dict[str, Any]]:
+    """What each module returns, by name, filled by every forward pass.
 
     Args:
-        encoders: Modality name to encoder.
+        modules: By name, such as encoders by modality.
+        inputs: Whether what each takes first is noted instead.
     """
-    features: dict[str, Features] = {}
+    features: dict[str, Any] = {}
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Features) -> None:
-            features[name] = without_subclass(output)
+            features[name] = without_subclass(args[0] if inputs else output)
 
         return hook
 
-    handles = [e.register_forward_hook(hook_of(name)) for name, e in encoders.items()]
+    handles = [e.register_forward_hook(hook_of(name)) for name, e in modules.items()]
     try:
         yield features
     finally:

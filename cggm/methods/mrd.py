@@ -1,6 +1,5 @@
 """MRD: whole modalities are dropped at random while training."""
 
-import torch
 from torch import Tensor
 
 from cggm.balancer import Balancer
@@ -8,7 +7,7 @@ from cggm.binding import Binding
 from cggm.heads import Criterion
 from cggm.methods._parts import ModalityDraws, Numbers
 from cggm.passes import Step
-from cggm.tensors import Features, batch_size, keep_samples, map_tensors
+from cggm.tensors import Features, batch_size, map_tensors
 
 
 class ModalityDropout(Balancer):
@@ -80,7 +79,6 @@ class ModalityDropout(Balancer):
         self.draws = ModalityDraws(p, per, subsets, seed, samples)
         self.scale = scale
         self._shares: list[float] = []
-        self._kept = torch.ones(0)
         self._sizes: dict[str, int] = {}
 
     def prepare(self, binding: Binding) -> None:
@@ -94,14 +92,11 @@ class ModalityDropout(Balancer):
 
     def fuse(self, name: str, features: Features) -> Features:
         """Features of the kept samples, zeros for the others."""
-        size = self._sizes[name] = batch_size(features)
-        index = self.binding.names.index(name)
-        self._kept = self.draws.kept(self, size)
-        kept = self._kept[:, index].to(self.binding.device, non_blocking=True)
-        dropped = keep_samples(features, kept)
+        self._sizes[name] = batch_size(features)
+        dropped = self.draws.drop(self, name, features)
         if not self.scale:
             return dropped
-        share = self._shares[index]
+        share = self._shares[self.binding.names.index(name)]
         return map_tensors(lambda x: x / share if x.is_floating_point() else x, dropped)
 
     def loss(self, step: Step) -> Tensor:
@@ -115,6 +110,6 @@ class ModalityDropout(Balancer):
                 "Expected the batch as the first axis of what each encoder returns, but got "
                 f"sizes {self._sizes}. Let encoders return batches of the same samples."
             )
-        kept = self._kept.float().mean(0)
+        kept = self.draws.last.float().mean(0)
         self.readings = {"term": kept.to(self.binding.device, non_blocking=True)}
         return step.loss

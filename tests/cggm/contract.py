@@ -16,6 +16,7 @@ class Contract:
         neutral: Settings that equal joint training.
         settings: Settings under which the method acts within six steps in four epochs.
         named: Further settings by modality, for modalities that change places.
+        task: Where it is tried if one task is enough.
         rules: How the network of each task fuses late; empty if it fuses features.
         refuses: Tasks that it cannot serve, and what it says.
         drawn: Readings drawn by the modalities' places, which do not change places with them. What
@@ -29,6 +30,7 @@ class Contract:
     neutral: Settings
     settings: Settings = field(default_factory=dict)
     named: Settings = field(default_factory=dict)
+    task: str = "classification"
     rules: Mapping[str, str] = field(default_factory=dict)
     refuses: Mapping[str, str] = field(default_factory=dict)
     drawn: tuple[str, ...] | None = None
@@ -75,6 +77,15 @@ CONTRACTS = {
         windows="each micro-batch draws",
         ranks="each rank draws",
     ),
+    "PASSION": Contract(
+        {"unimodal": 0.0, "distill": 0.0, "prototypes": 0.0},
+        task="segmentation",
+        refuses={
+            "classification": "Expected a convolutional output layer of two or more classes",
+            "regression": "Expected a convolutional output layer of two or more classes",
+        },
+        windows=_SO_FAR,
+    ),
     "PMR": Contract(
         {"alpha": 0.0, "mu": 0.0},
         refuses={
@@ -100,6 +111,7 @@ CONTRACTS = {
         rules={"classification": "sum", "regression": "sum", "segmentation": "sum"},
         ordered="turns go by the encoders' order",
     ),
+    "RedCore": Contract({"weight": 0.0}, windows=_SO_FAR),
     "UnimodalEnsemble": Contract(
         {"joint": 1.0},
         rules={

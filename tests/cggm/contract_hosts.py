@@ -9,17 +9,16 @@ from torch import nn
 
 from cggm import BalanceHandler
 from tests.cggm.contract import CONTRACTS
-from tests.cggm.contract_runs import batches_of, build, make
+from tests.cggm.contract_runs import batches_for, build, make
 
 EPOCHS = 3
-BATCHES = batches_of(count=2)
 
 
 class Session:
     """A fresh network, its optimizer and a method, not bound yet."""
 
     def __init__(self, name: str) -> None:
-        self.network = make(name)
+        self.network, self.batches = make(name), batches_for(name, 2)
         self.balancer = build(name, self.network, **CONTRACTS[name].settings)
         self.loss = nn.CrossEntropyLoss()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
@@ -53,7 +52,7 @@ def bare_loop(name: str, accumulation: int) -> Session:
     index = 0
     for epoch in range(1, EPOCHS + 1):
         session.balancer.start_epoch(epoch)
-        for batch in BATCHES:
+        for batch in session.batches:
             index += 1
             session.balancer.identify(positions(batch))
             session.step(batch, index, accumulation)
@@ -67,7 +66,7 @@ def custom_engine(name: str, accumulation: int) -> Session:
     session.balancer.bind(session.network)
     engine = Engine(lambda e, batch: session.step(batch, e.state.iteration, accumulation).item())
     session.handler().attach(engine)
-    engine.run(BATCHES, max_epochs=EPOCHS)
+    engine.run(session.batches, max_epochs=EPOCHS)
     return session
 
 
@@ -81,7 +80,7 @@ def ignite_trainer(name: str, accumulation: int) -> Session:
         gradient_accumulation_steps=accumulation,
     )
     session.handler(session.network, accumulation=accumulation).attach(engine)
-    engine.run(BATCHES, max_epochs=EPOCHS)
+    engine.run(session.batches, max_epochs=EPOCHS)
     return session
 
 
@@ -91,7 +90,7 @@ def monai_trainer(name: str, accumulation: int) -> Session:
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=EPOCHS,
-        train_data_loader=BATCHES,
+        train_data_loader=session.batches,
         network=session.network,
         optimizer=session.optimizer,
         loss_function=session.loss,

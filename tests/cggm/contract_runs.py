@@ -15,6 +15,7 @@ from tests.cggm.contract import CONTRACTS
 from tests.cggm.networks import (
     NAMES,
     Additive,
+    AdditiveMaps,
     Convolutional,
     ConvolutionalHead,
     Late,
@@ -71,18 +72,21 @@ def names_of(count: int) -> list[str]:
     return [f"modality {chr(97 + i)}" for i in range(count)]
 
 
-def make(name: str, task: str = "classification", names: Sequence[str] = NAMES, seed: int = 0):
-    """The network that a method needs for a task, always the same for a seed."""
+def make(name: str, task: str = "", names: Sequence[str] = NAMES, seed: int = 0):
+    """The network that a method needs for a task, or its own one, always the same for a seed."""
     torch.manual_seed(seed)
+    task = task or CONTRACTS[name].task
     network = TASKS[task].network(names)
     rule = CONTRACTS[name].rules.get(task)
     return network if rule is None else LateFused(network.encoders, TASKS[task].head, rule)
 
 
 def additive(name: str, names: Sequence[str] = NAMES) -> nn.Module:
-    """A network for classification that does not depend on the order of its modalities."""
+    """A network for its own task that does not depend on the order of its modalities."""
     torch.manual_seed(0)
-    return make(name, names=names) if CONTRACTS[name].rules else Additive(names)
+    if CONTRACTS[name].rules:
+        return make(name, names=names)
+    return AdditiveMaps(names) if CONTRACTS[name].task == "segmentation" else Additive(names)
 
 
 def batches_of(
@@ -92,17 +96,22 @@ def batches_of(
     return [TASKS[task].batch(16, names, seed) for seed in range(count)]
 
 
+def batches_for(name: str, count: int = len(EPOCHS)) -> list[Batch]:
+    """Batches of a method's own task."""
+    return batches_of(CONTRACTS[name].task, count=count)
+
+
 def build(
     name: str,
     network: nn.Module,
-    task: str = "classification",
+    task: str = "",
     *,
     trial_batches: Iterable[Batch] | None = None,
     heads: nn.ModuleDict | None = None,
     **settings: object,
 ) -> Balancer:
     """A method, unbound, for a network of :func:`make`."""
-    kind, names = TASKS[task], list(network.encoders)
+    kind, names = TASKS[task or CONTRACTS[name].task], list(network.encoders)
     torch.manual_seed(1)
     heads = heads or nn.ModuleDict({n: kind.head() for n in names})
     batches = trial_batches or [kind.batch(16, names, seed) for seed in (7, 8)]
@@ -118,12 +127,12 @@ def build(
     return build_balancer(name, settings, parts)
 
 
-def acting(name: str, network: nn.Module, task: str = "classification", **more) -> Balancer:
+def acting(name: str, network: nn.Module, task: str = "", **more) -> Balancer:
     """A method with the settings under which it acts, bound to a network of :func:`make`."""
     return build(name, network, task, **{**CONTRACTS[name].settings, **more}).bind(network)
 
 
-def neutral(name: str, network: nn.Module, task: str = "classification") -> Balancer:
+def neutral(name: str, network: nn.Module, task: str = "") -> Balancer:
     """A method with its neutral settings, bound to a network of :func:`make`."""
     return build(name, network, task, **CONTRACTS[name].neutral).bind(network)
 

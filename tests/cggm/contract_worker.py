@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cggm.methods import method_names
 from tests.cggm.contract import CONTRACTS
-from tests.cggm.contract_runs import Batch, batches_of, build, make, train
+from tests.cggm.contract_runs import Batch, batches_for, batches_of, build, make, train
 
 ABSENCE = ("CGGM", "MMPareto", "UnimodalLosses")
 
@@ -25,7 +25,7 @@ def halves(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
 def run(name: str, rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     """What a method ends with on this rank."""
     network = make(name)
-    mine = halves(batches_of(), rank, world)
+    mine = halves(batches_for(name), rank, world)
     balancer = build(name, network, trial_batches=mine[:2], **CONTRACTS[name].settings)
     wrapped = DistributedDataParallel(network) if world > 1 else network
     balancer.bind(wrapped)

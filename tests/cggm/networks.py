@@ -65,6 +65,19 @@ class Convolutional(nn.Module):
         return nn.functional.interpolate(logits, scale_factor=2, mode=self.mode)
 
 
+class AdditiveMaps(Convolutional):
+    """Encoders of images whose sum is decoded, so that their order does not matter."""
+
+    def __init__(self, names=NAMES) -> None:
+        super().__init__(names[:1])
+        self.encoders = nn.ModuleDict({n: SkipEncoder(nn.Conv2d, 4) for n in names})
+
+    def decode(self, features: Mapping[str, Mapping[str, object]]) -> Tensor:
+        both = [torch.cat([f["low"], f["rest"][0]], 1) for f in features.values()]
+        logits = self.output_layer(torch.relu(self.decoder(torch.stack(both).sum(0))))
+        return nn.functional.interpolate(logits, scale_factor=2, mode=self.mode)
+
+
 class LateFused(nn.Module):
     """The encoders of :class:`Late` or of :class:`Convolutional`, with a head each."""
 

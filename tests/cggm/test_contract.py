@@ -12,9 +12,10 @@ from cggm.errors import UserError
 from cggm.methods import method_names
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import (
+    TASKS,
     acting,
     additive,
-    batches_of,
+    batches_for,
     build,
     make,
     names_of,
@@ -23,7 +24,7 @@ from tests.cggm.contract_runs import (
     same,
     train,
 )
-from tests.cggm.networks import NAMES, LinearHead
+from tests.cggm.networks import NAMES
 
 MOVED = ("video", "text", "audio")
 every_method = pytest.mark.parametrize("name", method_names())
@@ -47,8 +48,8 @@ def test_every_method_has_a_row():
 def test_settings_under_which_it_is_tried_do_act(name):
     network = make(name)
     joint = copy.deepcopy(network)
-    train(network, acting(name, network), batches_of())
-    train(joint, neutral(name, joint), batches_of())
+    train(network, acting(name, network), batches_for(name))
+    train(joint, neutral(name, joint), batches_for(name))
     assert same(network, joint) != CONTRACTS[name].acts
 
 
@@ -58,7 +59,7 @@ def test_leaves_no_hook_and_no_key(name):
     keys, before = list(network.state_dict()), hooks_of(network)
     balancer = acting(name, network)
     assert hooks_of(network) > before
-    train(network, balancer, batches_of())
+    train(network, balancer, batches_for(name))
     assert list(network.state_dict()) == keys
     balancer.unbind()
     assert hooks_of(network) == before
@@ -69,9 +70,10 @@ def test_modalities_that_change_places_take_their_coefficients_along(name):
     contract = CONTRACTS[name]
     network, moved = additive(name), additive(name, MOVED)
     moved.load_state_dict(network.state_dict())
-    heads = nn.ModuleDict({n: LinearHead() for n in NAMES})
+    head = TASKS[contract.task].head
+    heads = nn.ModuleDict({n: head() for n in NAMES})
     order = [NAMES.index(n) for n in MOVED]
-    batches = batches_of()
+    batches = batches_for(name)
     swapped = [(inputs[:, order], target) for inputs, target in batches]
     rows, others = (
         train(
@@ -96,8 +98,8 @@ def test_commits_once_per_window_and_says_whether_windows_equal_batches(name):
     balancer = acting(name, cut)
     commits, commit = [], balancer.commit
     balancer.commit = lambda: (commits.append(balancer.micro_batches), commit())
-    rows = train(cut, balancer, batches_of(), parts=2)
-    train(whole, acting(name, whole), batches_of())
+    rows = train(cut, balancer, batches_for(name), parts=2)
+    train(whole, acting(name, whole), batches_for(name))
     assert commits == [2] * 6
     assert all(row["loss"].isfinite() for row in rows)
     assert near(cut.state_dict(), whole.state_dict()) == (not CONTRACTS[name].windows)
@@ -107,7 +109,7 @@ def test_commits_once_per_window_and_says_whether_windows_equal_batches(name):
 def test_evaluation_is_the_task_loss(name):
     network = make(name)
     balancer = acting(name, network)
-    inputs, target = batches_of()[0]
+    inputs, target = batches_for(name)[0]
     with torch.no_grad():
         assert balancer(network(inputs), target) == balancer.task_loss(network(inputs), target)
     network.eval()
@@ -133,7 +135,7 @@ def test_a_call_without_a_forward_pass_through_the_network_is_an_error(name):
     network = make(name)
     balancer = acting(name, network)
     balancer.start_epoch(1)
-    inputs, target = batches_of()[0]
+    inputs, target = batches_for(name)[0]
     prediction = copy.deepcopy(network)(inputs)
     with pytest.raises(RuntimeError, match="Expected a training forward pass through"):
         balancer(prediction, target)

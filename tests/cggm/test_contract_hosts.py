@@ -7,7 +7,7 @@ from ignite.engine import create_supervised_trainer
 
 from cggm import BalanceHandler
 from cggm.methods import method_names
-from tests.cggm.contract_hosts import BATCHES, HOSTS, Session, bare_loop
+from tests.cggm.contract_hosts import HOSTS, Session, bare_loop
 from tests.cggm.contract_runs import near
 
 every_method = pytest.mark.parametrize("name", method_names())
@@ -31,4 +31,4 @@ def test_an_engine_that_never_calls_the_balancer_is_an_error(name):
     engine = create_supervised_trainer(session.network, session.optimizer, session.loss)
     BalanceHandler(session.balancer).attach(engine)
     with pytest.raises(RuntimeError, match=rf"call {name} in every.*did not\. Pass `network=`"):
-        engine.run(BATCHES, max_epochs=1)
+        engine.run(session.batches, max_epochs=1)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from cggm import methods
 
 cross_entropy = nn.functional.cross_entropy
-NEWER = {"DGL"}
+NEWER = {"DGL", "PASSION", "RedCore"}
 NAMES = ("audio", "video")
 WIDTH, CLASSES, LR = 5, 3, 0.1
 
@@ -31,6 +31,23 @@ class Concatenated(nn.Module):
 
     def decode(self, features):
         return self.output_layer(torch.cat([features[name] for name in NAMES], 1))
+
+
+class Head(nn.Module):
+    """A linear head with as many inputs as the network's output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.output_layer = nn.Linear(2 * WIDTH, CLASSES)
+
+    def forward(self, features):
+        weight, bias = self.output_layer.weight, self.output_layer.bias
+        return features @ weight[:, :WIDTH].T + bias
+
+
+def score(prediction, target):
+    """Share of right classes."""
+    return (prediction.argmax(1) == target).float().mean()
 
 
 def batches(count=3, size=8):
@@ -59,19 +76,21 @@ def linear(weights, features):
     return joined @ weights["output_layer.weight"].T + weights["output_layer.bias"]
 
 
-def agree(method, network, published):
-    """Hold loss and gradients of three steps of SGD to those of a transcription.
+def agree(method, network, published, given=None):
+    """Hold loss and gradients of steps of SGD to those of a transcription.
 
     Args:
         method: Bound to the network.
         network: Trained along.
         published: Weights, inputs, target and number of the step to the loss; leaves gradients in
             the weights.
+        given: Batches; three of feature vectors by default.
     """
     weights = weights_of(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=LR)
-    for number, (inputs, target) in enumerate(batches()):
+    for number, (inputs, target) in enumerate(given or batches()):
         optimizer.zero_grad()
+        method.identify(torch.arange(len(target)))
         loss = method(network(inputs), target)
         loss.backward()
         expected = published(weights, inputs, target, number)
@@ -83,6 +102,182 @@ def agree(method, network, published):
             for value in weights.values():
                 value -= LR * value.grad
                 value.grad = None
+
+
+def test_redcore():
+    """Sun et al., AAAI 2024; redcore_mmin_model.py, b2c6a2d, on the losses of fixed heads."""
+    torch.manual_seed(5)
+    heads = {name: Head() for name in NAMES}
+    parts = {
+        name: (h.output_layer.weight.detach(), h.output_layer.bias.detach())
+        for name, h in heads.items()
+    }
+    state = {"means": [0.0, 0.0], "beta": torch.ones(2), "eta": 0.1}
+
+    def published(weights, inputs, target, number):
+        features = encoded(weights, inputs)
+        losses = [
+            cross_entropy(h @ parts[name][0][:, :WIDTH].T + parts[name][1], target)
+            for name, h in zip(NAMES, features, strict=True)
+        ]
+        state["means"] = [
+            (1 - 0.7) * old + 0.7 * new.item()
+            for old, new in zip(state["means"], losses, strict=True)
+        ]
+        average = sum(state["means"]) / 2
+        advantages = torch.tensor([(average - mean) / average for mean in state["means"]])
+        if number % 500 == 0:
+            state["eta"] *= 1.5
+        if number % 2 == 0:
+            beta = torch.tensor([max(0.1, x) for x in state["beta"] - state["eta"] * advantages])
+            state["beta"] = beta / beta.square().sum().sqrt()
+        loss = cross_entropy(linear(weights, features), target)
+        loss = loss + sum(b * own for b, own in zip(state["beta"], losses, strict=True))
+        loss.backward()
+        return loss.detach()
+
+    network = Concatenated()
+    method = methods.RedCore(
+        heads, cross_entropy, score, head_optimizer=lambda p: torch.optim.SGD(p, lr=0.0)
+    )
+    agree(method.bind(network), network, published)
+    assert_close(method.beta, state["beta"])
+
+
+class Maps(nn.Module):
+    """Two encoders of images, a fusion and an output layer, all of 1x1 convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.encoders = nn.ModuleDict({name: nn.Conv2d(1, WIDTH, 1) for name in NAMES})
+        self.mixer = nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        self.output_layer = nn.Conv2d(WIDTH, CLASSES, 1)
+
+    def forward(self, inputs):
+        return self.decode({name: self.encoders[name](inputs[name]) for name in NAMES})
+
+    def decode(self, features):
+        joined = torch.cat([features[name] for name in NAMES], 1)
+        return self.output_layer(self.mixer(joined).tanh())
+
+
+class MapHead(nn.Module):
+    """A 1x1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.output_layer = nn.Conv2d(WIDTH, CLASSES, 1)
+
+    def forward(self, features):
+        return self.output_layer(features)
+
+
+def convolved(weights, name, image):
+    """A 1x1 convolution of one image, ``(D, H, W)``."""
+    matrix = weights[f"{name}.weight"][:, :, 0, 0]
+    return torch.einsum("dc,chw->dhw", matrix, image) + weights[f"{name}.bias"][:, None, None]
+
+
+def test_passion():
+    """Shi et al., ACM MM 2024; train.py, criterions.py, rfnet_passion.py, without region losses.
+
+    Sample by sample, as there; audio is missing in every other sample for good.
+    """
+    torch.manual_seed(5)
+    heads = {name: MapHead() for name in NAMES}
+    parts = {
+        name: {f"head.{k[13:]}": p.detach() for k, p in h.named_parameters()}
+        for name, h in heads.items()
+    }
+    masks = torch.tensor([[b % 2 == 1, True] for b in range(8)])
+    sums = {"distance": torch.zeros(2), "count": torch.zeros(2)}
+    generator = torch.Generator().manual_seed(2)
+    images = [
+        (
+            {name: torch.randn(8, 1, 4, 4, generator=generator) for name in NAMES},
+            torch.randint(CLASSES, (8, 4, 4), generator=generator),
+        )
+        for _ in range(3)
+    ]
+
+    def fused(weights, features):
+        taken = convolved(weights, "mixer", torch.cat(features)).tanh()
+        return convolved(weights, "output_layer", taken), taken
+
+    def maps(taken, label):
+        found = []
+        for index in range(CLASSES):
+            region = (label == index).float()
+            if region.sum() > 0:
+                prototype = (taken * region).sum((1, 2)) / (region.sum() + 1e-5)
+                found.append(
+                    nn.functional.cosine_similarity(
+                        taken, prototype[:, None, None], dim=0, eps=1e-5
+                    )
+                )
+        return torch.stack(found)
+
+    def published(weights, inputs, target, number, beta):
+        weight = len(masks) / masks.sum(0)
+        total, kl, sep, proto, behind = 0.0, [0.0] * 2, [0.0] * 2, [0.0] * 2, torch.zeros(2)
+        for b, mask in enumerate(masks):
+            encodings = [convolved(weights, f"encoders.{n}", inputs[n][b]) for n in NAMES]
+            zeros = [torch.zeros_like(h) for h in encodings]
+            given = [h if there else z for h, z, there in zip(encodings, zeros, mask, strict=True)]
+            logits, taken = fused(weights, given)
+            label = target[b]
+            total = total + cross_entropy(logits[None], label[None])
+            distance = torch.zeros(2)
+            for m, name in enumerate(NAMES):
+                if not mask[m]:
+                    continue
+                alone, own = fused(
+                    weights, [encodings[k] if k == m else zeros[k] for k in range(2)]
+                )
+                p_s = (alone / 4).softmax(0).clamp(0.005, 1)
+                p_t = (logits.detach() / 4).softmax(0).clamp(0.005, 1)
+                kl[m] = kl[m] + 16 * (p_t * (p_t.log() - p_s.log())).mean()
+                sep[m] = sep[m] + cross_entropy(
+                    convolved(parts[name], "head", encodings[m])[None], label[None]
+                )
+                difference = maps(own, label) - maps(taken.detach(), label)
+                proto[m] = proto[m] + (difference**2).mean()
+                distance[m] = difference.detach().abs().mean()
+            if distance.sum() > 0:  # 0 / 0 of a single modality is no number there, batches of one
+                behind += mask * (distance / (distance.sum() / mask.sum()) - 1)
+            sums["distance"] += distance
+        sums["count"] += masks.sum(0)
+        for m in range(2):
+            ahead = float(behind[m] > 0)
+            total = total + weight[m] * (
+                ahead * beta[m] * sep[m] + 0.5 * beta[m] * kl[m] + 0.1 * ahead * proto[m]
+            )
+        total = total / len(masks)
+        total.backward()
+        return total.detach()
+
+    network = Maps()
+    method = methods.PASSION(
+        heads,
+        cross_entropy,
+        score,
+        eta=0.5,
+        p={"audio": 0.5, "video": 0.0},
+        samples=8,
+        head_optimizer=lambda p: torch.optim.SGD(p, lr=0.0),
+    ).bind(network)
+    method.draws._by_case = masks
+    method.start_epoch(1)
+    ones = torch.ones(2)
+    agree(method, network, lambda *given: published(*given, ones), images[:2])
+    # after the epoch: beta' = clip(beta - eta (mean - d) / mean, .1, 4), 2 beta' / ||beta'|| for 4
+    mean = sums["distance"] / sums["count"]
+    beta = (ones - 0.5 * 1.5 * (mean.mean() - mean) / mean.mean()).clamp(0.1, 4)
+    beta = 2**0.5 * beta / beta.square().sum().sqrt()
+    method.start_epoch(2)
+    assert_close(method.beta, beta)
+    agree(method, network, lambda *given: published(*given, beta), images[2:])
 
 
 def test_dgl():

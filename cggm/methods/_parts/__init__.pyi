@@ -20,6 +20,7 @@ from .numbers import Numbers as Numbers
 from .numbers import check_factors as check_factors
 from .numbers import check_names as check_names
 from .numbers import per_modality as per_modality
+from .numbers import relative_advantages as relative_advantages
 from .prototypes import class_means as class_means
 from .prototypes import log_probabilities as log_probabilities
 from .prototypes import sample_vectors as sample_vectors

@@ -11,6 +11,7 @@ from torch import Tensor
 from cggm.balancer import Balancer
 from cggm.distributed import world_size
 from cggm.methods._parts.numbers import Numbers, per_modality
+from cggm.tensors import Features, Presence, batch_size, keep_samples
 
 _PER = ("sample", "batch", "case")
 _SUBSETS = ("independent", "uniform")
@@ -39,6 +40,7 @@ class ModalityDraws:
 
     Attributes:
         positions: Those of the coming batch's samples in the training data, where they were told.
+        last: Which samples kept which modality in the last pass, bool, ``(B, M)``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,11 +54,12 @@ class ModalityDraws:
         for value in p.values() if isinstance(p, Mapping) else [p]:
             if not 0 <= value < 1:
                 raise ValueError(f"Expected `p` in [0, 1), but got {value}.")
-        if per == "case" and samples is None:
-            raise ValueError("Expected `samples`, of which each has a draw, for per='case'.")
         self.p: Numbers = 0.5 if subsets == "uniform" else p
+        if per == "case" and samples is None and self.active:
+            raise ValueError("Expected `samples`, of which each has a draw, for per='case'.")
         self.per, self.seed = per, seed
         self.positions: Tensor | None = None
+        self.last = torch.ones(0)
         self._samples = samples
         self._dropped: list[float] = []
         self._by_case = torch.ones(0)
@@ -78,10 +81,9 @@ class ModalityDraws:
         """
         self._dropped = per_modality("p", self.p, names).double().tolist()
         if self.per == "case":
-            assert self._samples is not None
             generator = torch.Generator().manual_seed(Random(f"{self.seed}").getrandbits(63))
             dropped = torch.tensor(self._dropped, dtype=torch.float64)
-            self._by_case = _draw(dropped.expand(self._samples, -1), generator)
+            self._by_case = _draw(dropped.expand(self._samples or 1, -1), generator)
 
     def shares(self) -> Tensor:
         r"""Share of the samples that keep each modality, ``(M,)``, float32.
@@ -121,6 +123,27 @@ class ModalityDraws:
             rows = torch.where(present, dropped, 1.0) if self.per == "sample" else dropped[None]
             self._drawn = (key, _draw(rows, generator))
         return _not_empty(self._drawn[1].expand(size, -1), present)
+
+    def drop(self, balancer: Balancer, name: str, features: Features) -> Features:
+        """Features of the samples that keep a modality in this pass, zeros for the others.
+
+        Args:
+            balancer: The bound method.
+            name: The modality.
+            features: What its encoder returned.
+        """
+        binding = balancer.binding
+        self.last = self.kept(balancer, batch_size(features))
+        kept = self.last[:, binding.names.index(name)]
+        return keep_samples(features, kept.to(binding.device, non_blocking=True))
+
+    def presence(self, names: Sequence[str]) -> Presence:
+        """What the last pass kept, as if the other samples had no such modality.
+
+        Args:
+            names: The encoders'.
+        """
+        return Presence(dict(zip(names, self.last.unbind(1), strict=True)))
 
     def _positions(self, method: str, size: int) -> Tensor:
         positions = None if self.positions is None else self.positions.detach().cpu().long()

@@ -1,4 +1,4 @@
-"""Numbers for each modality, as a method's settings give them: one for all, or by name."""
+"""Numbers for each modality: as settings give them, for all or by name, and how they compare."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -61,3 +61,20 @@ def per_modality(argument: str, values: Numbers, names: Sequence[str]) -> Tensor
         return torch.full((len(names),), float(values))
     check_names(argument, list(values), names)
     return torch.tensor([float(values[name]) for name in names])
+
+
+def relative_advantages(losses: Tensor) -> Tensor:
+    """How far each loss is below the mean of all, as a share of it.
+
+    Args:
+        losses: Shape ``(M,)``.
+
+    Returns:
+        Shape ``(M,)``; 0 where the mean is 0 or a loss is not finite.
+
+    Example:
+        >>> relative_advantages(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([ 0.5000,  0.0000, -0.5000])
+    """
+    mean = losses.mean()
+    return torch.nan_to_num((mean - losses) / mean, 0.0, 0.0, 0.0)
