@@ -39,6 +39,8 @@ class Balancer(nn.Module):
     Attributes:
         serves_absence: Whether the method can leave out a modality that samples lack, see
             :meth:`present`.
+        serves_late_fusion: Whether a late-fusion network's own heads can take the place of
+            ``heads``, which are dropped in ``bind``.
         heads: Heads that judge modalities, where the method has some.
         scores: State of their scores, where the method keeps one.
         window: Sums over the micro-batches since the last optimizer step.
@@ -52,6 +54,7 @@ class Balancer(nn.Module):
     """
 
     serves_absence = False
+    serves_late_fusion = False
     heads: Heads | None
     scores: ScoreTracker | None
 
@@ -129,6 +132,8 @@ class Balancer(nn.Module):
         named, layer, decode = modules_of(network, encoders, output_layer, decode)
         binding = Binding(named, layer, self, decode)
         self.window = Window()
+        if binding.late_fusion and self.serves_late_fusion:
+            self.heads = None
         try:
             if self.heads is not None:
                 check_heads(self.heads, binding.names, layer, type(self).__name__)

@@ -146,17 +146,22 @@ class Heads(nn.ModuleDict):
             presence: See :meth:`observe`; the loss is 0 where no sample has the modality.
         """
         losses = []
-        for name, head in self.items():
+        for name in self:
             if presence is not None and name in presence.absent:
                 losses.append(torch.zeros((), device=self.output_weight(name).device))
                 continue
             own, wanted = samples_with(features[name], target, name, presence)
-            constants = {key: p.detach() for key, p in head.named_parameters()}
-            buffers = {key: b.clone() for key, b in head.named_buffers()}
-            own = map_tensors(partial(_as_head_takes, head=head, in_full=False), own)
-            loss = task_loss(functional_call(head, constants | buffers, (own,)), wanted)
+            loss = task_loss(self.alone(name, own), wanted)
             losses.append(loss.to(torch.promote_types(loss.dtype, torch.float32)))
         return torch.stack(losses)
+
+    def alone(self, name: str, features: Features) -> Any:  # noqa: ANN401
+        """Prediction of a head, differentiable in the features; its parameters are constants."""
+        head = self[name]
+        constants = {key: p.detach() for key, p in head.named_parameters()}
+        buffers = {key: b.clone() for key, b in head.named_buffers()}
+        own = map_tensors(partial(_as_head_takes, head=head, in_full=False), features)
+        return functional_call(head, constants | buffers, (own,))
 
     def step(self) -> None:
         """Let the heads' optimizer step by the mean gradient of the window and of all ranks.

@@ -36,6 +36,9 @@ def counts(modalities: int) -> dict[str, Counts]:
         "mslr_keep": update,
         "mslr_smooth": update,
         "ogm": heads,
+        # the loss of each sample alone by each head; the extra pass is trained through
+        "guided": through
+        | {"loss": modalities + 1, "features": 1, "fusion forward": 1, "fusion backward": 1},
         # the deviation, its noise, and their product and sum
         "ogm_ge": heads | {"draws": 1, "gradients": 5},
         # the prediction from thinned features is the one that is differentiated

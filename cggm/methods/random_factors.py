@@ -10,7 +10,7 @@ from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.functional import balancing_terms
 from cggm.heads import Criterion
-from cggm.methods._parts import check_factors, check_names
+from cggm.methods._parts import check_columns, check_names
 from cggm.passes import Step
 
 _TARGETS = ("gradient", "update")
@@ -65,7 +65,9 @@ class RandomFactors(Balancer):
             raise ValueError(f"Expected `acts_on` to be one of {_TARGETS}, but got {acts_on!r}.")
         if permuted and not isinstance(terms, Mapping):
             raise ValueError("Expected `terms` by modality where `permuted`, but got none.")
-        _check_terms(terms)
+        if terms is not None:
+            columns = list(terms.values()) if isinstance(terms, Mapping) else [terms]
+            check_columns("terms", columns)
         self.terms = terms
         self.permuted = permuted
         self.seed = seed
@@ -104,17 +106,3 @@ class RandomFactors(Balancer):
         if self.permuted:
             generator.shuffle(row)
         return torch.tensor(row)
-
-
-def _check_terms(terms: Mapping[str, Sequence[float]] | Sequence[float] | None) -> None:
-    if terms is None:
-        return
-    columns = list(terms.values()) if isinstance(terms, Mapping) else [terms]
-    lengths = {len(column) for column in columns}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"Expected as many `terms` for each modality, at least one, but got {sorted(lengths)}."
-        )
-    for column in columns:
-        for value in column:
-            check_factors("terms", value)

@@ -22,10 +22,12 @@ ALIKE = 0.05
 """Relative difference of factors below which they count as alike."""
 _COSINE = 0.1
 _NORMS = 2.0
+_SPREAD = 0.05  # of shares whose mean is 1
+_TRUST = 0.1
 
 
 def read_balance(log: Log) -> list[str]:
-    """Sentences on pace, chance, factors, directions and gradients, in this order.
+    """Sentences on pace, chance, factors, samples, directions and gradients, in this order.
 
     Args:
         log: Lines of ``balance.jsonl``.
@@ -40,6 +42,7 @@ def read_balance(log: Log) -> list[str]:
         *_chance(steps, scores, gates),
         *_factors(terms),
         *_raw(by_modality(log, "raw_term"), terms),
+        *_guided(*(by_modality(log, key) for key in ("lead", "spread", "weight", "trust"))),
         *_directions(by_modality(log, "cosine")),
         *_norms(by_modality(log, "gradient_norm")),
     ]
@@ -159,6 +162,38 @@ def _raw(raw: Mapping[str, Values], used: Mapping[str, Values]) -> Iterator[str]
         )
 
 
+def _guided(
+    leads: Mapping[str, Values],
+    spreads: Mapping[str, Values],
+    weights: Mapping[str, Values],
+    trust: Mapping[str, Values],
+) -> Iterator[str]:
+    """Which modality explained how many samples in the second half, and what that was worth."""
+    if len(leads) < 2:
+        return
+    shares = {n: float(np.nanmean(v[len(v) // 2 :])) for n, v in leads.items()}
+    ordered = sorted(shares, key=shares.__getitem__)
+    if len(ordered) == 2:
+        less, more = ordered
+        yield f"In {_percent(shares[less])} of the samples {less} explained more than {more}."
+    else:
+        parts = [f"{n} in {_percent(shares[n])}" for n in reversed(ordered)]
+        yield f"In the second half a sample was explained best by {_listed(parts)} of the cases."
+    alike = [n for n, v in spreads.items() if np.nanmean(v[len(v) // 2 :]) < _SPREAD]
+    if alike:
+        yield f"To {_listed(alike)} all samples counted about alike: shares hardly differed."
+    means = {n: float(np.nanmean(v)) for n, v in weights.items()}
+    low, high = (choose(means, key=means.__getitem__, default="") for choose in (min, max))
+    if means and means[high] - means[low] > ALIKE * means[high]:
+        yield (
+            f"{high}'s loss had the largest weight, {number(means[high], 2)} on average, and "
+            f"{low}'s the smallest, {number(means[low], 2)}."
+        )
+    for name, values in trust.items():
+        if values[-1] < _TRUST:
+            yield f"{name} was hardly trusted in the end: its head had no signal above chance."
+
+
 def _directions(cosines: Mapping[str, Values]) -> Iterator[str]:
     """Mean cosine over the second half, with the way it points."""
     means = {n: float(np.nanmean(v[len(v) // 2 :])) for n, v in cosines.items()}
@@ -187,6 +222,10 @@ def _norms(norms: Mapping[str, Values]) -> Iterator[str]:
             f"In the last tenth {high}'s encoder had the largest gradient, "
             f"{last[high] / last[low]:.1f} times that of {low}."
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -56,6 +56,13 @@ CONTRACTS = {
         {"weights": {"fused": 1.0}}, {"mode": "online", "epochs": 1, "every": 2}
     ),
     "Greedy": Contract({"epsilon": None}, {"epsilon": 0.0, "steps": 1, "first_epoch": 1}),
+    "GuidedHeads": Contract(
+        {"mu": 0.0, "nu": 0.0},
+        named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}},
+        drawn=(),
+        windows="each micro-batch draws",
+        ranks="each rank draws",
+    ),
     "MMPareto": Contract({"weight": 0.0}),
     "ModalityDropout": Contract(
         {"p": 0.0},

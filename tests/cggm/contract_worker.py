@@ -14,7 +14,7 @@ from cggm.methods import method_names
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import Batch, batches_for, batches_of, build, make, train
 
-ABSENCE = ("CGGM", "MMPareto", "UnimodalLosses")
+ABSENCE = ("CGGM", "GuidedHeads", "MMPareto", "UnimodalLosses")
 
 
 def halves(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
@@ -49,14 +49,28 @@ def masks_of(batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
 def run_with_absence(name: str, rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     """What a method ends with on this rank where samples lack a modality."""
     network, settings = make(name), dict(CONTRACTS[name].settings)
-    if name == "CGGM":
+    if name in ("CGGM", "GuidedHeads"):
         settings["gate"] = None  # whose chance comes from the targets of a rank
+    if name == "GuidedHeads":
+        settings["nu"] = 0.0  # whose pass has draws of a rank
     balancer = build(name, network, **settings)
     wrapped = DistributedDataParallel(network) if world > 1 else network
     balancer.bind(wrapped)
     masks = [{"text": m["text"].chunk(world)[rank]} for m in masks_of(batches_of())]
     train(wrapped, balancer, halves(batches_of(), rank, world), masks=masks)
     return {"network": network.state_dict(), "heads": balancer.heads.state_dict()}
+
+
+def drawn_losses(rank: int, world: int) -> Tensor:
+    """Loss of one batch, or of this rank's half, under guided heads by 200 draws."""
+    found = []
+    for seed in range(200):
+        network = make("GuidedHeads")
+        balancer = build("GuidedHeads", network, gate=None, seed=seed).bind(network)
+        ((inputs, target),) = halves(batches_of(count=1), rank, world)
+        found.append(balancer(network(inputs), target).detach())
+        balancer.unbind()
+    return torch.stack(found)
 
 
 def main(store: str, rank: int, world: int) -> None:
@@ -72,6 +86,7 @@ def main(store: str, rank: int, world: int) -> None:
         except (ValueError, RuntimeError) as error:
             found[name] = str(error)
     found["absence"] = {name: run_with_absence(name, rank, world) for name in ABSENCE}
+    found["draws"] = drawn_losses(rank, world)
     torch.save(found, Path(store) / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -54,3 +54,13 @@ def test_two_ranks_equal_one_process_or_the_row_says_why_not(name, ranks):
     whole = contract_worker.run(name, 0, 1)
     equal = near(ranks[0][name]["network"], whole["network"])
     assert equal == (not CONTRACTS[name].ranks)
+
+
+def test_ranks_that_draw_apart_equal_one_process_in_the_mean_over_draws(ranks):
+    first, second = (rank["draws"] for rank in ranks)
+    whole = contract_worker.drawn_losses(0, 1)
+    both = (first + second) / 2
+    assert not torch.equal(both, whole)
+    error = (whole.var() / len(whole) + both.var() / len(both)) ** 0.5
+    assert 0 < error < 0.02
+    assert (both.mean() - whole.mean()).abs() < 4 * error

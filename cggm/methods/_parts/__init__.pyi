@@ -17,6 +17,7 @@ from .confidence import split_logits as split_logits
 from .draws import ModalityDraws as ModalityDraws
 from .epoch_scores import EpochScores as EpochScores
 from .numbers import Numbers as Numbers
+from .numbers import check_columns as check_columns
 from .numbers import check_factors as check_factors
 from .numbers import check_names as check_names
 from .numbers import per_modality as per_modality
@@ -26,3 +27,8 @@ from .prototypes import log_probabilities as log_probabilities
 from .prototypes import sample_vectors as sample_vectors
 from .shapley import combined as combined
 from .shapley import shapley_weights as shapley_weights
+from .shares import Guidance as Guidance
+from .shares import SampleLosses as SampleLosses
+from .shares import explained_parts as explained_parts
+from .shares import mean_of_seen as mean_of_seen
+from .shares import shuffled_rows as shuffled_rows

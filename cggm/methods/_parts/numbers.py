@@ -25,6 +25,27 @@ def check_factors(argument: str, values: Numbers) -> None:
             raise ValueError(f"Expected `{argument}` finite and not negative, but got {value}.")
 
 
+def check_columns(argument: str, columns: Sequence[Sequence[float]]) -> None:
+    """Refuse recorded factors that are not as many for each modality, negative or not finite.
+
+    Args:
+        argument: What the factors are called in the message.
+        columns: One list for each modality.
+
+    Raises:
+        ValueError: If they cannot serve.
+    """
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"Expected as many `{argument}` for each modality, at least one, "
+            f"but got {sorted(lengths)}."
+        )
+    for column in columns:
+        for value in column:
+            check_factors(argument, value)
+
+
 def check_names(argument: str, names: Sequence[str], expected: Sequence[str]) -> None:
     """Refuse names other than those of the encoders.
 

@@ -32,6 +32,8 @@ _READINGS = {
         None,
         "as a share of the best head's signal",
     ),
+    "lead": ("Samples that each head explains best", "lead", None, "as a share of all samples"),
+    "weight": ("Weight of each modality's own loss", "weight", None, ""),
     "cosine": ("Cosine of head's and network's gradient", "cosine", 0.0, ""),
     "gradient_norm": ("Norm of each encoder's gradient", "gradient_norm", None, ""),
 }

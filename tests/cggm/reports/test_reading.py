@@ -115,3 +115,30 @@ def test_nothing_recorded_for_a_modality_is_not_read_as_zero():
         line["score"]["b"] = None
     found = read_balance(lines)
     assert np.all(["nan" not in s and "\N{EN DASH}" not in s for s in found])
+
+
+def test_which_modality_explained_how_many_samples():
+    score = {"text": lambda k: k / 100, "audio": lambda k: k / 200}
+    lead = {"text": lambda k: 0.9 if k <= 50 else 0.62, "audio": lambda k: 0.1 if k <= 50 else 0.38}
+    found = read_balance(
+        records(
+            score=score,
+            lead=lead,
+            spread={"text": 0.3, "audio": 0.02},
+            weight={"text": 0.7, "audio": 1.3},
+            trust={"text": 1.0, "audio": lambda k: 1 - k / 100},
+        )
+    )
+    assert "In 38 % of the samples audio explained more than text." in found
+    assert said(found, "counted about alike").startswith("To audio all samples")
+    assert said(found, "largest weight") == (
+        "audio's loss had the largest weight, 1.30 on average, and text's the smallest, 0.70."
+    )
+    assert said(found, "hardly trusted").startswith("audio was")
+    three = read_balance(
+        records(score=dict.fromkeys("abc", 0.1), lead={"a": 0.5, "b": 0.2, "c": 0.3})
+    )
+    assert said(three, "explained best") == (
+        "In the second half a sample was explained best by a in 50 %, c in 30 % and b in 20 % of "
+        "the cases."
+    )
