@@ -20,6 +20,15 @@ class UserError(Exception):
         return f"{self.what} {self.fix}"
 
 
+def in_one_line(name: str) -> str:
+    """A name that may hold anything, with line breaks and the like as Python writes them.
+
+    Args:
+        name: The name, such as a file's.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
 class MethodRefusal(UserError):
     """A method that cannot serve the network or the task that it was chosen for.
 
@@ -44,7 +53,7 @@ class DataError(UserError):
 
     def __str__(self) -> str:
         where = self.case if self.file is None else f"{self.case}, {self.file}"
-        return f"{where}: {self.what} {self.fix}"
+        return f"{in_one_line(where)}: {self.what} {self.fix}"
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None, str, str]]:
         return type(self), (self.case, self.file, self.what, self.fix)

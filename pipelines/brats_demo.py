@@ -5,7 +5,6 @@
 Prints each command that it runs, so that it can be repeated with real data.
 """
 
-import json
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from cggm.commands import spoken
 from cggm.errors import UserError
-from cggm.runs import parse_options, run
+from cggm.runs import parse_options, read_json, run
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "brats" / "demo.yaml"
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         *("--predictions", predictions, "--reference", held_out, "--output", evaluation),
     )
     overlay = _draw(held_out, predictions, model / "overlay.png")
-    mean = json.loads(evaluation.read_text())["statistics"]["mean"]
+    mean = read_json(evaluation)["statistics"]["mean"]
     dice = sum(mean[f"dice_{region}"] for region in ("WT", "TC", "ET")) / 3
     print(
         f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Mean Dice of WT, TC and ET on "

@@ -56,7 +56,7 @@ def test_a_careless_reader_misses_the_bar(suite, family):
 def test_a_stale_cache_is_seen(suite, tmp_path):
     import cache_builds
 
-    suite.setattr("cggm_seg.data.cache.is_current", lambda case, file, *_: file.exists())
+    suite.setattr("cggm_seg.data.cache.build.is_current", lambda case, file, *_: file.exists())
     found = cache_builds.changed_source(cache_builds.Bench(tmp_path, 1))
     assert found == {"right": 0, "stale": 1, "torn": 0}
 

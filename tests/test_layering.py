@@ -229,3 +229,18 @@ def _top_imports(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_yaml_and_json_that_others_may_have_written_go_through_one_reader():
+    readers = defaultdict(set)
+    for name, file in modules().items():
+        for node in ast.walk(tree_of(file)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id in ("json", "yaml")
+                and "load" in node.func.attr
+            ):
+                readers[name].add(node.func.attr)
+    assert readers == {"cggm.runs.storage.reading": {"loads", "safe_load"}}

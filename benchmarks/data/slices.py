@@ -30,7 +30,7 @@ from monai.transforms import (
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.machine import machine
-from cggm_seg.data.cache import SliceCache, build_cache
+from cggm_seg.data.cache import SliceCache, build_cache, entries
 from cggm_seg.data.cases import Case, find_cases
 from cggm_seg.data.slices import SliceDataset
 
@@ -90,7 +90,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name, (action, count) in contenders.items():
             seconds[name].append(time_of(action, count))
-    entry = (folder / "cache" / f"{case.id}.safetensors").stat().st_size
+    entry = entries(folder / "cache")[case.id][0].stat().st_size
     cached = sum(tensor.nbytes for tensor in copied._cache[0].values())
     return {
         "seconds": {name: median(times) for name, times in seconds.items()},

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from cggm_seg.data.cache import build_cache, pack
+from cggm_seg.data.cache import build_cache, entries, pack
 from cggm_seg.data.cases import find_cases
 from cggm_seg.simulation.cohort import simulate_cohort
 
@@ -47,9 +47,14 @@ class Bench:
     def judge(self, cache: Path) -> Counter[str]:
         """How many entries are those of the second cohort, of the first, and of neither."""
         return Counter(
-            verdict(cache / f"{name}.safetensors", self.before[name], self.after[name])
+            verdict(current_file(cache, name), self.before[name], self.after[name])
             for name in self.after
         )
+
+
+def current_file(cache: Path, case_id: str) -> Path:
+    """The newest of the files that a case is cached in."""
+    return max(entries(cache)[case_id], key=lambda file: file.stat().st_mtime_ns)
 
 
 def build(cohort: Path, cache: Path) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from cache_bench import Bench, build, equal, verdict
+from cache_bench import Bench, build, current_file, equal, verdict
 from safetensors.numpy import load_file
 
 import cggm_seg
-from cggm_seg.data.cache import FORMAT, build_cache, cached_file, pack
+from cggm_seg.data.cache import FORMAT, build_cache, pack
 from cggm_seg.data.cases import Case, find_cases
 
 _ROOT = Path(cggm_seg.__path__[0]).parent
@@ -86,7 +86,7 @@ def _edit_sources(bench: Bench, cases: list[Case], keep_time: bool) -> dict[str,
         if keep_time:
             os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         build_cache([case], cache, workers=1, progress=False)
-        counts[verdict(cached_file(cache, case), old, pack(case))] += 1
+        counts[verdict(current_file(cache, case.id), old, pack(case))] += 1
     return _summed(counts)
 
 
@@ -113,7 +113,7 @@ def _changed_transform(bench: Bench) -> dict[str, int]:
         shutil.copytree(_ROOT / package, code / package)
     with (code / "cggm_seg" / "data" / "preprocessing.py").open("a") as stream:
         stream.write(_OTHER_CODE)
-    module = code / "cggm_seg" / "data" / "cache.py"
+    module = code / "cggm_seg" / "data" / "cache" / "entries.py"
     module.write_text(module.read_text().replace(f"FORMAT = {FORMAT}", f"FORMAT = {FORMAT - 1}"))
     cache, cohort = bench.cache(), bench.cohorts[0]
     with _builder(cohort, cache, code) as builder:
@@ -121,11 +121,11 @@ def _changed_transform(bench: Bench) -> dict[str, int]:
     volume = next(iter(bench.before.values()))["box"]
     counts: Counter[str] = Counter()
     for name, old in bench.before.items():
-        whole = load_file(cache / f"{name}.safetensors")["box"]
+        whole = load_file(current_file(cache, name))["box"]
         counts["stale"] += np.array_equal(whole, volume)
         counts["right"] += whole[:, 1].tolist() == [60, 60, 39]
         build_cache(_case(cohort, name), cache, workers=1, progress=False)
-        counts["right" if equal(load_file(cache / f"{name}.safetensors"), old) else "stale"] += 1
+        counts["right" if equal(load_file(current_file(cache, name)), old) else "stale"] += 1
     return _summed(counts)
 
 

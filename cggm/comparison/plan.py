@@ -125,6 +125,9 @@ class Plan:
         return [*(["--quick"] if self.quick else []), *self.arguments]
 
 
+_CODE = "--balancer.name"
+
+
 def command_line(run: PlannedRun, output: Path, *, resume: bool) -> list[str]:
     """What the script of a run is told.
 
@@ -135,7 +138,10 @@ def command_line(run: PlannedRun, output: Path, *, resume: bool) -> list[str]:
     """
     folder = str(run.folder(output))
     if resume:
-        return ["--resume", folder]
+        told = ["--resume", folder]
+        if _CODE in run.arguments:  # a resumed run imports nothing that it is not told to
+            told += [_CODE, run.arguments[run.arguments.index(_CODE) + 1]]
+        return told
     return ["--output", folder, "--seed", str(run.seed), *run.arguments]
 
 
@@ -148,9 +154,17 @@ def _arguments(method: str, folder: Path) -> tuple[str, ...]:
     if name not in files:
         available = ", ".join([UNIMODAL, *files])
         raise UserError(f"Unknown method {name!r}.", f"Available: {available}.")
-    known = read_yaml(files[name])["balancer"]["settings"]
+    balancer = read_yaml(files[name])["balancer"]
+    known = balancer["settings"]
+    code = (_CODE, balancer["name"]) if "." in balancer["name"] else ()
     gradients = () if settings or name not in _WITH_GRADIENTS else ("--gradients", str(_BATCHES))
-    return ("--method", name, *(_setting(text, name, known) for text in settings), *gradients)
+    return (
+        "--method",
+        name,
+        *code,
+        *(_setting(text, name, known) for text in settings),
+        *gradients,
+    )
 
 
 def _setting(text: str, method: str, known: Collection[str]) -> str:

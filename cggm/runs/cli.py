@@ -1,7 +1,6 @@
 """The command line of a script: its options, and how its errors end."""
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence, Sized
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cggm.commands import spoken
 from cggm.errors import MethodRefusal, UserError
-from cggm.runs.config import ConfigReader, to_yaml
+from cggm.runs.config import ConfigReader, options_of, to_yaml
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions
-from cggm.runs.storage import check_free, let_go_of_all, write_json
+from cggm.runs.storage import check_free, let_go_of_all, parse_json, read_yaml, write_json
 from cggm.runs.streams import lasting_streams
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def parse_arguments(
 
     Raises:
         UserError: For unknown or missing keys, wrong types and unreadable files, and where the
-            resumed run is still going.
+            resumed run is still going, or has a method to be imported that ``argv`` does not name.
     """
     reader = ConfigReader(RunOptions, schema, description=description)
     options = reader.read(RunOptions, [a for a in argv if a not in ("-h", "--help")])
@@ -59,6 +58,7 @@ def parse_arguments(
     if options.resume:
         defaults = RunFolder.open(options.resume).config
         check_free(options.resume)
+        _check_method_of_run(defaults, argv)
     reader.add_file(defaults)
     if options.config:
         reader.add_file(_config_file(configs, options.config))
@@ -181,7 +181,7 @@ def read_reported_error(file: Path) -> UserError | None:
         :class:`~cggm.errors.UserError`; ``None`` where the command wrote none.
     """
     try:
-        told = json.loads(file.read_text("utf-8"))
+        told = parse_json(file.read_bytes())
         kind = MethodRefusal if told["kind"] == MethodRefusal.__name__ else UserError
         return kind(str(told["what"]), str(told["fix"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -266,6 +266,23 @@ def _config_file(configs: Path, given: Path) -> Path:
             f"Give a YAML file, or the name of one that comes along: {available}.",
         )
     return named
+
+
+def _check_method_of_run(file: Path, argv: Sequence[str]) -> None:
+    """Refuse a run whose method is to be imported, unless the command line names that, too.
+
+    A run may come from anywhere, and to import a module is to run it.
+    """
+    content = read_yaml(file)
+    group = content.get("balancer") if isinstance(content, dict) else None
+    name = group.get("name") if isinstance(group, dict) else None
+    told = [words for key, words, _ in options_of(argv) if key == "balancer.name"]
+    if isinstance(name, str) and "." in name and [name] not in told:
+        raise UserError(
+            f"{file}: the run's method is {name}, code that would be imported, and a run may come "
+            "from anybody.",
+            f"If you know this code, say so: --balancer.name {name}",
+        )
 
 
 def _method_file(methods: Path, name: str) -> Path:

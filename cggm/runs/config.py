@@ -263,7 +263,7 @@ class ConfigReader:
             self._check_words(argv)
             alone = (
                 (key, " ".join(words), partial(self._parser.parse_args, arguments))
-                for key, words, arguments in _options_of(argv)
+                for key, words, arguments in options_of(argv)
             )
             raise self._explained(error, alone, "", "--") from error
         return _build(schema, values)
@@ -302,7 +302,7 @@ class ConfigReader:
 
         Every option takes one value, which only a switch may do without.
         """
-        options = list(_options_of(argv))
+        options = list(options_of(argv))
         first = next((k for k, word in enumerate(argv) if word.startswith("--")), len(argv))
         stray = [*argv[:first], *(word for _, words, _ in options for word in words[1:])]
         if stray:
@@ -340,7 +340,7 @@ class ConfigReader:
         return UserError(f"{where}{error.message}.", "See --help for the options.")
 
 
-def _options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+def options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Each option with its words, and the arguments that say it."""
     starts = [k for k, argument in enumerate(argv) if argument.startswith("--")]
     for start, end in pairwise([*starts, len(argv)]):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cggm.errors import DataError, UserError
-from cggm.runs import file_digest, new_folder, sweep_drafts, write_json
+from cggm.runs import file_digest, new_folder, parse_json, sweep_drafts, write_json
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData
 
 FORMAT = 1
@@ -167,7 +167,7 @@ def read_store(folder: Path) -> TaskData:
     for name in _FILES:
         _check(folder / name, manifest.files.get(name))
     try:
-        ids = json.loads((folder / _IDS).read_text("utf-8"))
+        ids = parse_json((folder / _IDS).read_bytes())
         splits = {name: _read_split(folder, name, manifest, ids[name]) for name in _SPLITS}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, f"its files do not fit together ({error})") from error
@@ -208,7 +208,7 @@ def _read_split(folder: Path, name: str, manifest: _Manifest, ids: list[str]) ->
 def _read_manifest(folder: Path) -> _Manifest:
     file = folder / _MANIFEST
     try:
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        content: dict[str, Any] = parse_json(file.read_bytes())
         seal = content.pop("sha256")
         manifest = _Manifest(**{**content, "source": Source(**content["source"])})
     except FileNotFoundError as error:

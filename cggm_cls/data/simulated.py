@@ -3,7 +3,6 @@
 Folders of simulated content carry a file that says so; reports repeat it on every page.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import UserError
-from cggm.runs import new_folder, write_json
+from cggm.runs import new_folder, parse_json, write_json
 
 _MARKER = "simulated.json"
 
@@ -71,7 +70,7 @@ def simulated_folder(folder: Path, settings: Mapping[str, object]) -> Iterator[P
 
 def _has_settings(folder: Path, settings: Mapping[str, object]) -> bool:
     try:
-        return bool(json.loads((folder / _MARKER).read_text("utf-8")) == settings)
+        return bool(parse_json((folder / _MARKER).read_bytes()) == settings)
     except (OSError, ValueError):
         return False
 

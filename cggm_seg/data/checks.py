@@ -12,6 +12,9 @@ from cggm_seg.data.preprocessing import background_value, intensity_limits, with
 LARGEST_BRAIN = 2500
 """Milliliters; adult brains have up to 1700 with their fluid, heads in MR from 3500."""
 
+LARGEST_INTENSITY = 1e30
+"""Far above anything measured, and far enough from where single precision ends."""
+
 _AFFINE_TOLERANCE = 9e-4  # below 0.001, so that this is found in float32 as well
 
 
@@ -24,12 +27,19 @@ def intensity_findings(case_id: str, file: Path, volume: Volume) -> Iterator[Fin
         volume: What the file holds.
     """
     array = volume.array
-    low, high = array.min(), array.max()
+    low, high = float(array.min()), float(array.max())
     fix = "Export the image again, or leave the case out."
     if not (np.isfinite(low) and np.isfinite(high)):
         count = np.count_nonzero(~np.isfinite(array))
         what = f"Expected finite intensities, but found NaN or Inf in {count} of them."
         yield Finding(Code.NOT_FINITE, case_id, file, what, fix)
+    elif not 1 / LARGEST_INTENSITY <= (max(high, -low) or 1) <= LARGEST_INTENSITY:
+        what = (
+            f"Expected intensities of at most {LARGEST_INTENSITY:g}, and not all of them below "
+            f"{1 / LARGEST_INTENSITY:g}, but found {low:g} to {high:g}."
+        )
+        fix = "Scale the image, or leave the case out."
+        yield Finding(Code.MAGNITUDE, case_id, file, what, fix)
     elif low == 0 == high:
         what = "Expected an image, but all voxels are zero."
         yield Finding(Code.EMPTY, case_id, file, what, fix)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
 from cggm.errors import DataError
-from cggm.runs import check_problems, first_alone
+from cggm.runs import check_problems, first_alone, share
 from cggm_seg.data.cache import SliceCache, build_cache
 from cggm_seg.data.cases import MODALITIES, Case, find_cases, read_patients
 from cggm_seg.data.findings import Code, Finding
@@ -36,6 +36,10 @@ class CohortOptions(Protocol):
     @property
     def cache(self) -> Path | None:
         """Folder of the slice cache; ``.slices`` in the data folder if ``None``."""
+
+    @property
+    def manifest(self) -> Path | None:
+        """Manifest of the data, or its folder; ``.verified`` in the data folder if ``None``."""
 
     @property
     def processes(self) -> int:
@@ -112,8 +116,8 @@ def open_cohort(folder: Path, options: CohortOptions) -> Cohort:
     this; they share the work and get the same cohort.
 
     Args:
-        folder: Where the cases lie, see ``find_cases``. What its manifest
-            records, if it was verified, must still be what its files hold.
+        folder: Where the cases lie, see ``find_cases``. What the manifest of a verification
+            records, in the folder or where the options say, must still be what its files hold.
         options: What to cache and how to split.
 
     Raises:
@@ -176,7 +180,7 @@ def _cached(
     build = partial(
         build_cache,
         folder=options.cache or folder / ".slices",
-        recorded=recorded_digests(folder),
+        recorded=recorded_digests(folder, options.manifest),
         workers=options.processes,
         strict=options.strict,
         progress=is_first_rank(),
@@ -185,4 +189,6 @@ def _cached(
         with suppress(DataError):  # which the whole cache tells to all ranks
             build(shard(cases))
         wait_for_ranks()
-    return first_alone(lambda: build(cases))
+    found = first_alone(lambda: build(cases))
+    share(options.cache or folder / ".slices")  # nobody tidies up what this process reads
+    return found

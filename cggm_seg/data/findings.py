@@ -12,6 +12,7 @@ class Code(StrEnum):
     MISSING = "missing-file"
     AMBIGUOUS = "ambiguous-file"
     UNRECOGNIZED = "unrecognized-file"
+    BAD_NAME = "bad-name"
     UNREADABLE = "unreadable-file"
     DAMAGED = "damaged-file"
     CHANGED = "changed-file"
@@ -28,6 +29,7 @@ class Code(StrEnum):
     NOT_STRIPPED = "not-skull-stripped"
     EXTREME = "extreme-intensities"
     RANGE = "range-too-wide"
+    MAGNITUDE = "too-large-or-small"
     SHAPE = "shape-mismatch"
     AFFINE = "affine-mismatch"
     UNKNOWN_LABEL = "unknown-label"
@@ -44,7 +46,8 @@ MEANINGS: dict[Code, str] = {
     Code.MISSING: "a file that the case needs, or that the manifest records, does not exist",
     Code.AMBIGUOUS: "two files for one image of a case",
     Code.UNRECOGNIZED: "file names that fit no naming scheme",
-    Code.UNREADABLE: "the system refuses to read the file",
+    Code.BAD_NAME: "a name with a line break or another character that cannot be shown",
+    Code.UNREADABLE: "the system refuses to read the file or the folder",
     Code.DAMAGED: "truncated, checksum wrong, or more or fewer voxels than the header declares",
     Code.CHANGED: "another content than the manifest records",
     Code.DUPLICATE: "the same voxels as another file of the data",
@@ -60,6 +63,7 @@ MEANINGS: dict[Code, str] = {
     Code.NOT_STRIPPED: "more than 2500 ml that are not background: a head, or wrong voxel sizes",
     Code.EXTREME: "a few voxels so far from all others that they are clipped",
     Code.RANGE: "intensities that 16 bits do not hold to a hundredth of their deviation",
+    Code.MAGNITUDE: "intensities above 1e30, or all below 1e-30: single precision fails there",
     Code.SHAPE: "another shape than the other files of the case",
     Code.AFFINE: "another affine than the other files of the case, by 0.001 or more",
     Code.UNKNOWN_LABEL: "a label that the scheme does not know",

@@ -1,6 +1,5 @@
 """Label schemes: which class each value of a segmentation file stands for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cggm.errors import UserError
+from cggm.runs import parse_json
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.nifti import Volume
 
@@ -104,7 +104,7 @@ def label_scheme(text: str | None) -> LabelScheme | None:
     if text is None or text in SCHEMES:
         return SCHEMES.get(text or "")
     try:
-        pairs = json.loads(text) if text.lstrip().startswith("{") else _pairs(text)
+        pairs = parse_json(text) if text.lstrip().startswith("{") else _pairs(text)
         mapping = {0: 0, **{int(value): _class(name) for value, name in pairs.items()}}
     except (ValueError, AttributeError) as error:
         what = f"Expected --labels to name a label scheme or to map values, but got {text!r}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cggm.errors import UserError
-from cggm.runs import write_atomically
+from cggm.runs import NUMBER, check_form, parse_json, write_atomically
 from cggm_seg.data.findings import Code, Finding
 
 FOLDER = ".verified"
@@ -72,15 +72,16 @@ def read_manifest(file: Path) -> dict[str, FileRecord]:
         UserError: If there is something else in the file; where there is none, there is no record.
     """
     try:
-        records = [_record(line) for line in _lines(file)]
-    except (ValueError, TypeError, KeyError) as error:
+        records = [_record(line, file) for line in _lines(file)]
+    except (ValueError, TypeError, UserError) as error:
+        found = str(error.what if isinstance(error, UserError) else error).rstrip(".")
         raise UserError(
-            f"Expected the records of a verification in {file}, but got: {error}.",
+            f"Expected the records of a verification in {file}, but got: {found}.",
             "Delete the file and verify the data again.",
         ) from error
     for line in _lines(_journal(file)):
-        with suppress(ValueError, TypeError, KeyError):  # a crash may have cut it short
-            records.append(_record(line))
+        with suppress(ValueError, TypeError, UserError):  # a crash may have cut it short
+            records.append(_record(line, file))
     return {record.path: record for record in records}
 
 
@@ -103,11 +104,13 @@ def recorded_digests(data: Path, file: Path | None = None) -> dict[Path, str]:
 
     Args:
         data: The data folder, as given to ``find_cases``.
-        file: The manifest, where it does not lie in the data folder.
+        file: The manifest, or its folder, where it does not lie in the data folder.
 
     Raises:
         UserError: If a line of the manifest is no record, or ``file`` does not exist.
     """
+    if file is not None and file.is_dir():
+        file = manifest_file(data, file)
     if file is not None and not file.is_file():
         raise UserError(f"Expected a manifest, but {file} is no file.", "Verify the data first.")
     records = read_manifest(file or manifest_file(data))
@@ -148,10 +151,29 @@ def _lines(file: Path) -> list[str]:
 _RENAMED = {"looks": "statistics", "suspect": "has_error"}
 
 
-def _record(line: str) -> FileRecord:
-    content: dict[str, Any] = dict(json.loads(line))
+_FORM = {
+    "path": str,
+    "size": int,
+    "mtime_ns": int,
+    "sha256": str,
+    "case": str,
+    "modality": str,
+    "shape": [int],
+    "spacing": [float],
+    "orientation": str,
+    "dtype": str,
+    "voxels": str,
+    "statistics": [NUMBER],
+    "format": int,
+    "has_error?": bool,
+}
+
+
+def _record(line: str, file: Path) -> FileRecord:
+    content: dict[str, Any] = dict(parse_json(line))
     values = {_RENAMED.get(name, name): value for name, value in content.items()}
     if values.pop("checks", None) is not None:
         values["format"] = 0  # older than any check: read again, but its SHA-256 stays expected
+    check_form(values, _FORM, Path(file.name))
     shape, spacing = tuple(values["shape"]), tuple(values["spacing"])
     return FileRecord(**{**values, "shape": shape, "spacing": spacing})

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cggm.display import aligned
 from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.errors import DataError, UserError
-from cggm.runs import file_digest, find_metric
+from cggm.runs import file_digest, find_metric, parse_json
 from cggm.tensors import subsets_of
 from cggm_seg.data import Case, LabelScheme, find_cases, label_scheme, read_labels
 from cggm_seg.evaluation.lesions import lesion_metrics
@@ -66,7 +66,7 @@ def written_labels(case: Case, file: Path) -> LabelScheme:
     """
     name = f"{case.id}.json"
     try:
-        record = json.loads((file.parent / "records" / name).read_text())
+        record = parse_json((file.parent / "records" / name).read_bytes())
         if record["outputs"][file.name] == file_digest(file):
             return label_scheme(record["naming"]) or case.labels
     except (OSError, ValueError, TypeError, KeyError, UserError):  # no record, or one of old

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cggm.runs import read_json
 from cggm_seg.evaluation import CLASS_NAMES
 from cggm_seg.export.card import INTENDED_USE, REFERENCES, Facts, numbered_classes
 from cggm_seg.export.program import export_program, write_program
@@ -41,7 +42,7 @@ def write_bundle(
     write_program(export_program(network, weights=False), folder / "models" / "network.pt2", {})
     torch.save(_on_cpu(network), folder / "models" / "model.pt")
     inference = folder / "configs" / "inference.json"
-    config = json.loads(inference.read_text())
+    config = read_json(inference)
     config["suffixes"] = [_SUFFIXES[name] for name in facts.config.used]
     _write(inference, config)
     _write(folder / "configs" / "metadata.json", metadata(facts))

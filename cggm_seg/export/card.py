@@ -1,6 +1,5 @@
 """Model card and label colors: what a user of an exported network has to know."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from cggm import __version__
 from cggm.reports import asset
-from cggm.runs import RunFolder
+from cggm.runs import NUMBER, RunFolder, check_form, read_json
 from cggm_seg.evaluation import CLASS_NAMES, CLASSES
 from cggm_seg.training import BratsConfig
 
@@ -29,6 +28,10 @@ REFERENCES = (
     "Baid et al. The RSNA-ASNR-MICCAI BraTS 2021 benchmark on brain tumor segmentation and "
     "radiogenomic classification. arXiv:2107.02314, 2021.",
 )
+
+
+_RESULTS = {"simulated?": (bool, None), "validation?": {"*": NUMBER}, "*": object}
+_SPLIT = {"training": [str], "validation": [str], "*": object}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def read_facts(run: RunFolder, config: BratsConfig, epoch: int) -> Facts:
         config: Its configuration.
         epoch: Epochs behind the exported checkpoint.
     """
-    results, split = _read(run.results), _read(run.path / "split.json")
+    results, split = _read(run.results, _RESULTS), _read(run.split, _SPLIT)
     simulated = results.get("simulated")
     if simulated is None and config.data is not None and config.data.is_dir():
         simulated = (config.data / "cohort.json").is_file()
@@ -120,6 +123,7 @@ def _table(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| region | mean Dice |", "|---|---|", *rows])
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+def _read(file: Path, form: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(file, missing_ok=True)
+    check_form(content, form if content else {}, file)
     return content

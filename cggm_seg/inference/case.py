@@ -21,7 +21,7 @@ from cggm_seg.inference.folder import (
 )
 from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.outputs import region_volumes, write_probabilities
-from cggm_seg.inference.slices import BatchSize, InferenceSettings
+from cggm_seg.inference.slices import BatchSize, InferenceSettings, NotFinitePrediction
 from cggm_seg.inference.volume import names_of, segment
 from cggm_seg.pictures import save_preview
 
@@ -104,13 +104,16 @@ class CasePredictor:
     def _write(self, case: Case, inputs: Mapping[str, str], files: Collection[Path]) -> None:
         start = perf_counter()
         volumes, names = read_case(case), names_of(self.network)
-        labels, probabilities = segment(
-            self.network,
-            volumes.channels(names),
-            self.settings,
-            self.size,
-            probabilities=self.folder.probabilities(case.id) in files,
-        )
+        try:
+            labels, probabilities = segment(
+                self.network,
+                volumes.channels(names),
+                self.settings,
+                self.size,
+                probabilities=self.folder.probabilities(case.id) in files,
+            )
+        except NotFinitePrediction as error:
+            raise DataError(case.id, None, error.what, error.fix) from error
         record = PredictionRecord(
             case=case.id,
             made_with=self.made_with,

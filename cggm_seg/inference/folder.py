@@ -1,7 +1,6 @@
 """Folder of predictions, which knows what made each of its files."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,16 @@ from torch import nn
 
 from cggm import __version__
 from cggm.errors import DataError, UserError
-from cggm.runs import file_digest, replacing, sweep_drafts, write_atomically, write_json
+from cggm.runs import (
+    NUMBER,
+    check_form,
+    file_digest,
+    parse_json,
+    replacing,
+    sweep_drafts,
+    write_atomically,
+    write_json,
+)
 from cggm_seg.data import Case
 from cggm_seg.inference.slices import InferenceSettings, device_of
 
@@ -192,13 +200,27 @@ def _said_to_user(path: Path) -> Iterator[None]:
         raise UserError(what, "Free space, or choose a folder that you may write to.") from error
 
 
+_RECORD = {
+    "case": str,
+    "made_with": {"*": str},
+    "naming": str,
+    "inputs": {"*": str},
+    "absent": [str],
+    "volumes_ml": {"*": NUMBER},
+    "seconds": NUMBER,
+    "outputs": {"*": str},
+    "learned_from?": [str],
+}
+
+
 def _parsed(file: Path) -> PredictionRecord | None:
     try:
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_bytes())
         # Label schemes were known by the year of the file names before they had names of their own.
         old = {"2021": "brats2021", "2023": "brats2023"}
+        check_form(values, _RECORD, file)
         return PredictionRecord(**{**values, "naming": old.get(values["naming"], values["naming"])})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, UserError):
         return None
 
 

@@ -67,6 +67,10 @@ def _too_little(error: RuntimeError) -> UserError:
     return UserError(what, "Free memory, or compute on another device.")
 
 
+class NotFinitePrediction(UserError):
+    """Predictions that are no numbers, of which nothing but background would be left."""
+
+
 Where = tuple[slice, slice, np.ndarray]  # rows, columns, slice numbers
 
 _FLIPS = ((), (2,), (3,), (2, 3))  # axes of a batch of slices, (B, M, H, W)
@@ -165,7 +169,12 @@ def device_of(network: nn.Module) -> torch.device:
 def slice_logits(
     network: nn.Module, raw: np.ndarray, settings: InferenceSettings, size: BatchSize
 ) -> Iterator[tuple[Where, Tensor]]:
-    """Logits ``(B, C, h, w)`` of batches of slices, and their place in the volume."""
+    """Logits ``(B, C, h, w)`` of batches of slices, and their place in the volume.
+
+    Raises:
+        NotFinitePrediction: If the network gives NaN or infinity.
+        UserError: If there is no brain, or memory is too short.
+    """
     device = device_of(network)
     scores, (rows, columns, planes) = _brain_slices(raw, settings)
     height, width = (span.stop - span.start for span in (rows, columns))
@@ -180,6 +189,10 @@ def slice_logits(
         batch = torch.from_numpy(scores[done : done + size.slices])
         logits = size.attempt(compute, batch)
         if logits is not None:
+            if not logits.isfinite().all():
+                what = "Expected finite predictions of the network, but some are NaN or infinite."
+                fix = "Check the weights of the model, and the intensities of the images."
+                raise NotFinitePrediction(what, fix)
             yield (rows, columns, planes[done : done + len(batch)]), logits
             done += len(batch)
 

@@ -38,8 +38,8 @@ def predict_volume(
         Class indices, uint8, shape ``(H, W, Z)``.
 
     Raises:
-        UserError: If all voxels are zero, ``absent`` names an unknown modality, or memory is too
-            short for a single slice.
+        UserError: If all voxels are zero, ``absent`` names an unknown modality, memory is too
+            short for a single slice, or the network predicts NaN or infinity.
         ValueError: If the number of modalities does not fit the network.
     """
     raw, size = _present(network, images, absent), settings.batches(device_of(network))

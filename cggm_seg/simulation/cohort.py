@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cggm.errors import UserError
-from cggm.runs import write_atomically
+from cggm.runs import parse_json, write_atomically
 from cggm_seg.simulation.phantom import (
     CONTRASTS,
     LESIONS,
@@ -125,7 +125,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
 
 def _check_settings(record: Path, settings: dict[str, object]) -> None:
     try:
-        found = dict(json.loads(record.read_text()))
+        found = dict(parse_json(record.read_bytes()))
     except (ValueError, TypeError):
         found = {}
     expected, found = {"lesions": "large", **settings}, {"lesions": "large", **found}

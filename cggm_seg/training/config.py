@@ -180,6 +180,8 @@ class BratsConfig(RunConfig):
         amp: Whether a GPU computes in bfloat16 where it can.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
         cache: Folder of the slice cache; <data>/.slices where not given.
+        manifest: What brats_verify recorded of the data, a file or the folder given to its
+            --output; <data>/.verified where not given.
         missing: Whether cases that lack modalities are left out, or trained on with what they have.
         labels: Label values of the segmentations: brats2021, brats2023, brats-ped, brats2013,
             brats2024, or pairs such as 1=NCR,2=ED,4=ET; told by names and contents where not given.
@@ -199,13 +201,14 @@ class BratsConfig(RunConfig):
 
     task: ClassVar[str] = "brats"
     may_change: ClassVar[frozenset[str]] = RunConfig.may_change | {
-        *("workers", "cache", "strict", "subsets", "network.encoder_weights")
+        *("workers", "cache", "manifest", "strict", "subsets", "network.encoder_weights")
     }
     batch_size: int = 64
     workers: int = 2
     amp: bool = True
     strict: bool = False
     cache: Path | None = None
+    manifest: Path | None = field(default=None, metadata={"metavar": "PATH"})
     missing: Literal["refuse", "allow"] = "refuse"
     labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     patients: Path | None = field(default=None, metadata={"metavar": "CSV"})

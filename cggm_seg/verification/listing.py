@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cggm.display import aligned
-from cggm_seg.data import Finding
+from cggm_seg.data import Finding, manifest_file
 
 _COLUMNS = ("", "code", "case", "file")
 
@@ -82,6 +82,8 @@ class Verification:
             counts.append(f"{self.unchanged} of them verified before")
         found = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
         lines = [f"{', '.join(counts)}: {' and '.join(found)}", f"manifest {self.manifest}"]
+        if self.manifest != manifest_file(self.data):
+            lines.append(f"trainings read it where they are told: --manifest {self.manifest}")
         if self.outdated:
             reason = "read again: the checks have changed since they were verified"
             lines.append(f"{_count(self.outdated, 'file')} {reason}")

@@ -3,6 +3,8 @@
 The lock belongs to an open descriptor of the file ``.lock`` in the folder: the system gives it back
 when the process ends, however it ends, so that what is left of the file locks nobody out. Children
 that are forked close theirs. The file says who holds it.
+
+A folder that many read, such as a cache, is shared, and who tidies it up has to be alone there.
 """
 
 import errno
@@ -27,6 +29,7 @@ except ImportError:  # Windows
 LOCK = ".lock"
 _held: dict[Path, int] = {}  # folder to descriptor
 _holders: dict[Path, set[int]] = {}  # folder to who took it in this process
+_shared: dict[Path, int] = {}  # folder to descriptor, of folders that are read
 _numbers = count(1)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -148,6 +151,65 @@ def holding(folder: Path, doing: str) -> Iterator[int | None]:
         let_go(folder, number)
 
 
+def share(folder: Path) -> None:
+    """Say that this process reads a folder until it ends, so that nobody is :func:`alone` there.
+
+    Any number of processes may. Without locks in the file system nothing happens.
+
+    Args:
+        folder: An existing folder, which need not be writable.
+    """
+    place = folder.resolve()
+    if fcntl is None or place in _shared:
+        return
+    with suppress(OSError):
+        # The folder itself: one that is read may lie where no file can be made.
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError:
+            os.close(descriptor)
+            raise
+        _shared[place] = descriptor
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Keep others from reading a folder for a moment, to remove what nobody needs.
+
+    Args:
+        folder: An existing folder.
+
+    Yields:
+        Whether that is so; not where another process reads it, see :func:`share`, or without locks.
+    """
+    place = folder.resolve()
+    own = _shared.get(place)
+    try:
+        descriptor = os.open(place, os.O_RDONLY) if own is None else own
+    except OSError:
+        yield False
+        return
+    try:
+        yield _taken(descriptor)
+    finally:
+        if own is None:
+            os.close(descriptor)
+        elif fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(own, fcntl.LOCK_SH)
+
+
+def _taken(descriptor: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _say_who(descriptor: int, doing: str) -> None:
     who = {
         "doing": doing,
@@ -172,10 +234,11 @@ def _refusal(folder: Path) -> UserError:
 
 
 def _close_in_child() -> None:
-    for descriptor in _held.values():
+    for descriptor in [*_held.values(), *_shared.values()]:
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
+    _shared.clear()
     _holders.clear()
 
 

@@ -4,7 +4,6 @@ Nothing is ever fetched, and no pickle is read: weights are safetensors.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cggm.errors import UserError
-from cggm.runs import file_digest
+from cggm.runs import file_digest, parse_json
 from cggm_cls.data.food101.images import Pixels
 from cggm_cls.data.simulated import is_simulated
 
@@ -180,7 +179,7 @@ def _config(folder: Path, kind: str, needed: Sequence[tuple[str, ...]]) -> Mappi
 
 def _read_json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = parse_json(file.read_bytes())
         return dict(content)
     except (OSError, ValueError, TypeError) as error:
         what = f"Expected a JSON object in {file}, but it cannot be read ({error})."

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cggm.errors import DataError, UserError
+from cggm.runs import parse_json
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData
 
 FORMAT = 1
@@ -178,7 +179,7 @@ def open_features(folder: Path, expected: FeatureKey | None = None) -> FeatureSt
             raise ValueError(f"{SAMPLES} does not belong to {MANIFEST}")
         modalities = manifest["modalities"]
         sequences = {name: _sequences(folder, name, modalities[name]) for name in modalities}
-        return FeatureStore(folder, manifest, json.loads(content), sequences)
+        return FeatureStore(folder, manifest, parse_json(content), sequences)
     except (OSError, KeyError, TypeError, ValueError) as error:
         what = f"Expected the features as they were written, but they are damaged ({error})."
         raise DataError("features", folder, what, _REDO) from error
@@ -187,7 +188,7 @@ def open_features(folder: Path, expected: FeatureKey | None = None) -> FeatureSt
 def _manifest(folder: Path) -> dict[str, Any]:
     unfinished = (folder / PROGRESS).is_file()
     try:
-        manifest = dict(json.loads((folder / MANIFEST).read_text("utf-8")))
+        manifest = dict(parse_json((folder / MANIFEST).read_bytes()))
     except FileNotFoundError as error:
         found = "an unfinished extraction" if unfinished else "none"
         fix = "Run the extraction to its end." if unfinished else "Extract the features first."

@@ -5,13 +5,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cggm.errors import DataError
+from cggm.runs import parse_json
 
 _HEADER = ["image_path", "text", "label"]
 _FIX = (
@@ -80,7 +80,7 @@ def _records(file: Path, split: str, read: Callable[[Path, str, str], Rows]) -> 
 
 
 def _read_json(file: Path, split: str, text: str) -> Rows:
-    rows = json.loads(text)
+    rows = parse_json(text)
     if not isinstance(rows, list):
         raise ValueError(f"a {type(rows).__name__} where a list was expected")
     for number, row in enumerate(rows):
@@ -95,7 +95,7 @@ def _read_jsonl(file: Path, split: str, text: str) -> Rows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise _malformed(file, number, "a JSON object", line) from error
         yield number, _fields(file, number, row, "text", "img")

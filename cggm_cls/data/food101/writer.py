@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import DataError, UserError
-from cggm.runs import sweep_drafts, write_atomically, write_json
+from cggm.runs import parse_json, sweep_drafts, write_atomically, write_json
 from cggm_cls.data.food101.store import (
     FORMAT,
     MANIFEST,
@@ -153,7 +153,7 @@ class FeatureWriter:
     def _resume(self) -> None:
         file = self._folder / PROGRESS
         try:
-            found = json.loads(file.read_text("utf-8"))
+            found = parse_json(file.read_bytes())
             check_key(self._folder, found["key"], self._key)
             self.done, self.skipped = int(found["done"]), dict(found["skipped"])
             self.records = found["records"]

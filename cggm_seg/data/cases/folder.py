@@ -1,6 +1,5 @@
 """Folder of cases: all its volumes, sorted into cases by their names, or left over."""
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from cggm.errors import DataError
+from cggm.errors import DataError, in_one_line
 from cggm_seg.data.cases.case import MODALITIES, is_time_point, patient_of
 from cggm_seg.data.cases.naming import (
     NamedFile,
@@ -18,6 +17,7 @@ from cggm_seg.data.cases.naming import (
     names_modality,
     read_name,
 )
+from cggm_seg.data.cases.walk import Walk
 from cggm_seg.data.findings import Code, Finding
 
 DEEPEST = 6
@@ -43,13 +43,16 @@ class CaseFolder:
         root: The folder.
         groups: Identifier of a case to its files.
         leftover: Files that fit no naming scheme, or that another file of their case outranks.
-        notes: Sentences on files that were taken for what their names nearly say.
+        notes: Sentences on files that were taken for what their names nearly say, and on folders
+            that were left out.
+        locked: Folders that could not be read and may hold cases.
     """
 
     root: Path
     groups: Groups
     leftover: list[Path]
     notes: list[str]
+    locked: Sequence[Path] = ()
 
     @cached_property
     def owners(self) -> Mapping[Path, set[str]]:
@@ -66,6 +69,12 @@ class CaseFolder:
             if (file.parent in own or file.name.startswith((f"{case_id}_", f"{case_id}-")))
             and (names_modality(file) or not _OTHER_IMAGES.search(file.name))
         ]
+
+    def locked_findings(self) -> list[Finding]:
+        """One error for each folder that may hold cases and could not be read."""
+        what = "Expected a folder that can be read, but the system refuses it."
+        fix = "Change its permissions, or move it elsewhere."
+        return [Finding(Code.UNREADABLE, folder.name, folder, what, fix) for folder in self.locked]
 
     def leftover_findings(self) -> list[Finding]:
         """One warning for each folder with volumes that fit no naming scheme."""
@@ -93,11 +102,11 @@ def read_folder(folder: Path) -> CaseFolder:
         DataError: If the folder does not exist, cannot be read, is empty or holds no case.
     """
     forget_datasets()
-    deeper: list[Path] = []
+    walk = Walk(folder, DEEPEST)
     try:
-        paths = sorted(_walk(folder, DEEPEST, deeper))
+        paths = sorted(walk.files())
     except OSError as error:
-        what = f"Expected a folder, but {error.filename} cannot be read ({error.strerror})."
+        what = f"Expected a folder, but {folder} cannot be read ({error.strerror})."
         raise DataError(str(folder), None, what, "Check the path and its permissions.") from error
     named = {path: item for path in paths if (item := read_name(path))}
     groups: Groups = defaultdict(list)
@@ -107,9 +116,8 @@ def read_folder(folder: Path) -> CaseFolder:
     leftover = [path for path in paths if is_image(path) and path not in named]
     leftover += _drop_small_groups(groups) + _drop_outranked(groups)
     notes = [*strays, *_guesses(groups)]
-    if deeper:
-        notes.append(f"Folders were searched {DEEPEST} levels deep, without {min(deeper)}.")
-    found = CaseFolder(folder, dict(groups), sorted(leftover), notes)
+    notes += walk.notes()
+    found = CaseFolder(folder, dict(groups), sorted(leftover), notes, walk.locked())
     if not groups:
         raise _no_cases(found, len(paths))
     return found
@@ -117,7 +125,7 @@ def read_folder(folder: Path) -> CaseFolder:
 
 def file_names(files: Sequence[Path]) -> str:
     """The names of some files, in a sentence."""
-    names = ", ".join(file.name for file in files[:_SHOWN])
+    names = ", ".join(in_one_line(file.name) for file in files[:_SHOWN])
     return names + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
 
 
@@ -127,20 +135,6 @@ def _owners(groups: Groups) -> dict[Path, set[str]]:
         for item in items:
             found[item.file.parent].add(case_id)
     return found
-
-
-def _walk(folder: Path, depth: int, deeper: list[Path]) -> Iterator[Path]:
-    """All files that are not hidden; folders that are too deep are added to a list."""
-    with os.scandir(folder) as found:
-        for item in found:
-            if item.name.startswith(".") or item.name == "__MACOSX":
-                continue
-            if item.is_dir() and depth:
-                yield from _walk(Path(item.path), depth - 1, deeper)
-            elif item.is_dir():
-                deeper.append(Path(item.path))
-            else:  # links that lead nowhere, too: reading them says so
-                yield Path(item.path)
 
 
 def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:

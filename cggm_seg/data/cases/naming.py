@@ -1,12 +1,12 @@
 """Naming schemes: which image of which case a file is, by its name alone."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from cggm.runs import parse_json
 from cggm_seg.data.cases.case import MODALITIES
 from cggm_seg.data.labels import (
     BRATS2021,
@@ -174,7 +174,7 @@ def _channels(folder: Path) -> dict[int, str]:
 def _dataset(folder: Path) -> dict[str, Any]:
     for file in (folder / "dataset.json", folder.parent / "dataset.json"):
         try:
-            content = json.loads(file.read_text())
+            content = parse_json(file.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cggm.errors import DataError
+from cggm.errors import DataError, in_one_line
 from cggm_seg.data.cases.case import MODALITIES, Case
 from cggm_seg.data.cases.folder import CaseFolder, file_names, read_folder
 from cggm_seg.data.cases.naming import SUFFIXES, default_labels
@@ -84,6 +84,7 @@ def find_cases(
             errors.append(problems[0])
         else:
             cases.append(case)
+    errors += files.locked_findings()
     for note in [*files.notes, *(f"{f.what} {f.fix}" for f in files.leftover_findings())]:
         _say_once(note)
     return _with_settled_labels(cases), errors
@@ -115,7 +116,7 @@ def survey_cases(folder: Path, labels: LabelScheme | None = None) -> Survey:
         near = files.near(case_id) if absent else []
         cases.append(case)
         findings += [*problems, *(_missing(files, case_id, part, near) for part in absent)]
-    findings += files.leftover_findings()
+    findings += [*files.locked_findings(), *files.leftover_findings()]
     return Survey(_with_settled_labels(cases), findings, files.notes)
 
 
@@ -124,7 +125,7 @@ def _case(
 ) -> tuple[Case, list[Finding]]:
     items = files.groups[case_id]
     by_part: dict[str, Path] = {}
-    problems = []
+    problems = _name_findings(case_id, items[0].file)
     for item in items:
         other = by_part.setdefault(item.part, item.file)
         if other != item.file:
@@ -135,6 +136,14 @@ def _case(
     scheme = labels or default_labels(items)
     patient = next((item.patient for item in items if item.patient), "")
     return Case(case_id, images, by_part.get("seg"), scheme, patient), problems
+
+
+def _name_findings(case_id: str, file: Path) -> list[Finding]:
+    if case_id.isprintable():
+        return []
+    what = "Expected a name that can be shown in one line, but it has a line break or the like."
+    fix = "Rename the files of this case, and their folder."
+    return [Finding(Code.BAD_NAME, in_one_line(case_id), file, what, fix)]
 
 
 def _missing(files: CaseFolder, case_id: str, part: str, near: Sequence[Path]) -> Finding:

@@ -129,3 +129,13 @@ def test_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "comparison.json").write_text("[]")
     with pytest.raises(UserError, match=r"comparison\.json: expected an object"):
         plan.keep(tmp_path)
+
+
+def test_method_of_ones_own_is_named_again_where_its_run_is_resumed(tmp_path):
+    (tmp_path / "methods").mkdir()
+    text = "balancer: {name: toy.Halving, settings: {factor: 1}}"
+    (tmp_path / "methods" / "mine.yaml").write_text(text)
+    (run,) = Plan(tasks("mosi"), ("mine",), (0,)).runs(tmp_path)
+    told = command_line(run, Path("out"), resume=True)
+    assert told == ["--resume", "out/runs/mosi/mine/seed-0", "--balancer.name", "toy.Halving"]
+    assert command_line(run, Path("out"), resume=False)[4:] == list(run.arguments)

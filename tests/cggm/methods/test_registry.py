@@ -13,6 +13,8 @@ import cggm.methods
 from cggm import Balancer
 from cggm.errors import UserError
 from cggm.methods import build_balancer, find_method, method_names
+from cggm.runs import parse_training
+from pipelines.mosi_train import MosiConfig
 from tests.cggm.networks import make_late
 
 ROOT = Path(__file__).parents[3]
@@ -52,6 +54,21 @@ def test_a_method_of_ones_own_trains_by_its_name(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/balance.jsonl").read_text().splitlines()]
     assert set(rows[-1]["term"].values()) == {0.25}
+
+
+@pytest.mark.parametrize("told", [(), ("--balancer.name", "Balancer"), ("--method", "cggm")])
+def test_a_run_that_is_resumed_imports_nothing_unless_told(tmp_path, monkeypatch, told):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{TOY}X = Halving")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    (run / "checkpoints" / "epoch-0001-step-00000001").mkdir(parents=True)
+    (run / "config.yaml").write_text("max_epochs: 1\nbalancer: {name: evil.X}\n")
+    with pytest.raises(UserError, match=r"say so: --balancer\.name evil\.X"):
+        parse_training(MosiConfig, None, ["--resume", str(run), *told], ROOT / "configs" / "mosi")
+    assert not (tmp_path / "ran").exists()
+    told = ["--resume", str(run), "--balancer.name", "evil.X"]
+    config, _ = parse_training(MosiConfig, None, told, ROOT / "configs" / "mosi")
+    assert find_method(config.balancer.name).__name__ == "Halving"
 
 
 def test_a_file_of_the_folder_is_found_without_a_list():

@@ -7,6 +7,7 @@ from cggm.errors import DataError
 from cggm_seg.data.cache import build_cache
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.findings import Code
+from cggm_seg.data.preprocessing import intensity_statistics, zscore
 from cggm_seg.data.volumes import read_case
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
 from tests.cggm_seg.verifying import found, stored, verify
@@ -97,3 +98,24 @@ def test_one_extreme_voxel_is_a_warning_and_is_clipped(data, tmp_path, caplog):
     assert image.max() <= expected.max()
     differing = np.flatnonzero(image != expected)
     assert differing.size == 1
+
+
+@pytest.mark.parametrize("factor", [1e29, 1e37, -1e37, 1e-36, 1e-300])
+def test_intensities_that_single_precision_does_not_hold_are_refused(data, tmp_path, factor):
+    change(case_file(data, "a", "t1"), lambda array: array * factor)
+    cases, _ = find_cases(data, labelled=True)
+    with pytest.raises(DataError, match=r"a_t1.*1e\+30"):
+        read_case(cases[0])
+    _, [error] = build_cache(cases, tmp_path / "cache", workers=1, progress=False)
+    assert error.case == "a"
+    assert Code.MAGNITUDE in [finding.code for finding in verify(data).findings]
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-20])
+def test_intensities_of_an_unusual_unit_are_read(data, factor):
+    change(case_file(data, "a", "t1"), lambda array: array * factor)
+    [case, *_], _ = find_cases(data, labelled=True)
+    images = read_case(case).images.astype(float)
+    scores = zscore(images, intensity_statistics(images))
+    brain = images[2] != 0
+    assert scores[2][brain].std() == pytest.approx(1, abs=1e-3)

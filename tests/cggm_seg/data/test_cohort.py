@@ -6,7 +6,7 @@ import pytest
 
 from cggm.errors import DataError, UserError
 from cggm.runs.storage.files import file_digest
-from cggm_seg.data.cache import build_cache
+from cggm_seg.data.cache import build_cache, entries
 from cggm_seg.data.cases import find_cases
 from cggm_seg.data.cohort import open_cohort
 from cggm_seg.data.findings import Code
@@ -19,6 +19,7 @@ from tests.cggm_seg.nifti import case_file, write_case
 class Options:
     used: tuple[str, ...] = ("t1ce", "flair")
     cache: Path | None = None
+    manifest: Path | None = None
     processes: int = 1
     strict: bool = False
     missing: str = "refuse"
@@ -60,7 +61,7 @@ def test_bad_cases_are_left_out_and_listed(data, tmp_path):
     assert [problem.case for problem in cohort.problems] == ["case1", "case0"]
     assert list(cohort.cases) == ["case2", "case3"]
     assert sorted(cohort.split.training + cohort.split.validation) == ["case2", "case3"]
-    assert sorted(file.stem for file in (tmp_path / "cache").iterdir()) == ["case2", "case3"]
+    assert [*entries(tmp_path / "cache")] == ["case2", "case3"]
     with pytest.raises(DataError, match="case1"):
         open_cohort(data, Options(strict=True))
 
@@ -156,3 +157,15 @@ def test_resumed_build_and_a_second_one_find_what_lacks_modalities(data, tmp_pat
     assert again.lacking == first.lacking == {"t1ce": ["case1"]}
     assert again.digests == first.digests
     assert sorted(again.digests["case1"]) == ["flair", "seg"]
+
+
+def test_manifest_that_lies_elsewhere_is_used(data, tmp_path):
+    verification = verify_data(data, output=tmp_path / "V", workers=1, progress=False)
+    assert f"--manifest {verification.manifest}" in verification.summary()
+    write_case(data, "case2", shape=(20, 18, 16), seed=9)
+    for number, manifest in enumerate((tmp_path / "V", verification.manifest)):
+        cohort = open_cohort(data, Options(cache=tmp_path / f"{number}", manifest=manifest))
+        assert {problem.case for problem in cohort.problems} == {"case2"}
+        assert cohort.problems[0].code is Code.CHANGED
+    with pytest.raises(UserError, match="nowhere is no file"):
+        open_cohort(data, Options(manifest=tmp_path / "nowhere"))

@@ -77,7 +77,18 @@ def test_appended_records_count_until_the_manifest_is_written_however_they_were_
     assert read_manifest(file) == {"e": record("e")}
 
 
-@pytest.mark.parametrize("content", [b"x\n", b"{}\n", b"[]\n", b"\xff\n", b'{"path": "a"}\n'])
+def of_record(**changes):
+    return json.dumps({**json.loads(record("a").to_json()), **changes}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"x\n", b"{}\n", b"[]\n", b"\xff\n", b'{"path": "a"}\n'),
+        *(b'{"a":' * 100_000 + b"\n", of_record(size="x"), of_record(shape=[[1]])),
+        of_record(unknown=1),
+    ],
+)
 def test_manifest_that_is_none_is_refused(tmp_path, content):
     file = tmp_path / "manifest.jsonl"
     file.write_bytes(content)

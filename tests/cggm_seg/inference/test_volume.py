@@ -210,3 +210,13 @@ def test_wrong_arguments_are_refused(network):
     for settings in ({"window": 100}, {"mode": "slices"}, {"batch_size": 0}):
         with pytest.raises(UserError):
             InferenceSettings(**settings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("flips", [False, True])
+def test_predictions_that_are_no_numbers_are_refused(always_one, value, flips):
+    images, _ = brain_volume()
+    with torch.no_grad():
+        always_one.output_layer.bias[1] = value
+    with pytest.raises(UserError, match="weights of the model"):
+        predict_volume(always_one, images, InferenceSettings(precision="float32", flips=flips))

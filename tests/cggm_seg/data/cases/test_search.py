@@ -132,6 +132,8 @@ def test_folder_without_cases_is_an_error(tmp_path):
 
 
 def test_finding_cases_does_not_load_torch():
-    code = "import cggm_seg.data.cases, cggm_seg.data.cache, sys; print('torch' in sys.modules)"
+    code = (
+        "import cggm_seg.data.cases, cggm_seg.data.cache.build, sys; print('torch' in sys.modules)"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from cggm.errors import DataError, UserError
 from cggm.runs.storage.files import file_digest
-from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, pack
+from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, entries, pack
 from cggm_seg.data.cases import Case, find_cases
 from tests.cggm_seg.nifti import SUFFIXES, case_file, write_case, write_volume
 
@@ -49,7 +51,13 @@ def rewrite(file: Path, change=lambda array: array + 1) -> None:
 
 
 def identity(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_ino for file in folder.iterdir()}
+    return {case_id: file.stat().st_ino for case_id, [file] in entries(folder).items()}
+
+
+def entry(folder: Path, case_id: str) -> Path:
+    """The one file that a case is cached in."""
+    [file] = entries(folder)[case_id]
+    return file
 
 
 def test_slices_are_the_standardized_brain(cases, folder):
@@ -117,7 +125,7 @@ def test_changed_file_of_equal_size_makes_its_entry_stale(cases, folder, tmp_pat
 
     cache, _ = build(cases, folder)
 
-    assert identity(folder)["b.safetensors"] == before["b.safetensors"]
+    assert identity(folder)["b"] == before["b"]
     fresh, _ = build(cases, tmp_path / "fresh")
     for z in range(fresh.depth("a")):
         np.testing.assert_array_equal(cache.read("a", z)[0], fresh.read("a", z)[0])
@@ -126,36 +134,40 @@ def test_changed_file_of_equal_size_makes_its_entry_stale(cases, folder, tmp_pat
 
 def test_touched_file_is_compared_once_by_content(cases, folder):
     build(cases, folder)
-    before = load_file(folder / "a.safetensors")
+    before = load_file(entry(folder, "a"))
     os.utime(cases[0].images["t1"])
     build(cases, folder)
     touched = identity(folder)
-    after = load_file(folder / "a.safetensors")
+    after = load_file(entry(folder, "a"))
     assert all(np.array_equal(after[name], before[name]) for name in before)
     build(cases, folder)
     assert identity(folder) == touched
 
 
+@pytest.mark.parametrize("content_in_name", [True, False])
 @pytest.mark.parametrize("field", ["format", "labels", "modalities"])
-def test_case_cached_otherwise_is_stale(cases, folder, field):
+def test_case_cached_otherwise_is_stale(cases, folder, field, content_in_name):
     cache, _ = build(cases, folder)
     expected = cache.read("a", 3)[0]
-    file = folder / "a.safetensors"
+    file = entry(folder, "a")
     tensors = load_file(file)
-    with safe_open(file, "np") as entry:
-        header = json.loads(entry.metadata()["header"])
+    with safe_open(file, "np") as cached:
+        header = json.loads(cached.metadata()["header"])
     header["key"][field] = "another"
     tensors["images"] += 1
-    save_file(tensors, file, {"header": json.dumps(header)})
+    file.unlink()
+    named = file if content_in_name else folder / "a.safetensors"
+    save_file(tensors, named, {"header": json.dumps(header)})
 
     cache, _ = build(cases, folder)
     np.testing.assert_array_equal(cache.read("a", 3)[0], expected)
+    assert entry(folder, "a") == file
 
 
 @pytest.mark.parametrize("length", [0, 5, 300, 5000])
 def test_torn_entry_is_rebuilt(cases, folder, length):
     build(cases, folder)
-    file = folder / "a.safetensors"
+    file = entry(folder, "a")
     content = file.read_bytes()
     file.write_bytes(content[:length])
     build(cases, folder)
@@ -164,10 +176,10 @@ def test_torn_entry_is_rebuilt(cases, folder, length):
 
 def test_foreign_file_is_replaced(cases, folder):
     build(cases, folder)
-    content = (folder / "a.safetensors").read_bytes()
-    save_file({"images": np.zeros(3)}, folder / "a.safetensors", {"format": "pt"})
+    content = entry(folder, "a").read_bytes()
+    save_file({"images": np.zeros(3)}, entry(folder, "a"), {"format": "pt"})
     build(cases, folder)
-    assert (folder / "a.safetensors").read_bytes() == content
+    assert entry(folder, "a").read_bytes() == content
 
 
 def test_open_cache_survives_a_rebuild(cases, folder):
@@ -183,7 +195,8 @@ def test_two_builds_at_once_give_one_whole_cache(cases, folder, tmp_path):
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         jobs = [pool.submit(build, cases, folder) for _ in range(4)]
         results = [job.result() for job in jobs]
-    assert sorted(file.name for file in folder.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert [*entries(folder)] == ["a", "b"]
+    assert len([*folder.iterdir()]) == 2
     for cache, errors in results:
         assert errors == []
         np.testing.assert_array_equal(cache.read("b", 5)[0], expected.read("b", 5)[0])
@@ -207,7 +220,7 @@ def test_bad_case_is_listed_and_the_others_are_cached(cases, folder, workers):
     cache, [error] = build_cache(cases, folder, workers=workers, progress=False)
     assert cache.case_ids == ("a",)
     assert (error.case, error.file) == ("b", broken)
-    assert [file.name for file in folder.iterdir()] == ["a.safetensors"]
+    assert [file.name for file in folder.iterdir()] == [entry(folder, "a").name]
 
 
 def test_file_that_vanished_is_listed(cases, folder):
@@ -283,7 +296,7 @@ def test_absent_modality_is_zero_and_known_as_absent(cases, folder):
     cache, _ = build(cases, folder)  # the file has come
     assert cache.present("a") == (True, True, True, True)
     np.testing.assert_array_equal(cache.read("a", 3)[0], expected[0])
-    assert identity(folder)["b.safetensors"] == before["b.safetensors"]
+    assert identity(folder)["b"] == before["b"]
 
 
 def test_cache_travels_to_other_processes_without_its_slices(cases, folder):
@@ -325,19 +338,22 @@ def test_format_is_raised_when_the_same_case_gives_another_content(tmp_path):
 
 def test_cases_of_an_earlier_format_are_cached_again_and_it_is_said(cases, folder, caplog):
     build(cases, folder)
-    file = folder / "a.safetensors"
+    file = entry(folder, "a")
     content = file.read_bytes()
     with safe_open(file, "np") as cached:
         header = json.loads(cached.metadata()["header"])
     # As written when the cache was keyed by the source text of the modules.
     header["key"] = {**header["key"], "transform": "0" * 64, "digests": ["0" * 64] * 5}
     del header["key"]["format"]
-    save_file(load_file(file), file, {"header": json.dumps(header)})
+    del header["sources"]
+    save_file(load_file(file), folder / "a.safetensors", {"header": json.dumps(header)})
+    file.unlink()
 
     build_cache(cases, folder, workers=1)
     [said] = caplog.messages
     assert "1 case was cached by another version" in said
     assert file.read_bytes() == content
+    assert entry(folder, "a") == file
     build_cache(cases, folder, workers=1)
     assert len(caplog.messages) == 1
 
@@ -353,3 +369,60 @@ def test_modalities_are_read_in_the_order_asked_for(cases, folder):
     flair, t1ce, _, t2 = cache.read("a", 3)[0]
     np.testing.assert_array_equal(cache.only(("t2", "flair")).read("a", 3)[0], [t2, flair])
     np.testing.assert_array_equal(cache.only(["t1ce"]).read("a", 3)[0], [t1ce])
+
+
+def test_cohorts_with_equal_names_share_a_folder(cases, folder, tmp_path):
+    for seed, case_id in enumerate(("a", "b"), 20):
+        write_case(tmp_path / "twins", case_id, shape=SHAPE, seed=seed)
+    twins = find_cases(tmp_path / "twins", labelled=True)[0]
+    expected = [
+        build(found, tmp_path / "apart")[0].read("a", 5)[0].copy() for found in (cases, twins)
+    ]
+    first, _ = build(cases, folder)  # nothing of it is opened yet
+    second, _ = build(twins, folder)
+    for cache, image in zip((first, second), expected, strict=True):
+        np.testing.assert_array_equal(cache.read("a", 5)[0], image)
+    assert not np.array_equal(*expected)
+    before = identity_of_all(folder)
+    for found in (cases, twins):
+        build(found, folder)
+    assert identity_of_all(folder) == before
+
+
+def identity_of_all(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_ino for file in folder.iterdir()}
+
+
+def test_entry_under_the_name_of_another_content_is_refused(cases, folder, tmp_path):
+    cache, _ = build(cases, folder)
+    entry(folder, "b").replace(entry(folder, "a"))
+    with pytest.raises(DataError, match=r"a, .*a\.[0-9a-f]{16}\.safetensors: .*Start again"):
+        cache.read("a", 3)
+    with pytest.raises(DataError, match="gone"):
+        cache.depth("b")
+
+
+def test_cache_of_an_earlier_version_is_used_as_it_is(cases, folder):
+    expected = build(cases, folder)[0].read("a", 3)[0]
+    for case_id in ("a", "b"):
+        entry(folder, case_id).rename(folder / f"{case_id}.safetensors")
+    before = identity_of_all(folder)
+    cache, _ = build(cases, folder)
+    assert identity_of_all(folder) == before
+    np.testing.assert_array_equal(cache.read("a", 3)[0], expected)
+
+
+def test_what_another_process_may_read_is_kept(cases, folder):
+    build(cases, folder)
+    old = entry(folder, "a")
+    code = "import sys, pathlib; from cggm.runs import share; share(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); input()", folder]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    rewrite(cases[0].images["t1"], lambda array: array * 2 + np.arange(SHAPE[2]))
+    build(cases, folder)
+    assert len(entries(folder)["a"]) == 2
+    reader.communicate("\n")
+    build(cases, folder)
+    assert entry(folder, "a") != old
