@@ -1,4 +1,4 @@
-"""Simulated tasks of two modalities whose information and learning speed are set by us.
+"""Simulated tasks of two or three modalities whose information and learning speed are set by us.
 
 Each modality observes the same code of a sample with noise of its own. Information is the ratio of
 code to noise, speed is the scale of both against nuisance inputs of unit variance: a scaled
@@ -35,6 +35,7 @@ class Scenario:
         shuffled: Share of the samples in which each modality shows another sample's code; shares of
             two modalities do not overlap.
         absent: The modality without which the scenario is judged, or ``None``.
+        names: Its modalities.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Scenario:
     slow: tuple[str, ...] = ("B",)
     shuffled: Mapping[str, float] = field(default_factory=dict)
     absent: str | None = None
+    names: tuple[str, ...] = NAMES
 
 
 SCENARIOS = {
@@ -65,6 +67,13 @@ SCENARIOS = {
         noise={"A": 0.5, "B": 1.0},
         absent="A",
     ),
+    "e": Scenario(
+        "three modalities: A learnt 4 times faster than B, C useless",
+        "gain over joint training; no loss by C",
+        noise={"A": 1.0, "B": 1.0, "C": 1.0},
+        shuffled={"C": 1.0},
+        names=("A", "B", "C"),
+    ),
 }
 # Found by bisection so that training on B alone takes 4 times the steps of training on A alone.
 SLOW_SCALES: dict[tuple[str, str], float] = {
@@ -83,14 +92,14 @@ def make_data(
     """Inputs by modality, and targets, of the splits ``train``, ``valid`` and ``test``."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"train": SIZES[task], "valid": TEST[task] // 4, "test": TEST[task]}
-    maps = {name: torch.randn(16, CODE, generator=generator) for name in NAMES}
+    maps = {name: torch.randn(16, CODE, generator=generator) for name in scenario.names}
     data = {}
     for split, size in sizes.items():
         draw = _draw_images if task == "segmentation" else _draw_vectors
         latent, target = draw(task, size, generator)
         position = torch.rand(size, generator=generator)
         inputs, start = {}, 0.0
-        for name in NAMES:
+        for name in scenario.names:
             end = start + scenario.shuffled.get(name, 0.0)
             apart = (start <= position) & (position < end)
             others = torch.randperm(size, generator=generator)

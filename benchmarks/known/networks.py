@@ -1,6 +1,6 @@
 """Small networks and heads for the simulated tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ WIDTH, CHANNELS = 32, 8
 class Network(nn.Module):
     """Small encoders, fusion by concatenation, one output layer."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, names: Sequence[str] = NAMES) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: make_encoder(task) for name in NAMES})
-        self.body = make_body(task, len(NAMES))
+        self.encoders = nn.ModuleDict({name: make_encoder(task) for name in names})
+        self.body = make_body(task, len(names))
         self.output_layer = make_output_layer(task)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -32,10 +32,10 @@ class Network(nn.Module):
 class LateNetwork(nn.Module):
     """The same encoders with a head each, whose predictions are combined."""
 
-    def __init__(self, task: str, rule: str) -> None:
+    def __init__(self, task: str, rule: str, names: Sequence[str] = NAMES) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: make_encoder(task) for name in NAMES})
-        self.output_layer = LateFusion({name: Head(task) for name in NAMES}, rule)
+        self.encoders = nn.ModuleDict({name: make_encoder(task) for name in names})
+        self.output_layer = LateFusion({name: Head(task) for name in names}, rule)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Prediction from inputs by modality."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.known.data import (
-    NAMES,
     SCENARIOS,
     SCORES,
     SLOW_SCALES,
@@ -64,6 +63,11 @@ class Case:
     optimizer: str
     seed: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modalities of the scenario."""
+        return SCENARIOS[self.scenario].names
+
 
 def make_optimizer(case: Case, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     rate = RATES[case.optimizer][case.task]
@@ -85,7 +89,7 @@ def replayed(case: Case, control: Row, epochs: int) -> dict[str, Any]:
     """Settings of a control, from the terms of CGGM in the same case."""
     history = train(case, Row("CGGM", control.replays or {}), epochs)[2]
     columns = torch.stack([readings["term"] for readings in history]).T.tolist()
-    terms = dict(zip(NAMES, columns, strict=True))
+    terms = dict(zip(case.names, columns, strict=True))
     if control.method == "RandomFactors":
         return {"terms": terms}
     return {"factors": {name: statistics.mean(column) for name, column in terms.items()}}
@@ -102,7 +106,7 @@ def train(
         case.seed,
     )
     torch.manual_seed(case.seed)
-    network = make_network(case.task, row.rule)
+    network = make_network(case, row.rule)
     feed = partial(batches, data["train"], case)
     balancer = make_balancer(case, row, network, data, feed)
     start = time.perf_counter()
@@ -110,10 +114,11 @@ def train(
     return data, network, history, time.perf_counter() - start
 
 
-def make_network(task: str, rule: FusionRule | None) -> nn.Module:
+def make_network(case: Case, rule: FusionRule | None) -> nn.Module:
     if rule is None:
-        return Network(task)
-    return LateNetwork(task, late_rule(rule, regression=task == "regression"))
+        return Network(case.task, case.names)
+    late = late_rule(rule, regression=case.task == "regression")
+    return LateNetwork(case.task, late, case.names)
 
 
 def make_balancer(
@@ -124,7 +129,7 @@ def make_balancer(
     optimizer = partial(make_optimizer, case)
     parts: dict[str, Callable[[], Any]] = {
         "task_loss": lambda: task_loss(case.task),
-        "heads": lambda: {name: Head(case.task) for name in NAMES},
+        "heads": lambda: {name: Head(case.task) for name in case.names},
         "score": lambda: SCORES[case.task],
         "samples": lambda: len(data["train"][1]),
         "trials": lambda: Trials(
@@ -188,18 +193,18 @@ def judge(case: Case, network: nn.Module, data: Mapping[str, Any]) -> dict[str, 
     """Score, score without each modality, and scores of linear probes of each encoder."""
     network.eval()
     (inputs, target), (known, labels) = data["test"], data["train"]
-    features = {name: network.encoders[name](inputs[name]) for name in NAMES}
-    trained = {name: network.encoders[name](known[name]) for name in NAMES}
+    features = {name: network.encoders[name](inputs[name]) for name in case.names}
+    trained = {name: network.encoders[name](known[name]) for name in case.names}
     return {
         "score": score(case, network.decode(features), target),
         "train": score(case, network.decode(trained), labels),
         "without": {
             name: score(case, network.decode(features | {name: zeros_of(features[name])}), target)
-            for name in NAMES
+            for name in case.names
         },
         "probe": {
             name: score(case, probe(case, trained[name], labels, features[name]), target)
-            for name in NAMES
+            for name in case.names
         },
     }
 

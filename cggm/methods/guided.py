@@ -271,7 +271,11 @@ class GuidedHeads(Balancer):
         }
         if self.shares == "live":
             return shares
-        return seen.float() if self.shares is None else shuffled_rows(shares, seen, self._draws())
+        return (
+            seen.float()
+            if self.shares is None
+            else shuffled_rows(shares, seen, self._draws("order"))
+        )
 
     def _temperature(self, target: Any) -> Tensor | float:  # noqa: ANN401
         if not isinstance(self.temperature, str):
@@ -299,9 +303,9 @@ class GuidedHeads(Balancer):
             return guided_weights(gates, trust)
         return per_modality("factors", factors, names).to(gates.device, non_blocking=True)
 
-    def _draws(self) -> torch.Generator:
-        """A generator on the processor, by seed, step, micro-batch and rank."""
-        key = f"{self.seed} {self.clock.steps} {self.micro_batches} {rank()}"
+    def _draws(self, what: str) -> torch.Generator:
+        """A generator on the processor, by what it draws, seed, step, micro-batch and rank."""
+        key = f"{what} {self.seed} {self.clock.steps} {self.micro_batches} {rank()}"
         return torch.Generator().manual_seed(Random(key).getrandbits(63))
 
     def _kept(self, chances: Tensor, step: Step) -> Tensor:
@@ -310,7 +314,7 @@ class GuidedHeads(Balancer):
         if step.presence is not None:
             there = step.presence.matrix().to(chances, non_blocking=True)
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, there)
-        drawn = torch.rand(len(chances), 1, generator=self._draws()).to(chances.device)
+        drawn = torch.rand(len(chances), 1, generator=self._draws("kept")).to(chances.device)
         below = chances.cumsum(1) / chances.sum(1, keepdim=True)
         chosen = (below <= drawn).sum(1)
         return nn.functional.one_hot(chosen, chances.shape[1]).bool()

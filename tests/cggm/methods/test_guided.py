@@ -171,7 +171,7 @@ class Anew:
         p = p / p.sum(1, keepdim=True)
         r = 1 + g * ((p / p.mean(0)).clamp_max(3) - 1)
 
-        key = Random(f"7 {self.steps} 1 0").getrandbits(63)
+        key = Random(f"kept 7 {self.steps} 1 0").getrandbits(63)
         drawn = torch.rand(len(target), 1, generator=torch.Generator().manual_seed(key))
         odds = (w * r).cumsum(1)
         m = (odds / odds[:, -1:] <= drawn).sum(1)
@@ -250,7 +250,7 @@ def test_ranks_draw_apart(monkeypatch):
     draws = []
     for number in (0, 1, 0):
         monkeypatch.setattr(guided, "rank", lambda number=number: number)
-        draws.append(torch.rand(8, generator=method._draws()))
+        draws.append(torch.rand(8, generator=method._draws("kept")))
     assert torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], draws[1])
 
