@@ -1,4 +1,4 @@
-.PHONY: demo test test-all lint bench faults compare-quick docs release-check hashes clean
+.PHONY: demo test test-all lint bench known-answer faults compare-quick docs release-check hashes clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,6 +23,11 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run_all
+
+# Guided heads, joint training and matched controls on 24 fresh seeds, trained at once.
+known-answer: $(READY)
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.known.proof \
+		--json benchmarks/results/guided.json --figure benchmarks/results/guided.png
 
 # Damaged data, checkpoints and caches, ours against the peers.
 faults: $(READY)

@@ -18,6 +18,7 @@ MODULES = {
     "sequences": "methods.sequence_step",
     "methods": "methods.cost",
     "known_answer": "known.answer",
+    "guided": "known.proof",
     "pickles": "data.pickles",
     "features": "data.features",
 }
