@@ -34,7 +34,7 @@ faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults/run.py --json benchmarks/results/faults.json
 
 # Every method with settings for few epochs; the order is that of the paper's tables.
-METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,greedy,ogm,$\
+METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,ogm,$\
 ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rectify_epochs=1,mmpareto,$\
 opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_ungated,cggm
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison

@@ -70,6 +70,7 @@ class Balancer(nn.Module):
         self.measure_norms = False
         self.norms: Tensor | None = None
         self._micro_batches = 0
+        self._finished = False
         self._calls_without_step = 0
         self._present: dict[str, Tensor | bool] = {}
         self._warned: set[str] = set()
@@ -181,6 +182,7 @@ class Balancer(nn.Module):
             self._keep_window(gradients_kept(self.binding.modules))
         self.calls += 1
         self._micro_batches += 1
+        self._finished = False
         step = self._step(prediction, target, loss)
         total = self.loss(step)
         self._set_factors(step)
@@ -252,6 +254,18 @@ class Balancer(nn.Module):
     def commit(self) -> None:
         """Move the state by the window; called once the optimizer really stepped."""
 
+    def finish_gradients(self) -> None:
+        """Let the method edit the gradients now, which it else does as the optimizer steps.
+
+        A loop that clips calls this between its last backward pass of a step and the clipping, so
+        that what a method puts into the gradients (MMPareto, the noise of OGM-GE) is clipped, too.
+        Gradients have to be without a loss scale by then. Methods that edit nothing do not need it.
+        """
+        if self._micro_batches and not self._finished:
+            self._measure(None)
+            self.edit_gradients()
+            self._finished = True
+
     def judge(self, step: Step, score: Score) -> HeadReadings:
         """Let every head predict and learn, and add to the window what it says.
 
@@ -277,6 +291,7 @@ class Balancer(nn.Module):
         """Forget the window: its step is not made, and the next call opens a new one."""
         self._keep_window(False)
         self._micro_batches = 0
+        self._finished = False
 
     def start_epoch(self, epoch: int) -> None:
         """Called at the start of each epoch, counted from 1; an override calls this one, too."""
@@ -288,9 +303,8 @@ class Balancer(nn.Module):
 
     def before_step(self, optimizer: Optimizer | None) -> None:
         """Called before the network is updated, with the optimizer where it is one of torch's."""
-        if self.measure_norms:
-            self.norms = gradient_norms(self.binding.encoders.values(), optimizer)
-        if self._micro_batches:
+        self._measure(optimizer)
+        if self._micro_batches and not self._finished:
             self.edit_gradients()
 
     def after_step(self) -> None:
@@ -305,13 +319,19 @@ class Balancer(nn.Module):
         self.window.clear()
         self.clock.steps += 1
         self._micro_batches = self._calls_without_step = 0
+        self._finished = False
         steps = self.clock.steps
         if steps & (steps - 1) == 0 and self.binding.device.type == "cpu":  # 1, 2, 4, ...
             self._check_heads()
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the hooks and the window: a copy, or a saved balancer, is not bound."""
-        return self.__dict__ | {"_binding": None, "window": Window(), "_micro_batches": 0}
+        unbound = {"_binding": None, "window": Window(), "_micro_batches": 0, "_finished": False}
+        return self.__dict__ | unbound
+
+    def _measure(self, optimizer: Optimizer | None) -> None:
+        if self.measure_norms:
+            self.norms = gradient_norms(self.binding.encoders.values(), optimizer)
 
     def _step(self, prediction: Any, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
         binding = self.binding

@@ -13,6 +13,10 @@ from torch import Tensor
 # Keeps half-precision gradients of a mean over many voxels out of the subnormal range.
 _HALF_SCALE = 1024.0
 
+# Gains whose sum is below this share of their sizes cancel: what is left of the sum is rounding. Of
+# float32 scores of B samples it is up to some 1e-6; a true sum is at least 1 / (B M) of the sizes.
+_CANCELS = 1e-5
+
 # Nodes that PyTorch puts into a graph where a formula is not implemented, or forbidden.
 _WITHOUT_DERIVATIVE = ("NotImplemented", "Error", "DelayedError")
 
@@ -66,9 +70,11 @@ def balancing_terms(gains: Tensor, rho: float = 1.0, kind: str = "abs") -> Tenso
     ============ ================================================ ====================
 
     Where a term is undefined (no gain at all, a gain that is not finite) every modality gets the
-    neutral term :math:`\rho (M-1)/M`, the value at equal gains. A single modality has nothing to be
-    balanced against: its term is 1. Terms lower the encoders' learning rate by (M-1)/M on average;
-    ``rho = M/(M-1)`` undoes that.
+    neutral term :math:`\rho (M-1)/M`, the value at equal gains. So it does under ``raw``
+    where gains cancel, :math:`|\sum_k d_k| \le 10^{-5} \sum_k |d_k|`: whether the sum is then zero,
+    and which sign it has, is a matter of rounding, and a term could be anything. A single modality
+    has nothing to be balanced against: its term is 1. Terms lower the encoders' learning rate by
+    (M-1)/M on average; ``rho = M/(M-1)`` undoes that.
 
     Args:
         gains: Change of each head's score, higher is better, shape ``(M,)``.
@@ -91,8 +97,10 @@ def balancing_terms(gains: Tensor, rho: float = 1.0, kind: str = "abs") -> Tenso
     if count == 1:
         return torch.ones_like(gains)
     terms = rho * TERMS[kind](gains)
-    neutral = rho * (count - 1) / count
-    return torch.where(torch.isfinite(terms).all(), terms, neutral)
+    defined = torch.isfinite(terms).all()
+    if kind == "raw":
+        defined &= gains.sum().abs() > _CANCELS * gains.abs().sum()
+    return torch.where(defined, terms, rho * (count - 1) / count)
 
 
 def signal_gates(signal: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from cggm.runs import parse_options, require, run
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
-    "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,greedy,ogm,ogm_ge,agm,pmr,umt,"
+    "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,ogm,ogm_ge,agm,pmr,umt,"
     "joint_late,ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
 )
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cggm.methods import build_balancer
+from cggm.errors import UserError
+from cggm.methods import CGGM, build_balancer
 from cggm.runs.config import read_config
 from cggm.trials import Trials
 from cggm_seg.training.config import BratsConfig
@@ -110,6 +111,45 @@ def test_sizes_and_rates_are_the_papers(data, layers, optimizer, batch_size, set
     assert (step.name, step.weight_decay) == optimizer
     assert (step.lr, step.head_lr, step.clip_norm) == (0.001, 0.0005, 0.8)
     assert (config.batch_size, config.balancer.settings) == (batch_size, settings)
+
+
+@pytest.mark.parametrize("data", SCHEMAS)
+def test_cggm_is_what_a_script_does_without_a_method(data):
+    base = [CONFIGS / data / "train.yaml"]
+    alone = read_config(SCHEMAS[data], base).balancer
+    method = read_config(SCHEMAS[data], [*base, CONFIGS / "methods" / "cggm.yaml"]).balancer
+    pair = [_cggm(balancer.settings) for balancer in (alone, method)]
+    assert pair[0] == pair[1]
+
+
+def _cggm(settings):
+    balancer = CGGM({n: LinearHead() for n in NAMES}, nn.L1Loss(), accuracy, **settings)
+    keys = ("rho", "lam", "terms", "direction", "acts_on", "gate", "warmup")
+    return {key: getattr(balancer, key) for key in keys} | {"gain": balancer.scores.gain}
+
+
+@pytest.mark.parametrize(
+    ("data", "paper", "released"),
+    [
+        ("mosi", (1.3, 0.2), (1.3, 0.2)),
+        ("iemocap", (1.2, 0.1), (1.3, 0.2)),
+        ("food101", (1.3, 0.05), (1.3, 0.05)),
+        ("brats", (1.0, 0.1), (1.0, 0.1)),
+    ],
+)
+def test_cggm_of_paper_and_release_has_rho_and_lambda_of_the_data_set(data, paper, released):
+    for name, expected in (("cggm_paper", paper), ("cggm_released", released)):
+        files = [CONFIGS / data / "train.yaml", CONFIGS / "methods" / f"{name}.yaml"]
+        settings = read_config(SCHEMAS[data], files).balancer.settings
+        assert (settings["rho"], settings["lam"]) == expected
+        assert settings["gain"] == "batch"
+
+
+@pytest.mark.parametrize("text", ["tasks: 3\n", "tasks: {mosi: 2}\nbalancer: {name: OGM}\n"])
+def test_settings_by_task_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match="unknown key `tasks"):
+        read_config(MosiConfig, [tmp_path / "own.yaml"])
 
 
 @pytest.mark.parametrize("file", [*BASES, *METHODS], ids=name)

@@ -28,7 +28,7 @@ def counts(modalities: int) -> dict[str, Counts]:
         "gblending": through,
         "gblending_offline": through,
         # gains, means and the choice; norms of gradients and of parameters
-        "greedy": {"features": 3, "gradients": 2},
+        "greedy_features": {"features": 3, "gradients": 2},
         "joint": heads | {"loss": 1},
         "mmpareto": pareto,
         "mrd": {"features": 1},
@@ -39,6 +39,7 @@ def counts(modalities: int) -> dict[str, Counts]:
         # the loss of each sample alone by each head; the extra pass is trained through
         "guided": through
         | {"loss": modalities + 1, "features": 1, "fusion forward": 1, "fusion backward": 1},
+        "ogm_continuous": heads,
         # the deviation, its noise, and their product and sum
         "ogm_ge": heads | {"draws": 1, "gradients": 5},
         # the prediction from thinned features is the one that is differentiated

@@ -38,7 +38,7 @@ RATE = 1e-4  # what is learnt is random; all sides move the same weights
 # Where a configuration does its work in some steps alone, every step of ours does it.
 EVERY_STEP = {"opm": {"p_exe": 1.0, "warmup_epochs": 0}}
 TRIAL_EPOCHS = 2
-EPOCHS = {"greedy": 2, "reconboost": 5}
+EPOCHS = {"greedy_features": 2, "reconboost": 9}
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Task:
 
 
 def names() -> list[str]:
-    """Names of the configurations of methods; joint training without heads first."""
-    found = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
+    """Configurations of methods that these networks can have; joint training comes first."""
+    found = sorted({path.stem for path in (CONFIGS / "methods").glob("*.yaml")} - {"greedy"})
     return ["plain", *(name for name in found if name != "plain")]
 
 
@@ -131,7 +131,7 @@ def slice_task(fusion: str, batch: int = 8) -> Task:
     size = (batch, SLICE_SIZE, SLICE_SIZE)
     images, labels = torch.randn(batch, 4, *size[1:]), torch.randint(0, CLASSES, size)
     rates = slice_config.SgdConfig(**demo["optimizer"])
-    make = partial(slice_balancing.factory, rates)
+    make = partial(slice_balancing.sgd_factory, rates)
     loss, heads = SoftDiceCELoss(), partial(slice_heads, network)
     parts = {"heads": heads, "score": lambda: region_dice_counts}
     return _task(network, (images, labels), loss, make(RATE), make(rates.head_lr), parts)

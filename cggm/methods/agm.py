@@ -90,7 +90,7 @@ class AGM(Balancer):
             raise ValueError(f"Expected 1 <= `first_epoch` <= `last_epoch`, but got {epochs}.")
         self.alpha, self.cap, self.beta, self.epochs = alpha, cap, beta, epochs
         self.register_buffer("weights", torch.zeros(0), persistent=False)
-        self.register_buffer("mean", torch.zeros(0))
+        self.register_buffer("mean", torch.zeros(0, dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def prepare(self, binding: Binding) -> None:
@@ -104,7 +104,7 @@ class AGM(Balancer):
                 "Choose another method."
             )
         if len(self.mean) != count:
-            self.mean = torch.zeros(count)
+            self.mean = torch.zeros(count, dtype=torch.float32)
         self.weights = shapley_weights(binding.names)
 
     def loss(self, step: Step) -> Tensor:

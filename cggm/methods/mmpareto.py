@@ -42,9 +42,10 @@ class MMPareto(Balancer):
 
     :math:`g^{uni}` is the mean over the window's micro-batches and over ranks; the loop has to
     average likewise. It takes one more backward pass through every encoder, memory for one
-    gradient of it, and a graph kept for two. A clipping by the loop comes before the combination
-    and sees :math:`g^{mm}` alone. With several optimizers under a gradient scaler, unscale all
-    before the first one steps.
+    gradient of it, and a graph kept for two. A loop of one's own that clips calls
+    :meth:`~cggm.Balancer.finish_gradients` before it does: else the combination is made as the
+    optimizer steps, after a clipping that saw :math:`g^{mm}` alone. With several optimizers under a
+    gradient scaler, unscale all before the first one steps.
 
     Do not use it where a modality carries no signal: the noise of its head gets a full share. Under
     Adam :math:`\gamma` cancels, and the direction alone is left.

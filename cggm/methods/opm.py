@@ -1,7 +1,6 @@
 """OPM: on-the-fly prediction modulation."""
 
 from collections.abc import Mapping
-from functools import partial
 from random import Random
 
 import torch
@@ -12,47 +11,52 @@ from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import world_size
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.methods._parts import confidence_ratios, confidence_score
+from cggm.methods._parts import channel_axis, confidence_ratios, confidence_score
 from cggm.passes import Step
 from cggm.scores import Score, ratio_score
-from cggm.tensors import map_tensors
+from cggm.tensors import Features, keep_samples, map_tensors, tensors_in
 
 
 class OPM(Balancer):
     r"""On-the-fly prediction modulation (Wei et al., TPAMI 2024), the sibling of :class:`OGM`.
 
-    Beyond the systems that CGGM was compared with. Units of the features of a modality that is
-    ahead are dropped with the probability q, and kept ones enlarged to the same expectation, so
-    that the fusion cannot lean on it. With the summed probability of the true class,
-    :math:`s_m = \sum_b \mathrm{softmax}(z_m)_{b, y_b}`,
+    Beyond the systems that CGGM was compared with. A modality that is ahead is taken away from a
+    sample as a whole with the probability q, so that the fusion cannot lean on it. With the summed
+    probability of the true class, :math:`s_m = \sum_b \mathrm{softmax}(z_m)_{b, y_b}`, and the
+    width :math:`d_m` of what encoder m returns,
 
     .. math:: \rho_m = \frac{s_m}{\mathrm{mean}_{k \neq m} s_k}, \quad
-              q_m = q_{base} (1 + \lambda \tanh(\rho_m - 1)) \text{ if } \rho_m > 1 \text{ else } 0,
-              \quad \tilde h_m = \frac{\mathrm{Bern}(1 - q_m) \odot h_m}{1 - q_m}
+              q_m = q_{base} (1 + \lambda \tanh(\rho_m - 1)) \text{ if } \rho_m > 1 \text{ else } 0
 
-        L = L_{task}(f(\tilde h), y)
+    .. math:: \tilde h_{m,b} = \frac{r_{m,b} h_{m,b}}{1 - \theta}, \quad
+              r_{m,b} \sim \mathrm{Bern}(1 - q_m), \quad
+              \theta = \frac{\sum_m d_m q_m}{\sum_m d_m}, \quad
+              L = L_{task}(f(\tilde h), y)
 
-    At each optimizer step this happens with the probability :math:`p_{exe}`; other steps are joint
-    ones. It acts in the forward pass, so that no optimizer cancels it. It costs the heads and,
-    where it happens, one more pass through the fusion in the mode that the network is in. That
-    pass moves no running statistics: they see the undropped features, as at inference.
+    What is kept is enlarged in all modalities alike. At each optimizer step this happens with the
+    probability :math:`p_{exe}`; other steps are joint ones. It acts in the forward pass, so that no
+    optimizer cancels it. It costs the heads and, where it happens, one more pass through the fusion
+    in the mode that the network is in. That pass moves no running statistics: they see all
+    features, as at inference.
 
-    Published: two modalities, classification, features that are vectors. Our extensions:
+    Published: two modalities, classification, features that are vectors, six epochs of warm-up. No
+    sample loses all, as the modality that is furthest behind is never dropped. Our extensions:
 
-    - heads that learn from detached features judge, on features of which nothing is dropped;
+    - heads that learn from detached features judge, on features of which nothing is dropped; the
+      paper splits the linear layer on concatenated features;
     - three and more modalities: each against the mean of the others; a single one is left alone;
     - regression and dense prediction by ``score``. If a score is negative, such as a negated error,
       exponentials of the scores are compared;
-    - a unit is an entry of the last axis of a feature where the output layer is linear, of the
-      second axis where it is a convolution, and is dropped for all steps or places of a sample.
-      Tensors of other types than floats stay, so that masks do.
+    - sequences and maps are dropped as a whole, with their masks, and the width is that of their
+      channels: the last axis where the output layer is linear, the second where it is a
+      convolution. Tensors of several levels add up.
 
     Under accumulation the scores are the window's so far. A draw is a function of the seed, the
     rank, the optimizer steps made and the micro-batch; whether to drop is drawn alike on all ranks
     and in a window.
 
-    Do not use it where a modality carries no signal: the others are thinned out for nothing. q
-    jumps from 0 to its base where the ratio passes 1, so one of two near equals is always thinned.
+    Do not use it where a modality carries no signal: the others are dropped for nothing. q
+    jumps from 0 to its base where the ratio passes 1, so one of two near equals is always dropped.
     A loop of one's own must call ``start_epoch``, or it stays in epoch 1, a warm-up by default.
 
     Args:
@@ -80,10 +84,10 @@ class OPM(Balancer):
         task_loss: Criterion,
         score: Score | None = None,
         *,
-        q_base: float = 0.4,
+        q_base: float = 0.5,
         lam: float = 0.5,
         p_exe: float = 0.7,
-        warmup_epochs: int = 5,
+        warmup_epochs: int = 6,
         seed: int = 0,
         head_optimizer: OptimizerFactory = default_optimizer,
     ) -> None:
@@ -107,22 +111,24 @@ class OPM(Balancer):
         binding.require_decode("OPM")
 
     def loss(self, step: Step) -> Tensor:
-        """Task loss, where it happens of a prediction from thinned features."""
+        """Task loss, where it happens of a prediction without what is dropped."""
         drops = self._judge(step)
         draw = Random(f"{self.seed} {self.clock.steps}").random()
         warm = self.clock.current > self.warmup_epochs
         if self.q_base == 0 or len(drops) == 1 or not warm or draw >= self.p_exe:
             return step.loss
-        axis = -1 if self.binding.channels_last else 1
-        generator = self._generator()
-        features = {}
-        for name, drop in zip(self.binding.names, drops, strict=True):
-            thin = partial(_thinned, drop=drop, axis=axis, generator=generator)
-            features[name] = map_tensors(thin, step.features[name])
+        widths = torch.tensor([self._width(step.features[n]) for n in self.binding.names])
+        share = widths.to(drops, non_blocking=True)
+        gain = 1 / (1 - (share * drops).sum() / share.sum())
+        kept = self._kept(drops, len(step.prediction))
+        features = {
+            name: _times(gain, keep_samples(step.features[name], row))
+            for name, row in zip(self.binding.names, kept, strict=True)
+        }
         return self.task_loss(self.binding.decode(features), step.target)
 
     def _judge(self, step: Step) -> Tensor:
-        """Probability of dropping a unit of each modality, ``(M,)``."""
+        """Probability of dropping each modality, ``(M,)``."""
         score = confidence_score(self.score, step.prediction, step.target)
         heads = self.judge(step, score)
         scores = ratio_score(self.window["counts"])
@@ -136,28 +142,33 @@ class OPM(Balancer):
         }
         return drops
 
-    def _generator(self) -> torch.Generator:
+    def _width(self, features: Features) -> float:
+        """Channels of what an encoder returns."""
+        floats = [x for x in tensors_in(features) if x.is_floating_point() and x.ndim > 1]
+        return float(sum(x.shape[channel_axis(x, self.binding)] for x in floats))
+
+    def _kept(self, drops: Tensor, size: int) -> Tensor:
+        """Which samples of this call keep which modality, bool, ``(M, B)``."""
         rank = dist.get_rank() if world_size() > 1 else 0
         draw = Random(f"{self.seed} {self.clock.steps} {rank} {self.micro_batches}")
-        return torch.Generator(self.binding.device).manual_seed(draw.getrandbits(63))
+        generator = torch.Generator(self.binding.device).manual_seed(draw.getrandbits(63))
+        uniform = torch.rand(
+            len(drops), size, generator=generator, device=drops.device, dtype=torch.float32
+        )
+        return uniform >= drops[:, None]
 
 
 def drop_probabilities(ratios: Tensor, q_base: float, lam: float) -> Tensor:
     """Probabilities q of :class:`OPM` from ratios, both ``(M,)``; 0 where a ratio is undefined.
 
     Example:
-        >>> drop_probabilities(torch.tensor([2.0, 0.5]), 0.4, 0.5)
-        tensor([0.5523, 0.0000])
+        >>> drop_probabilities(torch.tensor([2.0, 0.5]), 0.5, 0.5)
+        tensor([0.6904, 0.0000])
     """
     drops = q_base * (1 + lam * (ratios - 1).tanh())
     return torch.where(ratios > 1, drops, 0.0)
 
 
-def _thinned(values: Tensor, drop: Tensor, axis: int, generator: torch.Generator) -> Tensor:
-    """Values of which units are dropped at random."""
-    if not values.is_floating_point():
-        return values
-    shape = [1] * values.ndim
-    shape[0], shape[axis] = values.shape[0], values.shape[axis]
-    kept = torch.rand(shape, generator=generator, device=values.device) >= drop
-    return values * torch.where(kept, 1 / (1 - drop), 0.0).to(values.dtype)
+def _times(factor: Tensor, features: Features) -> Features:
+    """Features of which every tensor of floats is multiplied by a scalar."""
+    return map_tensors(lambda x: x * factor.to(x) if x.is_floating_point() else x, features)

@@ -81,8 +81,8 @@ class QMF(Balancer):
                 f"{unimodal} and {lam}."
             )
         self.unimodal, self.lam = unimodal, lam
-        self.register_buffer("sums", torch.zeros(0, samples))
-        self.register_buffer("counts", torch.zeros(samples))
+        self.register_buffer("sums", torch.zeros(0, samples, dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(samples, dtype=torch.float32))
         self._samples: Tensor | None = None
 
     def prepare(self, binding: Binding) -> None:

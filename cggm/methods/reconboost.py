@@ -25,10 +25,15 @@ class ReconBoost(Balancer):
         L_k = -\frac{1}{C} \sum_c y_c (w_1 - w_2 q_c) \log \mathrm{softmax}(z_k)_c + \alpha \,
             \mathrm{MSE}(\mathrm{softmax}(z_k), \mathrm{sg}[\mathrm{softmax}(z_{k'})])
 
-    so that samples the others explain weigh less. Every modality has its turn of
-    ``epochs_per_stage`` epochs; then all learn jointly from :math:`L(\sum_j z_j, y)` for
-    ``rectify_epochs``; and again. The agreement term has a gradient, which the released code
-    detaches away. In the first turn of all nobody learnt before, and the term is left out.
+    so that samples the others explain weigh less. A turn takes ``epochs_per_stage`` epochs, and
+    after every turn all learn jointly from :math:`L(\sum_j z_j, y)` for ``rectify_epochs``; epoch
+    e, from 1, belongs to :math:`k = \lfloor (e - 1) / (turn + rectify) \rfloor \bmod M`. The
+    agreement term has a gradient, which the released code detaches away. In the first turn of all
+    nobody learnt before, and the term is left out.
+
+    Of the authors' runs two things are not in the equations, and not done here: modalities share
+    one linear layer (``common_space``, on by default), and encoders may start from unimodal
+    trainings (``--use_pretrain``). Nor is the first turn's share of the others set to 1.
 
     The published rectification multiplies the sum by a learnable boost rate, at first 1. Here it
     stays 1: a network does not know a rate that its training held, the heads' last layers can
@@ -48,13 +53,14 @@ class ReconBoost(Balancer):
     step; ``find_unused_parameters=True`` would not help and is not needed.
 
     A loop without a handler has to call ``start_epoch``. Do not use it for runs of fewer epochs
-    than ``M * epochs_per_stage + rectify_epochs``, and compare epochs fairly: a modality learns in
-    few of them. A small ``w1 - w2`` leaves little to learn from once the others are confident.
+    than ``M * (epochs_per_stage + rectify_epochs)``, in which some modality never has a turn, and
+    compare epochs fairly: a modality learns in few of them. A small ``w1 - w2`` leaves little to
+    learn from once the others are confident.
 
     Args:
         task_loss: ``(prediction, target)`` to a scalar, for rectification and regression.
         epochs_per_stage: Epochs of one modality's turn; 0 is joint training throughout.
-        rectify_epochs: Joint epochs after all turns.
+        rectify_epochs: Joint epochs after every turn.
         w1: Weight of the cross-entropy; the code takes 5 (CREMA-D), 4 (AVE, ModelNet40), 1 (MOSI).
         w2: Share of what the others explain, at most ``w1``; the code takes 1 or 0.25.
         alpha: Weight of the agreement term, not negative.
@@ -102,8 +108,8 @@ class ReconBoost(Balancer):
                 "Expected epochs to be announced to ReconBoost, whose modalities take turns, but "
                 "none was. Attach a BalanceHandler, or call `start_epoch(epoch)`."
             )
-        index = (self.clock.epoch - 1) % (count * turn + rectify) // turn
-        return index if index < count else None
+        stage, epoch = divmod(self.clock.epoch - 1, turn + rectify)
+        return stage % count if epoch < turn else None
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a network that is no sum of its modalities."""
@@ -119,7 +125,7 @@ class ReconBoost(Balancer):
         """Loss of the active modality, or the task loss."""
         active = self.active
         if active is None:
-            self.readings = {"term": self._learning.sum(0)}
+            self.readings = {"term": torch.ones_like(self._learning[0])}
             return step.loss
         self.readings = {"term": self._learning[active]}
         alone = [step.unimodal[name] for name in self.binding.names]

@@ -222,14 +222,17 @@ class ConfigReader:
         """Lay the values of a YAML file over what is known so far.
 
         Args:
-            file: Keys that it does not name keep their values.
+            file: Keys that it does not name keep their values. What it has under ``tasks`` by the
+                name of a task goes into ``balancer.settings`` for that task's script alone.
 
         Raises:
             UserError: Naming the file, for an unknown key, a wrong type or no YAML.
         """
         content = read_yaml(file)
-        if isinstance(content, dict) and self._tasks:
-            self._check_task(content.pop("task", None), file)
+        if isinstance(content, dict):
+            if self._tasks:
+                self._check_task(content.pop("task", None), file)
+            content = _for_task(content, self._tasks)
         values = dict(_flat(content, self._hints, file))
         for key in values:
             if key not in self._hints:
@@ -338,6 +341,19 @@ class ConfigReader:
                     "See --help for the options.",
                 )
         return UserError(f"{where}{error.message}.", "See --help for the options.")
+
+
+def _for_task(content: dict[str, Any], tasks: Collection[str]) -> dict[str, Any]:
+    """Values of a file with the settings of the balancing method that it has for a task."""
+    own, balancer = content.get("tasks"), content.get("balancer")
+    found = [own] if own is None else [*own.values()] if isinstance(own, Mapping) else [own]
+    if own is None or not all(isinstance(part, Mapping) for part in (balancer, *found)):
+        return content
+    settings = dict(balancer.get("settings") or {})  # type: ignore[union-attr]
+    for task in sorted(tasks & own.keys()):
+        settings |= own[task]
+    rest = {key: value for key, value in content.items() if key != "tasks"}
+    return {**rest, "balancer": {**balancer, "settings": settings}}  # type: ignore[dict-item]
 
 
 def options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:

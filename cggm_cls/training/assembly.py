@@ -92,6 +92,7 @@ class SequenceTraining:
         loss.backward()  # type: ignore[no-untyped-call]
         engine.state.output = {"loss": loss.detach()}  # type: ignore[assignment]
         self.session.guard.check()  # before clipping, which spreads what is not finite
+        self.balancer.finish_gradients()
         if self.config.optimizer.clip_norm:
             clip_grad_norm_(self._replica.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()

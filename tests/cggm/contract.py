@@ -25,6 +25,7 @@ class Contract:
         windows: Why a batch in two micro-batches does not equal the batch; empty if it does.
         ranks: Why a batch in halves on two ranks does not equal the batch; empty if it does.
         acts: Whether the settings change anything.
+        gated: Whether the network needs units by which modalities modulate each other.
     """
 
     neutral: Settings
@@ -38,6 +39,7 @@ class Contract:
     windows: str = ""
     ranks: str = ""
     acts: bool = True
+    gated: bool = False
 
 
 CONTRACTS = {
@@ -55,7 +57,13 @@ CONTRACTS = {
     "GradientBlending": Contract(
         {"weights": {"fused": 1.0}}, {"mode": "online", "epochs": 1, "every": 2}
     ),
-    "Greedy": Contract({"epsilon": None}, {"epsilon": 0.0, "steps": 1, "first_epoch": 1}),
+    "Greedy": Contract(
+        {"epsilon": None},
+        {"epsilon": 0.0, "steps": 1, "first_epoch": 1},
+        refuses={"segmentation": "Expected `bypass`, the units by which"},
+        gated=True,
+    ),
+    "GreedyFeatures": Contract({"epsilon": None}, {"epsilon": 0.0, "steps": 1, "first_epoch": 1}),
     "GuidedHeads": Contract(
         {"mu": 0.0, "nu": 0.0},
         named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}},

@@ -18,6 +18,7 @@ from tests.cggm.networks import (
     AdditiveMaps,
     Convolutional,
     ConvolutionalHead,
+    Gated,
     Late,
     LateFused,
     LinearHead,
@@ -76,6 +77,8 @@ def make(name: str, task: str = "", names: Sequence[str] = NAMES, seed: int = 0)
     """The network that a method needs for a task, or its own one, always the same for a seed."""
     torch.manual_seed(seed)
     task = task or CONTRACTS[name].task
+    if CONTRACTS[name].gated and task != "segmentation":
+        return Gated(names, classes=4 if task == "classification" else 1)
     network = TASKS[task].network(names)
     rule = CONTRACTS[name].rules.get(task)
     return network if rule is None else LateFused(network.encoders, TASKS[task].head, rule)
@@ -84,7 +87,7 @@ def make(name: str, task: str = "", names: Sequence[str] = NAMES, seed: int = 0)
 def additive(name: str, names: Sequence[str] = NAMES) -> nn.Module:
     """A network for its own task that does not depend on the order of its modalities."""
     torch.manual_seed(0)
-    if CONTRACTS[name].rules:
+    if CONTRACTS[name].rules or CONTRACTS[name].gated:
         return make(name, names=names)
     return AdditiveMaps(names) if CONTRACTS[name].task == "segmentation" else Additive(names)
 
@@ -122,6 +125,7 @@ def build(
         "score": lambda: kind.score,
         "head_optimizer": lambda: sgd,
         "samples": lambda: 16,
+        "bypass": lambda: getattr(network, "units", None),
         "trials": lambda: Trials(network, kind.loss, lambda e: batches, lambda e: batches[:1], sgd),
     }
     return build_balancer(name, settings, parts)

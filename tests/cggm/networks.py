@@ -45,6 +45,19 @@ class Additive(Late):
         return self.output_layer(self.fusion(torch.stack(list(features.values())).sum(0)))
 
 
+class Gated(Additive):
+    """Modalities each of which is modulated by what a unit makes of all."""
+
+    def __init__(self, names=NAMES, width: int = 6, classes: int = 4) -> None:
+        super().__init__(names, width, classes)
+        self.units = nn.ModuleDict({n: nn.Linear(width, width) for n in names})
+
+    def decode(self, features: Mapping[str, Tensor]) -> Tensor:
+        total = torch.stack(list(features.values())).sum(0)
+        pairs = features.items()
+        return super().decode({n: x * self.units[n](total).sigmoid() for n, x in pairs})
+
+
 class Convolutional(nn.Module):
     """Encoders with a skip inside a dict, a 1x1 output layer and upsampling, in 2-D or 3-D."""
 

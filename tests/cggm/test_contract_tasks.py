@@ -48,8 +48,9 @@ def test_trains_with_finite_losses(name, task, count):
 
 
 @cache
-def joint_training(task, count, rule):
-    name = next(n for n in method_names() if CONTRACTS[n].rules.get(task) == rule)
+def joint_training(task, count, rule, gated):
+    kinds = {n: (CONTRACTS[n].rules.get(task), CONTRACTS[n].gated) for n in method_names()}
+    name = next(n for n, kind in kinds.items() if kind == (rule, gated))
     names = names_of(count)
     network = make(name, task, names)
     train(network, TASKS[task].loss, batches_of(task, names, 2))
@@ -62,7 +63,8 @@ def test_neutral_setting_is_joint_training(name, task, count):
     names = names_of(count)
     network = make(name, task, names)
     train(network, neutral(name, network, task), batches_of(task, names, 2), epochs=(1, 2))
-    assert same(network, joint_training(task, count, CONTRACTS[name].rules.get(task)))
+    contract = CONTRACTS[name]
+    assert same(network, joint_training(task, count, contract.rules.get(task), contract.gated))
 
 
 @served

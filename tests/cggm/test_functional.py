@@ -96,6 +96,21 @@ def test_raw_is_neutral_where_gains_cancel():
     assert_close(balancing_terms(tensor(0.25, -0.25), 1.3, "raw"), tensor(0.65, 0.65))
 
 
+@pytest.mark.parametrize("size", [24, 48, 50, 64, 100, 1000])
+def test_raw_is_neutral_where_gains_of_accuracies_cancel_but_for_rounding(size):
+    generator = torch.Generator().manual_seed(0)
+    before, after = torch.randint(size // 4, size // 2, (2, 500, 3), generator=generator)
+    after[:, 2] = before.sum(1) - after[:, :2].sum(1)
+    before, after = before.float() / size, after.float() / size
+    terms = [balancing_terms(b - a, 1.2, "raw") for a, b in zip(before, after, strict=True)]
+    assert_close(torch.stack(terms), torch.full((500, 3), 0.8))
+    # one sample more is no cancellation: sizes of the gains over the sum, which is 1 / size
+    gain = after[0] - before[0]
+    more = gain + torch.tensor([1.0, 0.0, 0.0]) / size
+    expected = 1.2 * (1 - more * size)
+    assert_close(balancing_terms(more, 1.2, "raw"), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", TERMS)
 def test_one_modality_is_left_alone(kind):
     assert balancing_terms(tensor(0.3), 1.3, kind).tolist() == [1.0]

@@ -32,7 +32,7 @@ def shapley_weights(names: Sequence[str]) -> Tensor:
         return factorial(others) * factorial(count - others - 1) / factorial(count)
 
     rows = [[weight(len(s) - 1) if n in s else -weight(len(s)) for s in subsets] for n in names]
-    return torch.tensor(rows)
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def combined(weights: Tensor, predictions: Mapping[tuple[str, ...], Tensor]) -> Tensor:

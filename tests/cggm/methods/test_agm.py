@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from cggm.methods._parts.shapley import shapley_weights
 from cggm.methods.agm import AGM, agm_factors
 from cggm.tensors import subsets_of
-from tests.cggm.networks import Convolutional, late_batch, make_late
+from tests.cggm.networks import Convolutional, Late, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
@@ -379,3 +379,20 @@ def test_networks_that_cannot_serve_are_refused():
 def test_wrong_arguments_are_named(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         AGM(cross_entropy, **settings)
+
+
+def test_float64_as_the_default_type():
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        network = Late()
+        method = AGM(cross_entropy).bind(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for seed in range(2):
+            inputs, target = late_batch(seed=seed)
+            method(network(inputs.double()), target).backward()
+            optimizer.step()
+        assert method.readings["term"].dtype == method.mean.dtype == torch.float32
+        assert (method.mean > 0).all()
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -52,6 +52,40 @@ def train(network, criterion, batches, accumulation=1):
             optimizer.zero_grad()
 
 
+class ScriptedTrials:
+    """A copy whose losses are given one after another, and that notes what is fitted."""
+
+    def __init__(self, *losses):
+        self.given, self.fitted = iter(losses), []
+
+    def losses(self):
+        return next(self.given)
+
+    def copy(self, heads):
+        return self
+
+    def fit(self, weights, epochs):
+        self.fitted.append((weights.tolist(), epochs))
+
+
+def test_branches_are_tried_alone_and_the_fused_one_apart():
+    network, heads = make_late(names="ab")
+
+    def losses(train, valid):
+        return TrialLosses(torch.tensor(train), torch.tensor(valid))
+
+    before = losses([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    # the fused entry after the branches' trial, and theirs after the fused one's, must not count
+    alone = losses([0.3, 0.7, 9.0], [0.5, 0.8, 9.0])
+    fused = losses([9.0, 9.0, 0.2], [9.0, 9.0, 0.6])
+    trials = ScriptedTrials(before, alone, fused)
+    method = make(heads, trials, epochs=3).bind(network)
+    method.start_epoch(1)
+    assert trials.fitted == [([1.0, 1.0, 0.0], 3), ([0.0, 0.0, 1.0], 3)]
+    # dG = 0.5, 0.2, 0.4 and dO = 0.2, 0.1, 0.4: 12.5, 20, 2.5 of 35
+    assert_close(method.weights, torch.tensor([12.5, 20.0, 2.5]) / 35)
+
+
 def weights_of(train_losses, valid_losses, floor=1e-4):
     """Weights from rows of losses before and after."""
     (a, b), (c, d) = (torch.tensor(rows) for rows in (train_losses, valid_losses))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from cggm.methods.greedy import Greedy
+from cggm.methods.greedy import Greedy, GreedyFeatures
 from cggm.scores import Window
 from tests.cggm.networks import NAMES, Convolutional, encode, late_batch, make_late, make_late_fused
 from tests.cggm.networks import train as loop
@@ -62,7 +62,8 @@ def mean_of(prediction, target):
 
 def make(network, loss=mean_of, **settings):
     settings.setdefault("first_epoch", 1)
-    return Greedy(loss, **settings).bind(network)
+    kind = Greedy if "bypass" in settings else GreedyFeatures
+    return kind(loss, **settings).bind(network)
 
 
 def sgd(network, lr=0.1):

@@ -59,6 +59,54 @@ def expected_gradients(network, heads, batch):
     return combined
 
 
+def test_finished_before_a_clipping_the_whole_gradient_is_clipped():
+    norms = {}
+    for finished in (True, False):
+        network, heads = make_late()
+        method = make(heads).bind(network)
+        optimizer = sgd(network, lr=1.0)
+        method(network(BATCHES[0][0]), BATCHES[0][1]).backward()
+        if finished:
+            method.finish_gradients()
+            method.finish_gradients()  # once is all
+        nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+        before = flat(p.detach().clone() for p in network.parameters())
+        optimizer.step()
+        norms[finished] = (before - flat(network.parameters())).norm().item()
+    assert norms[True] == pytest.approx(0.1, rel=1e-4)
+    assert norms[False] > 0.12
+
+
+def test_finished_gradients_are_those_of_the_step_and_once():
+    networks = []
+    for finished in (True, False):
+        network, heads = make_late()
+        method = make(heads).bind(network)
+        optimizer = sgd(network)
+        for inputs, target in BATCHES:
+            method(network(inputs), target).backward()
+            if finished:
+                method.finish_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+        networks.append(network)
+    pairs = zip(*(network.parameters() for network in networks), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_scores_move_with_each_step_and_stay_where_a_modality_lacks():
+    network, heads = make_late()
+    method = make(heads).bind(network)
+    train(network, method, BATCHES[:2])
+    assert int(method.scores.steps) == 2
+    last = method.readings["score"].clone()
+    assert_close(method.scores.last, last)
+    method.present({"audio": False})
+    method(network(BATCHES[2][0]), BATCHES[2][1])
+    index = NAMES.index("audio")
+    assert_close(method.scores.scores(method.window)[index], last[index])
+
+
 # reference: Wei & Hu, ICML 2024, algorithm 1 with gamma = 1.5
 @pytest.mark.parametrize(
     ("mm", "uni", "term", "expected"),

@@ -201,7 +201,8 @@ def test_update_scaling_is_felt_under_adam():
 def test_regression_uses_the_given_score():
     network, heads = make_late(classes=1)
     heads = {name: LinearHead(classes=1) for name in heads}
-    ogm = make_ogm(heads, Scripted([[-1.0, -1.0, -2.0]]), l1, alpha=1.0).bind(network)
+    score = Scripted([[-1.0, -1.0, -2.0]])
+    ogm = make_ogm(heads, score, l1, alpha=1.0, continuous=True).bind(network)
     (terms,) = train(network, ogm, [(BATCHES[0][0], BATCHES[0][1].float())])
     ratio = 2 / (1 + exp(-1))
     expected = torch.tensor([1 - tanh(ratio - 1)] * 2 + [1.0])

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from cggm.methods.opm import OPM, _thinned, drop_probabilities
+from cggm.methods.opm import OPM, _times, drop_probabilities
+from cggm.tensors import keep_samples
 from tests.cggm.networks import (
     NAMES,
     Convolutional,
@@ -58,14 +59,16 @@ class Recorded(Late):
 class Fixed(nn.Module):
     """A head that gives class 0 the same logit for every sample."""
 
-    def __init__(self, logit: float) -> None:
+    def __init__(self, logit: float, width: int = 6) -> None:
         super().__init__()
+        self.width = width
         self.output_layer = nn.Linear(6, 4)
         self.output_layer.weight.data.zero_()
         self.output_layer.bias.data = torch.tensor([logit, 0.0, 0.0, 0.0])
 
     def forward(self, features):
-        return self.output_layer(features)
+        assert features.shape[1] == self.width
+        return self.output_layer(features[:, :1].expand(-1, 6))
 
 
 def judged(logits, **settings):
@@ -85,9 +88,9 @@ def features_of(network, inputs):
 
 
 def test_two_modalities_on_hand_computed_numbers():
-    # q_base 0.4 and lambda 0.5: 0.4 (1 + 0.5 tanh(2 - 1)) for the one ahead, 0 for the other
-    drops = drop_probabilities(torch.tensor([2.0, 0.5]), 0.4, 0.5)
-    assert_close(drops, torch.tensor([0.4 * (1 + 0.5 * 0.7615942), 0.0]))
+    # q_base 0.5 and lambda 0.5: 0.5 (1 + 0.5 tanh(2 - 1)) for the one ahead, 0 for the other
+    drops = drop_probabilities(torch.tensor([2.0, 0.5]), 0.5, 0.5)
+    assert_close(drops, torch.tensor([0.5 * (1 + 0.5 * 0.7615942), 0.0]))
     edge = torch.tensor([1.0, float("nan"), 1e9])
     assert_close(drop_probabilities(edge, 0.4, 0.5), torch.tensor([0.0, 0.0, 0.6]))
 
@@ -99,21 +102,38 @@ def test_confidence_of_the_true_class_decides_who_is_ahead():
     method(network(inputs), torch.zeros(16, dtype=torch.int64))
     assert_close(method.readings["score"], torch.tensor([0.5, 0.25]))
     assert_close(method.readings["ratio"], torch.tensor([2.0, 0.5]))
-    q = 0.4 * (1 + 0.5 * math.tanh(1))
+    q = 0.5 * (1 + 0.5 * math.tanh(1))
     assert_close(method.readings["term"], torch.tensor([1 - q, 1.0]))
 
 
-def test_units_of_the_modality_ahead_are_dropped_and_the_kept_ones_enlarged():
+def test_whole_samples_of_the_modality_ahead_are_dropped_and_all_that_is_kept_is_enlarged():
     network, method = judged([math.log(3), 0.0])
     inputs, _ = late_batch(500, names="ab")
     whole = features_of(network, inputs)
     method(network(inputs), torch.zeros(500, dtype=torch.int64))
-    assert torch.equal(network.seen["m1"], whole["m1"])
-    q = 0.4 * (1 + 0.5 * math.tanh(1))
+    q = 0.5 * (1 + 0.5 * math.tanh(1))
+    theta = 6 * q / (6 + 6)  # both features have a width of 6
+    assert_close(network.seen["m1"], whole["m1"] / (1 - theta))
     kept = network.seen["m0"] != 0
-    assert kept.float().mean().item() == pytest.approx(1 - q, abs=0.03)
-    assert_close(network.seen["m0"], torch.where(kept, whole["m0"] / (1 - q), 0.0))
-    assert len(kept.unique(dim=0)) > 32  # of the 64 patterns: each sample has a draw of its own
+    assert torch.equal(kept.all(1), kept.any(1))
+    assert kept[:, 0].float().mean().item() == pytest.approx(1 - q, abs=0.06)
+    assert_close(network.seen["m0"], torch.where(kept, whole["m0"] / (1 - theta), 0.0))
+
+
+def test_widths_weigh_the_share_that_is_dropped():
+    # widths 2 and 6: theta = 2 q / 8
+    network, _ = judged([math.log(3), 0.0])
+    network.encoders["m0"][2] = nn.Linear(6, 2)
+    network.fusion[0] = nn.Linear(8, 6)
+    heads = {"m0": Fixed(math.log(3), width=2), "m1": Fixed(0.0)}
+    settings = {"warmup_epochs": 0, "p_exe": 1.0}
+    network.output_layer = nn.Linear(6, 4)
+    inputs, target = late_batch(names="ab")[0], torch.zeros(16, dtype=torch.int64)
+    whole = features_of(network, inputs)
+    method = OPM(heads, cross_entropy, **settings).bind(network)
+    method(network(inputs), target)
+    q = 0.5 * (1 + 0.5 * math.tanh(1))
+    assert_close(network.seen["m1"], whole["m1"] / (1 - 2 * q / 8))
 
 
 def test_three_modalities_are_compared_with_the_mean_of_the_others():
@@ -124,7 +144,7 @@ def test_three_modalities_are_compared_with_the_mean_of_the_others():
     assert_close(method.readings["ratio"], torch.tensor([2.0, 2 / 3, 2 / 3]))
 
 
-def test_the_loss_is_that_of_the_thinned_features():
+def test_the_loss_is_that_of_the_kept_features():
     network, method = judged([math.log(3), 0.0])
     inputs, _ = late_batch(names="ab")
     target = torch.zeros(16, dtype=torch.int64)
@@ -136,33 +156,33 @@ def test_the_loss_is_that_of_the_thinned_features():
     assert all(p.grad.abs().sum() > 0 for p in network.encoders.parameters())
 
 
-def test_a_unit_is_dropped_for_all_places_and_only_floats_are():
+def test_maps_are_dropped_as_a_whole():
     torch.manual_seed(0)
     network = Convolutional()
     heads = {name: ConvolutionalHead() for name in network.encoders}
     method = OPM(heads, cross_entropy, lambda p, y: -cross_entropy(p, y), warmup_epochs=0, p_exe=1)
     method.bind(network)
-    images, target = torch.randn(6, 3, 8, 8), torch.randint(3, (6, 8, 8))
+    images, target = torch.randn(40, 3, 8, 8), torch.randint(3, (40, 8, 8))
     prediction = network(images)
     given = []
     network.decoder.register_forward_pre_hook(lambda module, args: given.append(args[0]))
     method(prediction, target)
-    dropped = (given[0] == 0).flatten(2)
+    dropped = (
+        (given[0] == 0).flatten(2).unflatten(1, (3, -1)).flatten(2)
+    )  # (B, M, channels, places)
     assert torch.equal(dropped.all(2), dropped.any(2))
     ahead = method.readings["ratio"] > 1
-    assert torch.equal(dropped.any(2).unflatten(1, (3, 8)).any(2).any(0), ahead)
-    assert 0 < dropped.all(2).float().mean() < 0.5
+    assert torch.equal(dropped.any(2).any(0), ahead)
+    assert 0 < dropped[:, ahead].float().mean() < 1
 
 
-def test_masks_and_steps_of_sequences():
-    values, mask = torch.ones(50, 7, 20), torch.ones(50, 7, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
-    assert _thinned(mask, torch.tensor(0.5), -1, generator) is mask
-    thin = _thinned(values, torch.tensor(0.5), -1, generator)
-    assert set(thin.flatten().tolist()) == {0.0, 2.0}
-    assert torch.equal(thin, thin[:, :1].expand_as(thin))
-    half = _thinned(values.bfloat16(), torch.tensor(0.5), -1, generator)
-    assert half.dtype == torch.bfloat16
+def test_masks_of_dropped_sequences_are_false_and_types_stay():
+    values, mask = torch.ones(3, 7, 20, dtype=torch.bfloat16), torch.ones(3, 7, dtype=torch.bool)
+    kept = torch.tensor([True, False, True])
+    thin, real = _times(torch.tensor(2.0), keep_samples((values, mask), kept))
+    assert torch.equal(real.any(1), kept)
+    assert thin.dtype == torch.bfloat16
+    assert thin[:, 0, 0].tolist() == [2.0, 0.0, 2.0]
 
 
 def test_draws_follow_seed_steps_and_micro_batches():

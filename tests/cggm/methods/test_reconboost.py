@@ -82,18 +82,31 @@ def test_turns_on_hand_computed_numbers(given):
     network, inputs, target = given
     # CREMA-D's weights of the released code: w1 = 5, w2 = 1, alpha = 0.5
     method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=1).bind(network)
-    losses = [loss_of(method, network, inputs, target, epoch) for epoch in range(1, 6)]
+    losses = [loss_of(method, network, inputs, target, epoch) for epoch in range(1, 8)]
     # agreement: ((3/4 - 1/2)^2 + (1/4 - 1/2)^2) / 2 = 1/16
     first = -(5 - 0.5) * log(0.75) / 2
     second = -(5 - 0.75) * log(0.5) / 2 + 0.5 / 16
-    expected = [first, second, -log(0.75), first + 0.5 / 16, second]
+    both = -log(0.75)
+    expected = [first, both, second, both, first + 0.5 / 16, both, second]
     assert_close(torch.stack(losses), torch.tensor(expected))
+
+
+def test_published_defaults_train_jointly_in_half_of_the_epochs():
+    network = make_late_fused(rule="sum")
+    method = ReconBoost(cross_entropy).bind(network)
+    joint = []
+    for epoch in range(1, 61):
+        method.start_epoch(epoch)
+        joint.append(method.active is None)
+    assert sum(joint) / 60 == pytest.approx(0.47, abs=0.005)
 
 
 def test_three_modalities_are_explained_by_the_sum_of_the_others():
     network = Given("abc")
     inputs = torch.tensor([[[0.0, 0.0], [log(2.0), 0.0], [log(4.0), 0.0]]])
-    method = ReconBoost(cross_entropy, epochs_per_stage=1, alpha=0.0, w1=1.0).bind(network)
+    method = ReconBoost(
+        cross_entropy, epochs_per_stage=1, rectify_epochs=0, alpha=0.0, w1=1.0
+    ).bind(network)
     loss = loss_of(method, network, inputs, torch.tensor([0]), 1)
     # q = 8/9 of the summed logits log(8)
     assert_close(loss, torch.tensor(-(1 - 8 / 9) * log(0.5) / 2))
@@ -103,7 +116,9 @@ def test_agreement_has_a_gradient_in_the_active_modality_alone(given):
     network, inputs, target = given
     gradients = []
     for alpha in (0.0, 2.0):
-        method = ReconBoost(cross_entropy, epochs_per_stage=1, alpha=alpha).bind(network)
+        method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0, alpha=alpha).bind(
+            network
+        )
         (gradient,) = torch.autograd.grad(loss_of(method, network, inputs, target, 2), inputs)
         gradients.append(gradient[0])
         method.unbind()
@@ -116,13 +131,13 @@ def test_turns_follow_each_other():
     network = make_late_fused(rule="sum")
     method = ReconBoost(cross_entropy, epochs_per_stage=2, rectify_epochs=1).bind(network)
     seen = []
-    for epoch in range(1, 10):
+    for epoch in range(1, 12):
         method.start_epoch(epoch)
         seen.append(method.active)
-    assert seen == [0, 0, 1, 1, 2, 2, None, 0, 0]
-    loss_of(method, network, *BATCHES[0], epoch=3)
+    assert seen == [0, 0, None, 1, 1, None, 2, 2, None, 0, 0]
+    loss_of(method, network, *BATCHES[0], epoch=4)
     assert method.readings["term"].tolist() == [0, 1, 0]
-    loss_of(method, network, *BATCHES[0], epoch=7)
+    loss_of(method, network, *BATCHES[0], epoch=6)
     assert method.readings["term"].tolist() == [1, 1, 1]
 
 
@@ -131,10 +146,10 @@ def test_modalities_at_rest_do_not_move(to_none):
     network = make_late_fused(rule="sum")
     method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=1).bind(network)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
-    by_epoch(network, method, optimizer, [4])  # all have momentum
+    by_epoch(network, method, optimizer, [4])  # all learn, and have momentum
     before = copy.deepcopy(network)
     optimizer.zero_grad(set_to_none=to_none)
-    loss_of(method, network, *BATCHES[0], epoch=2).backward()
+    loss_of(method, network, *BATCHES[0], epoch=3).backward()
     optimizer.step()
     for name in network.encoders:
         pairs = zip(branch(network, name), branch(before, name), strict=True)
@@ -174,10 +189,16 @@ def test_segmentation_is_the_mean_over_known_voxels():
     alone = list(network.output_layer(encode(network, images[:, :, None])).values())
     voxels, values = (z.movedim(1, -1)[target >= 0] for z in alone), target[target >= 0]
     voxels = torch.stack(list(voxels), 1).detach()
-    pointwise, flat = Given("ab", 3), ReconBoost(cross_entropy, epochs_per_stage=1, alpha=0.0)
+    pointwise, flat = (
+        Given("ab", 3),
+        ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0, alpha=0.0),
+    )
     expected = loss_of(flat.bind(pointwise), pointwise, voxels, values, 2)
     method = ReconBoost(
-        lambda p, y: cross_entropy(p, y.reshape(2, 8, 8)), epochs_per_stage=1, alpha=0.0
+        lambda p, y: cross_entropy(p, y.reshape(2, 8, 8)),
+        epochs_per_stage=1,
+        rectify_epochs=0,
+        alpha=0.0,
     ).bind(network)
     loss = loss_of(method, network, images, target, 2)
     assert_close(loss, expected)
@@ -193,7 +214,9 @@ def test_agreement_of_segmentation_is_the_mean_over_voxels():
     images, target = torch.randn(2, 2, 8, 8), torch.randint(3, (2, 8, 8))
     losses = []
     for alpha in (0.0, 2.0):
-        method = ReconBoost(cross_entropy, epochs_per_stage=1, alpha=alpha).bind(network)
+        method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0, alpha=alpha).bind(
+            network
+        )
         losses.append(loss_of(method, network, images, target, 2))
         method.unbind()
     a, b = (
@@ -207,7 +230,7 @@ def test_regression_fits_what_the_others_leave(loss):
     torch.manual_seed(0)
     network = LateFused(Late("ab").encoders, lambda: LinearHead(classes=1), "sum")
     inputs, target = torch.randn(8, 2, 5), torch.randn(8, 1)
-    method = ReconBoost(loss, epochs_per_stage=1).bind(network)
+    method = ReconBoost(loss, epochs_per_stage=1, rectify_epochs=0).bind(network)
     a, b = network.output_layer(encode(network, inputs)).values()
     actual = loss_of(method, network, inputs, target, 2)
     assert_close(actual, loss(b, target - a))
@@ -217,7 +240,7 @@ def test_regression_fits_what_the_others_leave(loss):
 
 def test_accumulation_equals_one_large_batch():
     network = make_late_fused(rule="sum")
-    method = ReconBoost(cross_entropy, epochs_per_stage=1).bind(network)
+    method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0).bind(network)
     for inputs, target in BATCHES[:2]:
         (loss_of(method, network, inputs, target, 2) / 2).backward()
     parts = [p.grad.clone() for p in branch(network, "audio")]
@@ -230,19 +253,19 @@ def test_accumulation_equals_one_large_batch():
 
 def test_state_survives_a_checkpoint():
     network = make_late_fused(rule="sum")
-    method = ReconBoost(cross_entropy, epochs_per_stage=1).bind(network)
+    method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0).bind(network)
     method.start_epoch(2)
     file = io.BytesIO()
     torch.save(method.state_dict(), file)
     file.seek(0)
-    restored = ReconBoost(cross_entropy, epochs_per_stage=1)
+    restored = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0)
     restored.load_state_dict(torch.load(file, weights_only=True))
     assert restored.bind(network).active == 1
 
 
 def test_never_waits_for_the_device():
     network = make_late_fused(rule="sum")
-    method = ReconBoost(cross_entropy, epochs_per_stage=1).bind(network)
+    method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0).bind(network)
     with NoSynchronization():
         loss_of(method, network, *BATCHES[0], epoch=2).backward()
         method.edit_gradients()
@@ -250,7 +273,7 @@ def test_never_waits_for_the_device():
 
 def test_half_precision_computes_in_float32():
     network = make_late_fused(rule="sum")
-    method = ReconBoost(cross_entropy, epochs_per_stage=1).bind(network)
+    method = ReconBoost(cross_entropy, epochs_per_stage=1, rectify_epochs=0).bind(network)
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(method, network, *BATCHES[0], epoch=2)
     assert loss.dtype == torch.float32
