@@ -144,7 +144,7 @@ def test_a_call_without_a_forward_pass_through_the_network_is_an_error(name):
 def test_unknown_names_and_settings_are_suggested():
     network = make("CGGM", names=names_of(2))
     with pytest.raises(UserError, match=r"Unknown method 'CGM'.*Available: .*CGGM"):
-        build("CGM", network)
+        build("CGM", network, "classification")
     with pytest.raises(UserError, match=r"Unknown setting 'rh'.*Did you mean rho"):
         build("CGGM", network, rh=1.0)
     with pytest.raises(UserError, match=r"Settings of CGGM: Expected `rho`.*got -1"):
