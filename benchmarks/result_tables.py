@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.known.data import SCENARIOS, TASKS
+from cggm.comparison.missing import missing_table
 from cggm.comparison.records import read_records
-from cggm.comparison.tables import heads_table, missing_table, performance_table
+from cggm.comparison.tables import heads_table, performance_table
 from cggm.display import to_markdown
 from cggm_cls import metrics  # noqa: F401  (registers accuracy)
 

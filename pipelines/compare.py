@@ -4,7 +4,8 @@
 
 Run again with the same output it repeats nothing that is finished; methods and seeds may be added.
 A method is a name of configs/methods, with settings where wanted (cggm:rho=0.5), or "unimodal" for
-every modality alone. Several tasks are separated by commas and ranked together.
+every modality alone. Several tasks are separated by commas and ranked together. With --protocol
+missing, methods are compared where modalities are missing.
 """
 
 import signal
@@ -19,6 +20,7 @@ METHODS = (
     "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,ogm,ogm_ge,agm,pmr,umt,"
     "joint_late,ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
 )
+MISSING = "joint,mrd_uniform,unimodal_losses,passion,redcore,cggm"
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class CompareOptions:
             commas.
         output: Folder of the comparison.
         methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
-            unimodal for every modality alone.
+            unimodal for every modality alone. A selection that suits the protocol where not given.
         seeds: Trainings of each method, with consecutive seeds from 0 on.
         quick: Whether tasks have the small size that the table gives.
+        protocol: complete, or missing: methods that take modalities from samples (mrd, passion,
+            redcore) keep one of all subsets for each, drawn anew, and all subsets are evaluated.
         sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
         jobs: Trainings side by side.
         data: Folder of the data; the demo data where not given.
@@ -44,9 +48,10 @@ class CompareOptions:
 
     task: str = field(metadata={"metavar": "NAME"})
     output: Path = field(metadata={"metavar": "DIR"})
-    methods: str = field(default=METHODS, metadata={"metavar": "A,B"})
+    methods: str | None = field(default=None, metadata={"metavar": "A,B"})
     seeds: int = field(default=5, metadata={"metavar": "N"})
     quick: bool = False
+    protocol: str = field(default="complete", metadata={"metavar": "complete|missing"})
     sweep: bool = False
     jobs: int = field(default=1, metadata={"metavar": "N"})
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
@@ -85,8 +90,17 @@ def main(argv: Sequence[str]) -> int:
 
     table = load_tasks(options.tasks)
     tasks = [find_task(name, table) for name in options.task.split(",")]
-    methods, seeds = options.methods.split(","), range(options.seeds)
-    plan = Plan((*tasks,), (*methods,), (*seeds,), options.arguments, options.quick, options.sweep)
+    usual = MISSING if options.protocol == "missing" else METHODS
+    methods, seeds = (options.methods or usual).split(","), range(options.seeds)
+    plan = Plan(
+        (*tasks,),
+        (*methods,),
+        (*seeds,),
+        options.arguments,
+        quick=options.quick,
+        sweep=options.sweep,
+        protocol=options.protocol,
+    )
     runs = plan.runs(ROOT / "configs")
     plan.keep(options.output)
     store = RecordStore(options.output)

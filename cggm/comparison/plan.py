@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ SWEEP = (
 _WITH_GRADIENTS = ("joint", "cggm")
 _BATCHES = 30
 _ALWAYS = ("--curves", "false")
+PROTOCOLS = ("complete", "missing")
+_UNIFORM = {"subsets": "uniform", "per": "sample"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Plan:
         quick: Whether tasks have their small size.
         sweep: Whether CGGM is trained with other values of rho and lambda, too (figure 5), and with
             it what these are compared with.
+        protocol: ``"complete"``, or ``"missing"``: methods that take modalities from samples keep
+            one of all subsets for each, drawn anew, and all subsets are evaluated.
     """
 
     tasks: tuple[Task, ...]
@@ -72,6 +76,7 @@ class Plan:
     arguments: tuple[str, ...] = ()
     quick: bool = False
     sweep: bool = False
+    protocol: str = "complete"
 
     def runs(self, configs: Path) -> list[PlannedRun]:
         """All runs, seed by seed, so that an interrupted comparison is balanced.
@@ -88,10 +93,13 @@ class Plan:
         once = len(set(self.methods)) == len(self.methods)
         require(once, "methods", "to name each once", ", ".join(self.methods))
         names = (*self.methods, *(("joint", "cggm", *SWEEP) if self.sweep else ()))
-        told = {name: _arguments(name, configs / "methods") for name in names}
+        require(self.protocol in PROTOCOLS, "protocol", f"of {PROTOCOLS}", self.protocol)
+        drawn = _UNIFORM if self.protocol == "missing" else {}
+        told = {name: _arguments(name, configs / "methods", drawn) for name in names}
+        always = (*_ALWAYS, *(("--subsets", "true") if drawn else ()))
         sizes = {task.name: _small(task) if self.quick else () for task in self.tasks}
         return [
-            PlannedRun(task, method, seed, (*_ALWAYS, *sizes[task.name], *self.arguments, *own))
+            PlannedRun(task, method, seed, (*always, *sizes[task.name], *self.arguments, *own))
             for seed in self.seeds
             for task in self.tasks
             for name in told
@@ -122,7 +130,9 @@ class Plan:
 
     @property
     def _noted(self) -> list[str]:
-        return [*(["--quick"] if self.quick else []), *self.arguments]
+        chosen = ["--quick"] if self.quick else []
+        chosen += ["--protocol", self.protocol] if self.protocol != "complete" else []
+        return [*chosen, *self.arguments]
 
 
 _CODE = "--balancer.name"
@@ -145,8 +155,8 @@ def command_line(run: PlannedRun, output: Path, *, resume: bool) -> list[str]:
     return ["--output", folder, "--seed", str(run.seed), *run.arguments]
 
 
-def _arguments(method: str, folder: Path) -> tuple[str, ...]:
-    """What a training script is told of a method."""
+def _arguments(method: str, folder: Path, drawn: Mapping[str, str]) -> tuple[str, ...]:
+    """What a training script is told of a method, and of those settings of ``drawn`` it knows."""
     if method == UNIMODAL:
         return ("--method", "plain")
     name, *settings = method.split(":")
@@ -158,13 +168,11 @@ def _arguments(method: str, folder: Path) -> tuple[str, ...]:
     known = balancer["settings"]
     code = (_CODE, balancer["name"]) if "." in balancer["name"] else ()
     gradients = () if settings or name not in _WITH_GRADIENTS else ("--gradients", str(_BATCHES))
-    return (
-        "--method",
-        name,
-        *code,
-        *(_setting(text, name, known) for text in settings),
-        *gradients,
-    )
+    given = {text.partition("=")[0] for text in settings}
+    if "subsets" in known:
+        settings += [f"{key}={value}" for key, value in drawn.items() if key not in given]
+    told = (_setting(text, name, known) for text in settings)
+    return ("--method", name, *code, *told, *gradients)
 
 
 def _setting(text: str, method: str, known: Collection[str]) -> str:

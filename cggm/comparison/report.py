@@ -8,10 +8,11 @@ from markupsafe import Markup
 
 from cggm.comparison import records as select
 from cggm.comparison.figures import difference_chart, rank_chart, sweep_charts
+from cggm.comparison.missing import task_tables
 from cggm.comparison.plan import SWEEP
 from cggm.comparison.records import FinishedRun, RecordStore
 from cggm.comparison.statistics import average_ranks
-from cggm.comparison.tables import known_tasks, rank_table, task_tables
+from cggm.comparison.tables import known_tasks, rank_table
 from cggm.display import GRAY, Line, LineChart, Values, limits
 from cggm.reports import (
     NOTHING,

@@ -9,11 +9,12 @@ from pathlib import Path
 from cggm.comparison import records as select
 from cggm.comparison.figures import difference_chart, rank_chart, sweep_charts
 from cggm.comparison.gradients import describe_agreement, gradient_chart, read_gradients
+from cggm.comparison.missing import task_tables
 from cggm.comparison.plan import SWEEP, Plan
 from cggm.comparison.records import FinishedRun
 from cggm.comparison.report import report_comparison
 from cggm.comparison.statistics import average_ranks
-from cggm.comparison.tables import known_tasks, rank_table, simulated_suffix, task_tables
+from cggm.comparison.tables import known_tasks, rank_table, simulated_suffix
 from cggm.display import RENDERERS, Chart, Table, png, to_markdown
 from cggm.reports import Task
 from cggm.runs import machine, write_atomically

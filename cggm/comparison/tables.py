@@ -133,7 +133,7 @@ def marks(values: Sequence[float | None], *, lower_better: bool) -> list[Mark]:
 
 ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
 Read = Callable[[FinishedRun], float | None]
-_SPREAD = "Mean ± standard deviation over seeds; n where a seed has no value."
+SPREAD_NOTE = "Mean ± standard deviation over seeds; n where a seed has no value."
 _VERDICT = (
     "Differences to {} are paired by seed, with a 95 % bootstrap interval; one that contains "
     f"zero, or has fewer than {FEWEST_SEEDS} common seeds, is no difference."
@@ -162,7 +162,7 @@ def performance_table(
     columns = {"method": [*map(Cell, shown)]}
     for metric in metrics:
         columns |= _metric_columns(runs, shown, metric, reference)
-    notes = (_SPREAD, _VERDICT.format(reference))
+    notes = (SPREAD_NOTE, _VERDICT.format(reference))
     shown_metrics = [*map(find_metric, metrics)]
     return assemble(f"Performance on {task}", runs, columns, notes, shown_metrics)
 
@@ -210,32 +210,7 @@ def heads_table(
         for modality in modality_names(runs)
     }
     title = f"Each modality's head on {task}: {find_metric(metric).heading}"
-    return assemble(title, runs, columns, (_SPREAD,))
-
-
-def missing_table(records: Sequence[FinishedRun], task: str, metric: str) -> Table:
-    """Each method with only some modalities present at test, the fewest first.
-
-    Args:
-        records: Of any tasks and methods.
-        task: Which one.
-        metric: A key of the metrics of each subset.
-    """
-    runs = of_task(records, task)
-    shown = methods(run for run in runs if run.subsets)
-    subsets = sorted(
-        dict.fromkeys(key for r in runs for key in r.subsets), key=lambda s: s.count("+")
-    )
-
-    def values(name: str, subset: str) -> dict[int, float]:
-        return by_seed(of_method(runs, name), lambda r: r.subsets.get(subset, {}).get(metric))
-
-    columns = {"method": [*map(Cell, shown)]} | {
-        subset: spread_column([values(name, subset) for name in shown], metric, seeds(runs))
-        for subset in subsets
-    }
-    title = f"Missing modalities on {task}: {find_metric(metric).heading}"
-    return assemble(title, runs, columns, (_SPREAD,))
+    return assemble(title, runs, columns, (SPREAD_NOTE,))
 
 
 def cost_table(records: Sequence[FinishedRun], task: str, *, reference: str = "plain") -> Table:
@@ -321,25 +296,3 @@ def _average(rank: MethodRank, tasks: int) -> str:
     if not rank.tasks:
         return DASH
     return f"{rank.average:.2f}" + ("" if rank.complete else f" ({rank.tasks} of {tasks} tasks)")
-
-
-def task_tables(records: Sequence[FinishedRun], task: Task) -> dict[str, Table]:
-    """Tables by name, those alone that the trainings fill.
-
-    Args:
-        records: Of any tasks and methods.
-        task: Which one.
-    """
-    name, metrics = task.name, task.metrics
-    runs = of_task(records, name)
-    found = set(methods(runs))
-    tables = {"performance": performance_table(records, name, metrics)}
-    if any(run.heads for run in runs):
-        tables["heads"] = heads_table(records, name, metrics[0])
-    if found >= {*ABLATION}:
-        tables["ablation"] = ablation_table(records, name, metrics)
-    if any(run.subsets for run in runs):
-        tables["missing"] = missing_table(records, name, metrics[0])
-    if "plain" in found:
-        tables["cost"] = cost_table(records, name)
-    return tables

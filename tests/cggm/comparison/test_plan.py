@@ -69,6 +69,30 @@ def test_quick_gives_every_task_its_small_size():
     assert all(Path(size).is_file() for size in sizes)
 
 
+def test_where_modalities_are_missing_methods_that_can_draw_all_subsets_alike():
+    methods = ("plain", "mrd", "passion:per=case", "redcore:subsets=independent")
+    plan = Plan(tasks("brats"), methods, (0,), protocol="missing")
+    told = [run.arguments for run in plan.runs(CONFIGS)]
+    settings = [[a for a in arguments if a.startswith("--balancer")] for arguments in told]
+    uniform, sample = "--balancer.settings.subsets=uniform", "--balancer.settings.per=sample"
+    assert settings == [
+        [],
+        [uniform, sample],
+        ["--balancer.settings.per=case", uniform],
+        ["--balancer.settings.subsets=independent", sample],
+    ]
+    assert all(arguments[2:4] == ("--subsets", "true") for arguments in told)
+    with pytest.raises(UserError, match=r"protocol of .*complete.*but got most"):
+        Plan(tasks("brats"), methods, (0,), protocol="most").runs(CONFIGS)
+
+
+def test_a_folder_of_one_protocol_takes_no_other(tmp_path):
+    output = tmp_path / "a"
+    Plan(tasks("mosi"), ("cggm",), (0,), protocol="missing").keep(output)
+    with pytest.raises(UserError, match="were told --protocol missing, not nothing"):
+        Plan(tasks("mosi"), ("cggm",), (0,)).keep(output)
+
+
 def test_sweep_adds_settings_and_what_they_are_compared_with():
     names = [run.method for run in Plan(tasks("mosi"), ("cggm",), (0,), sweep=True).runs(CONFIGS)]
     assert names == ["cggm", "joint", *SWEEP]

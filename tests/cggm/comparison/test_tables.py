@@ -4,12 +4,12 @@ import re
 
 import pytest
 
+from cggm.comparison.missing import missing_table, subset_mean_table
 from cggm.comparison.records import FinishedRun
 from cggm.comparison.tables import (
     ablation_table,
     cost_table,
     heads_table,
-    missing_table,
     performance_table,
     rank_table,
 )
@@ -100,6 +100,19 @@ def test_missing_modalities_come_fewest_first():
     assert texts(table) == [["joint", "0.400", DASH, "0.900"]]
 
 
+def test_mean_over_all_subsets_needs_all_of_them():
+    def of(method, seed, *values):
+        subsets = {name: {"acc": value} for name, value in zip(("a", "b"), values, strict=False)}
+        return run(method, seed, {"acc": 0.9}, subsets=subsets)
+
+    records = [of("joint", 0, 0.3, 0.6), of("mrd", 0, 0.6, 0.9), of("mrd", 1, 0.4, 0.8)]
+    records += [of("ogm", 0, 0.6, None), of("ogm", 1, 0.6), run("plain", 0, {"acc": 0.9})]
+    table = subset_mean_table(records, "mosi", ["acc"])
+    assert table.title == "Mean over the 3 subsets of modalities on mosi"
+    # (.3 + .6 + .9) / 3; (.6 + .9 + .9) / 3 = .8 and (.4 + .8 + .9) / 3 = .7
+    assert texts(table) == [["joint", "0.600 (n=1)"], ["mrd", "0.750 ± 0.071"], ["ogm", DASH]]
+
+
 def test_cost_is_the_median_of_the_ratios_of_each_seed():
     def timed(method, seconds, mb):
         return [run(method, i, {}, seconds=s, mb=mb) for i, s in enumerate(seconds)]
@@ -128,6 +141,7 @@ BUILDERS = [
     lambda records: ablation_table(records, "mosi", ["acc"]),
     lambda records: heads_table(records, "mosi", "acc"),
     lambda records: missing_table(records, "mosi", "acc"),
+    lambda records: subset_mean_table(records, "mosi", ["acc"]),
     lambda records: cost_table(records, "mosi"),
     lambda records: rank_table(records, {"mosi": ["acc"]}),
 ]
