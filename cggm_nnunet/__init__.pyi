@@ -1,8 +1,11 @@
+from .conversion import collect_predictions as collect_predictions
+from .conversion import convert_cohort as convert_cohort
 from .network import ModalityUNet as ModalityUNet
 from .network import build_network as build_network
 from .phantoms import PHANTOMS as PHANTOMS
 from .phantoms import simulate_dataset as simulate_dataset
 from .settings import trainers_folder as trainers_folder
+from .subsets import score_subsets as score_subsets
 from .trainer import nnUNetTrainerCGGM as nnUNetTrainerCGGM
 from .trainer import nnUNetTrainerJoint as nnUNetTrainerJoint
 from .trainer import nnUNetTrainerMRD as nnUNetTrainerMRD

@@ -33,6 +33,7 @@ from .slices import prepare_batch as prepare_batch
 from .slices import slice_batches as slice_batches
 from .slices import slice_loader as slice_loader
 from .split import Split as Split
+from .split import split_cases as split_cases
 from .volumes import Volumes as Volumes
 from .volumes import read_case as read_case
 from .volumes import read_labels as read_labels
