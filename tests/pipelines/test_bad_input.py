@@ -204,7 +204,7 @@ def test_damaged_checkpoint(copied, cohort, tmp_path, capsys):
 def test_data_of_another_run(copied, tmp_path, capsys):
     write_good_cases(tmp_path / "data", 4)
     message = refused(capsys, "train", "--resume", copied, "--data", tmp_path / "data")
-    assert "made with a different data" in message
+    assert "differs in its data" in message
 
 
 def test_model_that_is_no_run_folder(cohort, tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_what_is_refused_is_said_once(trained, folder):
 
 def test_another_number_of_processes_is_refused_on_resume(trained, folder, capsys):
     assert call("mosi", "--resume", folder / "whole", "--max_epochs", 4) == 2
-    assert "different number of processes" in capsys.readouterr().err
+    assert "differs in its number of processes" in capsys.readouterr().err
 
 
 @pytest.mark.slow

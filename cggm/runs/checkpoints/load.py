@@ -22,10 +22,8 @@ from cggm.runs.checkpoints.files import (
     selection_order,
     verified,
 )
-from cggm.runs.checkpoints.save import MODEL, TRAINING, RunProgress, Stateful, made_by
+from cggm.runs.checkpoints.save import MODEL, RULES, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
-
-_ADDED = ("content of the data",)  # what fingerprints of early versions lacked
 
 
 def load_checkpoint(
@@ -56,8 +54,8 @@ def load_checkpoint(
     progress = RunProgress(**header["progress"])
     given = {name: part for name, part in parts.items() if part is not None}
     saved, wanted = progress.fingerprint, fingerprint or {}
-    known = [name for name in wanted if name in saved or name not in _ADDED]
-    _refuse(path, [name for name in known if wanted[name] != saved.get(name)])
+    _check_rules(path, header["versions"])
+    _refuse(path, [name for name in wanted if wanted[name] != saved.get(name)])
     _refuse(path, sorted(training["parts"].keys() ^ given.keys()))
     _refuse(path, [] if header["world_size"] == world_size() else ["number of processes"])
     module.load_state_dict(weights)
@@ -152,8 +150,21 @@ def _shape(state: Mapping[str, Tensor], key: str) -> str:
 def _refuse(path: Path, differing: list[str]) -> None:
     if differing:
         raise UserError(
-            f"{path}: the run was made with a different {', '.join(differing)}.",
+            f"{path}: the run differs in its {' and '.join(differing)}.",
             "Resume as that run was started, or start a new one.",
+        )
+
+
+def _check_rules(path: Path, versions: Mapping[str, str]) -> None:
+    """Refuse a training of a version in which the same configuration computed other steps."""
+    if versions.get("rules", "1") != RULES:
+        config = path.parent.parent / "config.yaml"
+        raise UserError(
+            f"{path}: the run was begun by a version of cggm ({versions.get('cggm', 'unknown')}, "
+            f"rules {versions.get('rules', '1')}; this one has {RULES}) in which the same options "
+            "meant other steps: split, loss or method.",
+            "Go on with that version, or start a new run and compare the options with those of "
+            f"{config}. Prediction, evaluation and report take the run as it is.",
         )
 
 

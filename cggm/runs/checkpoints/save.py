@@ -23,6 +23,9 @@ from cggm.runs.environment import processor
 from cggm.runs.loop import rng_state
 
 MODEL, TRAINING = "model.safetensors", "training.pt"
+RULES = "2"
+"""Version of what a step computes by a configuration, to be raised by hand with each default or
+rule of a method that changes: a training begun by another version cannot go on."""
 
 
 class Stateful(Protocol):
@@ -100,6 +103,7 @@ def made_by() -> dict[str, str]:
     """What the bits of a training depend on besides its configuration and data."""
     return {
         "cggm": __version__,
+        "rules": RULES,
         "torch": version("torch"),
         "threads": str(torch.get_num_threads()),
         "processor": processor(),

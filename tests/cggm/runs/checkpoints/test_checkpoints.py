@@ -274,10 +274,10 @@ def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path):
 def test_another_run_is_refused(tmp_path):
     training = Training()
     training.save(tmp_path, 1)
-    with pytest.raises(UserError, match="different data"):
+    with pytest.raises(UserError, match="differs in its data"):
         load_checkpoint(tmp_path, training.network, training.parts, {"data": "xyz"})
     parts = {**training.parts, "balancer": None, "scaler": training.balancer}
-    with pytest.raises(UserError, match="different balancer, scaler"):
+    with pytest.raises(UserError, match="differs in its balancer and scaler"):
         load_checkpoint(tmp_path, training.network, parts)
     parts = {**training.parts, "balancer": nn.Linear(2, 2)}
     with pytest.raises(UserError, match="saved balancer does not fit"):
@@ -309,11 +309,23 @@ def test_another_format_is_refused_and_other_versions_are_said(tmp_path, capsys)
         training.load(tmp_path)
 
 
+@pytest.mark.parametrize("rules", [None, "1", "3"])
+def test_a_version_of_other_rules_cannot_go_on_but_its_network_is_read(tmp_path, rules):
+    training = Training()
+    path = training.save(tmp_path, 1)
+    rewrite_header(path, lambda header: header["versions"].pop("rules"))
+    if rules:
+        rewrite_header(path, lambda header: header["versions"].update(rules=rules))
+    with pytest.raises(UserError, match=rf"rules {rules or 1}; this one has 2.*start a new run"):
+        training.load(tmp_path)
+    assert load_network_weights(tmp_path, training.network).epoch == 1
+
+
 def test_another_number_of_processes_is_refused(tmp_path):
     training = Training()
     path = training.save(tmp_path, 1)
     rewrite_header(path, lambda header: header.update(world_size=2))
-    with pytest.raises(UserError, match="different number of processes"):
+    with pytest.raises(UserError, match="differs in its number of processes"):
         training.load(tmp_path)
     assert load_network_weights(tmp_path, training.network).epoch == 1
 
