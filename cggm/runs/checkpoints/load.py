@@ -25,6 +25,8 @@ from cggm.runs.checkpoints.files import (
 from cggm.runs.checkpoints.save import MODEL, RULES, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
 
+_OPTIONAL = ("content of the data",)  # which a session of one's own may name from some day on
+
 
 def load_checkpoint(
     folder: Path,
@@ -55,7 +57,8 @@ def load_checkpoint(
     given = {name: part for name, part in parts.items() if part is not None}
     saved, wanted = progress.fingerprint, fingerprint or {}
     _check_rules(path, header["versions"])
-    _refuse(path, [name for name in wanted if wanted[name] != saved.get(name)])
+    known = [name for name in wanted if name in saved or name not in _OPTIONAL]
+    _refuse(path, [name for name in known if wanted[name] != saved.get(name)])
     _refuse(path, sorted(training["parts"].keys() ^ given.keys()))
     _refuse(path, [] if header["world_size"] == world_size() else ["number of processes"])
     module.load_state_dict(weights)
