@@ -5,7 +5,7 @@ python -m benchmarks.result_tables
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def all_tables() -> list[str]:
         to_markdown(missing_table(records, "mfeat", "acc")).strip(),
         known_tables(known),
         lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
+        lacking_table(json.loads((RESULTS / "lacking.json").read_text())["rows"]),
         cost_table(costs),
     ]
 
@@ -97,6 +98,22 @@ def lesion_table(rows: Iterable[Mapping[str, Any]]) -> str:
         each = sorted(row["dice_mean"] for row in own)
         spread = f"{each[0]:.3f} to {each[-1]:.3f} ({len(own)})"
         lines.append(f"| {' | '.join([*key, *(f'{m:.3f}' for m in means), spread])} |")
+    return "\n".join(lines)
+
+
+def lacking_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Dice by the modalities that are there at test, a mean over seeds, then over the subsets."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["missing"]), []).append(row)
+    heads = [f"{' '.join(group)} ({len(own)})" for group, own in groups.items()]
+    lines = [f"| {' | '.join(['there at test', *heads])} |", f"|{'---|' * (len(heads) + 1)}"]
+    for subset in reversed(rows[0]["subsets"]):
+        means = [statistics.mean(row["subsets"][subset] for row in own) for own in groups.values()]
+        lines.append(f"| {' | '.join([subset, *(f'{mean:.3f}' for mean in means)])} |")
+    for group in ("mean of 15", "mean with t1ce", "mean without t1ce"):
+        means = [statistics.mean(row[group] for row in own) for own in groups.values()]
+        lines.append(f"| {' | '.join([group, *(f'**{mean:.3f}**' for mean in means)])} |")
     return "\n".join(lines)
 
 
