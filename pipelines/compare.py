@@ -12,6 +12,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cggm.runs import parse_options, require, run
 
@@ -43,6 +44,7 @@ class CompareOptions:
         config: Configuration laid over the defaults of every training.
         max_epochs: Passes over the training data; those of the configuration where not given.
         device: Where to compute; CUDA if there is one, where not given.
+        figures: Format of the figures besides PNG.
         tasks: Table of tasks, in which a task of your own may stand; see configs/tasks.yaml.
     """
 
@@ -58,6 +60,7 @@ class CompareOptions:
     config: Path | None = field(default=None, metadata={"metavar": "YAML"})
     max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
     device: str | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    figures: Literal["png", "pdf", "svg"] = "png"
     tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 
     def __post_init__(self) -> None:
@@ -108,8 +111,11 @@ def main(argv: Sequence[str]) -> int:
         progress = ComparisonProgress(runs, len(store.pending(runs)))
         queue = Queue(store, lock=lock, jobs=options.jobs, report=progress.show)
         failed = queue.run(runs)
-        page = write_results(options.output, plan, store.records(runs), store.refused(), table)
-    print(f"\ntables, figures and {page}")
+        page, report = write_results(
+            *(options.output, plan, store.records(runs), store.refused(), table),
+            kinds=[options.figures],
+        )
+    print(f"\ntables, figures and {page}\nreport   {report}")
     progress.close(failed)
     return 1 if failed else 0
 

@@ -1,5 +1,6 @@
 """Charts of a comparison: differences to joint training, ranks over tasks, sweeps of settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from cggm.comparison.plan import SWEEP, SWEPT_LAM, SWEPT_RHO
@@ -109,6 +110,6 @@ def sweep_charts(records: Sequence[FinishedRun], task: Task) -> list[IntervalCha
 
 
 def _interval(name: str, difference: Difference, position: float | None = None) -> Interval:
-    single = difference.n == 1  # which has no interval
-    low, high = (difference.mean if single else e for e in (difference.low, difference.high))
+    known = not math.isnan(difference.low)  # few seeds have no interval
+    low, high = (e if known else difference.mean for e in (difference.low, difference.high))
     return Interval(name, difference.mean, low, high, difference.verdict, position=position)

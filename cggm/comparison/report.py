@@ -11,8 +11,8 @@ from cggm.comparison.figures import difference_chart, rank_chart, sweep_charts
 from cggm.comparison.missing import task_tables
 from cggm.comparison.plan import SWEEP
 from cggm.comparison.records import FinishedRun, RecordStore
-from cggm.comparison.statistics import average_ranks
-from cggm.comparison.tables import known_tasks, rank_table
+from cggm.comparison.statistics import average_ranks, can_be_ranked
+from cggm.comparison.tables import known_tasks, rank_table, verdict_table
 from cggm.display import GRAY, Line, LineChart, Values, limits
 from cggm.reports import (
     NOTHING,
@@ -69,8 +69,9 @@ def report_comparison(
         lead=f"{len(records)} trainings: {len(methods)} methods, seeds {_listed(seeds) or 'none'}. "
         "All methods have the same epochs, data order and initial weights per seed.",
         sections=[
-            *([_ranks(records, tasks)] if len(methods) > 1 else []),
+            _verdicts(records, tasks),
             *(_task(output, records, swept, task) for task in tasks),
+            *([_ranks(records, tasks)] if can_be_ranked(records) else []),
             _refusals(refused),
         ],
         simulated=f"Data of {_listed(simulated)} are simulated: {NOTHING}" if simulated else "",
@@ -95,6 +96,12 @@ def report_folder(output: Path, table: Mapping[str, Task]) -> Path:
 
 def _listed(things: Iterable[object]) -> str:
     return ", ".join(map(str, things))
+
+
+def _verdicts(records: Sequence[FinishedRun], tasks: Sequence[Task]) -> Section:
+    """What may be said, before all that it rests on."""
+    table = verdict_table(records, tasks)
+    return Section("Verdicts", marked_table(table) if table else Markup())
 
 
 def _ranks(records: Sequence[FinishedRun], tasks: Sequence[Task]) -> Section:

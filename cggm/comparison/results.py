@@ -13,9 +13,14 @@ from cggm.comparison.missing import task_tables
 from cggm.comparison.plan import SWEEP, Plan
 from cggm.comparison.records import FinishedRun
 from cggm.comparison.report import report_comparison
-from cggm.comparison.statistics import average_ranks
-from cggm.comparison.tables import known_tasks, rank_table, simulated_suffix
-from cggm.display import RENDERERS, Chart, Table, png, to_markdown
+from cggm.comparison.statistics import average_ranks, can_be_ranked
+from cggm.comparison.tables import (
+    known_tasks,
+    rank_table,
+    simulated_suffix,
+    verdict_table,
+)
+from cggm.display import RENDERERS, Chart, Table, picture_file, to_markdown
 from cggm.reports import Task
 from cggm.runs import machine, write_atomically
 
@@ -26,7 +31,9 @@ def write_results(
     records: Sequence[FinishedRun],
     refused: Mapping[tuple[str, str], str],
     table: Mapping[str, Task],
-) -> Path:
+    *,
+    kinds: Sequence[str] = ("png",),
+) -> tuple[Path, Path]:
     """Write ``tables/``, ``figures/``, ``comparison.md`` and ``report.html`` of a comparison.
 
     Args:
@@ -36,9 +43,10 @@ def write_results(
         records: Finished trainings, in the order that tables have.
         refused: Reasons by task and method.
         table: Tasks by name, at least those of the trainings.
+        kinds: Formats of the figures besides PNG, such as ``pdf``.
 
     Returns:
-        ``comparison.md``.
+        ``comparison.md`` and ``report.html``.
 
     Raises:
         UserError: If a task or a metric is unknown.
@@ -48,14 +56,15 @@ def write_results(
     named = [r for r in records if r.method not in SWEEP or r.method in plan.methods]
     tasks = known_tasks(named, table)
     parts = [_head(records)]
+    if verdicts := verdict_table(named, tasks):
+        parts.append(_keep_table(output, "verdicts", verdicts))
     for task in tasks:
-        parts += _task(output, task, named, records)
-    parts += _ranks(output, named, tasks) if len(select.methods(named)) > 1 else []
+        parts += _task(output, task, named, records, kinds)
+    parts += _ranks(output, named, tasks, kinds) if can_be_ranked(named) else []
     parts += [_refusals(refused)] if refused else []
     page = output / "comparison.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
-    report_comparison(output, named, refused, table, swept=records)
-    return page
+    return page, report_comparison(output, named, refused, table, swept=records)
 
 
 def _head(records: Sequence[FinishedRun]) -> str:
@@ -75,7 +84,11 @@ def _head(records: Sequence[FinishedRun]) -> str:
 
 
 def _task(
-    output: Path, task: Task, named: Sequence[FinishedRun], records: Sequence[FinishedRun]
+    output: Path,
+    task: Task,
+    named: Sequence[FinishedRun],
+    records: Sequence[FinishedRun],
+    kinds: Sequence[str],
 ) -> list[str]:
     """Tables and figures of one task; the sweep is of all records, the rest of those named."""
     parts = [
@@ -85,23 +98,25 @@ def _task(
     own = select.of_task(named, task.name)
     differences = difference_chart(own, task)
     if differences.intervals:
-        parts.append(_keep_figure(output, f"{task.name}-differences", [differences]))
+        parts.append(_keep_figure(output, f"{task.name}-differences", [differences], kinds))
     if sweep := sweep_charts(records, task):
-        parts.append(_keep_figure(output, f"{task.name}-sweep", sweep))
+        parts.append(_keep_figure(output, f"{task.name}-sweep", sweep, kinds))
     if gradients := read_gradients(own, output):
         suffix = simulated_suffix(own)
         charts = [gradient_chart(name + suffix, found) for name, found in gradients.items()]
-        parts.append(_keep_figure(output, f"{task.name}-gradients", charts))
+        parts.append(_keep_figure(output, f"{task.name}-gradients", charts, kinds))
         parts.append(describe_agreement(gradients, task.name))
     return parts
 
 
-def _ranks(output: Path, records: Sequence[FinishedRun], tasks: Sequence[Task]) -> list[str]:
+def _ranks(
+    output: Path, records: Sequence[FinishedRun], tasks: Sequence[Task], kinds: Sequence[str]
+) -> list[str]:
     metrics = {task.name: task.metrics[:1] for task in tasks}
     simulated = bool(simulated_suffix(records))
     chart = rank_chart(average_ranks(records, metrics), simulated=simulated)
     table = rank_table(records, metrics)
-    return [_keep_table(output, "ranks", table), _keep_figure(output, "ranks", [chart])]
+    return [_keep_table(output, "ranks", table), _keep_figure(output, "ranks", [chart], kinds)]
 
 
 def _keep_table(output: Path, name: str, table: Table) -> str:
@@ -111,9 +126,11 @@ def _keep_table(output: Path, name: str, table: Table) -> str:
     return to_markdown(table).strip()
 
 
-def _keep_figure(output: Path, name: str, charts: Sequence[Chart]) -> str:
-    """Write a figure; returns the Markdown that shows it."""
-    write_atomically(output / "figures" / f"{name}.png", png(charts))
+def _keep_figure(output: Path, name: str, charts: Sequence[Chart], kinds: Sequence[str]) -> str:
+    """Write a figure in every format; returns the Markdown that shows it."""
+    for kind in dict.fromkeys(("png", *kinds)):
+        file = output / "figures" / f"{name}.{kind}"
+        write_atomically(file, picture_file(charts, kind=kind))
     return f"![{name.replace('-', ', ')}](figures/{name}.png)"
 
 

@@ -14,11 +14,13 @@ from cggm.comparison.records import (
     modality_names,
     of_method,
     of_task,
+    seeds,
 )
 from cggm.display import Verdict, bootstrap_interval
 from cggm.runs import find_metric
 
-FEWEST_SEEDS = 5
+FEWEST_SEEDS = 5  # for a verdict
+FEWEST_RANKED = 2  # one seed's order is that of chance
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Difference:
     Args:
         n: Number of these seeds.
         mean: Mean difference, in the metric's unit; NaN without a seed.
-        low: Lower end of the interval; NaN with fewer than two seeds.
+        low: Lower end of the interval; NaN with fewer than five seeds.
         high: Upper end.
         verdict: What may be said.
     """
@@ -71,8 +73,9 @@ def paired_difference(
     """Difference of two methods, paired by seed.
 
     The interval is that of ``bootstrap_interval``.
-    It is "better" or "worse" where the interval lies on one side of zero and at least five seeds
-    are common, else "no difference": nothing was shown, which is not proof of equality. Each
+    With fewer than five common seeds there is none and nothing is decided. Else it is "better" or
+    "worse" where the interval lies on one side of zero, and "no difference" where it contains zero:
+    nothing was shown, which is not proof of equality. Each
     comparison errs in 5 % of the cases by itself; of twenty methods that change nothing, one is
     expected to look different.
 
@@ -84,7 +87,7 @@ def paired_difference(
     common = values.keys() & reference.keys()
     differences = [values[seed] - reference[seed] for seed in sorted(common)]
     low, high = bootstrap_interval(differences)
-    verdict: Verdict = "no difference"
+    verdict: Verdict = "no difference" if len(common) >= FEWEST_SEEDS else "not decided"
     if len(common) >= FEWEST_SEEDS and not low <= 0.0 <= high:
         verdict = "better" if (high < 0.0) == lower_better else "worse"
     return Difference(len(common), spread(differences).mean, low, high, verdict)
@@ -127,6 +130,16 @@ class MethodRank:
     average: float
     tasks: int
     complete: bool
+
+
+def can_be_ranked(records: Sequence[FinishedRun]) -> bool:
+    """Whether there are methods to rank, with two seeds at least: one seed's order is chance's.
+
+    Args:
+        records: Of any tasks and methods.
+    """
+    found = methods(records)
+    return len(found) > 1 and max(seeds(of_method(records, n)) for n in found) >= FEWEST_RANKED
 
 
 def ranks_of(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:

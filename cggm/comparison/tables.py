@@ -1,5 +1,6 @@
 """Tables of a comparison, built from the records of its runs."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -14,6 +15,7 @@ from cggm.comparison.records import (
     seeds,
 )
 from cggm.comparison.statistics import (
+    FEWEST_RANKED,
     FEWEST_SEEDS,
     Difference,
     MethodRank,
@@ -74,7 +76,7 @@ def simulated_suffix(records: Iterable[FinishedRun]) -> str:
 
 
 def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int) -> list[Cell]:
-    """Mean ± standard deviation of each method, the best two marked.
+    """Mean ± standard deviation of each method, the best two marked; none of a single seed.
 
     Args:
         values: By seed, for each row.
@@ -91,7 +93,8 @@ def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int)
         + (f" (n={s.n})" if 0 < s.n < runs else "")
         for s in summaries
     ]
-    return [*map(Cell, texts, marks(means, lower_better=record.lower_is_better))]
+    ranked = means if runs >= FEWEST_RANKED else [None] * len(means)
+    return [*map(Cell, texts, marks(ranked, lower_better=record.lower_is_better))]
 
 
 def difference_cell(difference: Difference | None, digits: int) -> Cell:
@@ -105,12 +108,15 @@ def difference_cell(difference: Difference | None, digits: int) -> Cell:
         return Cell()
     ends = (difference.mean, difference.low, difference.high)
     mean, low, high = (signed(value, digits) for value in ends)
-    return Cell(mean) if difference.n == 1 else Cell(f"{mean} [{low}, {high}]")
+    return Cell(mean) if math.isnan(difference.low) else Cell(f"{mean} [{low}, {high}]")
 
 
 def verdict_cell(difference: Difference | None) -> Cell:
     """What may be said of a difference; a dash without a common seed."""
-    return Cell(difference.verdict if difference and difference.n else DASH)
+    if difference is None or not difference.n:
+        return Cell(DASH)
+    seeds = f" ({difference.n} seed{'' if difference.n == 1 else 's'})"
+    return Cell(difference.verdict + (seeds if difference.verdict == "not decided" else ""))
 
 
 def signed(value: float, digits: int) -> str:
@@ -135,8 +141,8 @@ ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
 Read = Callable[[FinishedRun], float | None]
 SPREAD_NOTE = "Mean ± standard deviation over seeds; n where a seed has no value."
 _VERDICT = (
-    "Differences to {} are paired by seed, with a 95 % bootstrap interval; one that contains "
-    f"zero, or has fewer than {FEWEST_SEEDS} common seeds, is no difference."
+    "Differences to {} are paired by seed, with a 95 % bootstrap interval; one that contains zero "
+    f"is no difference. Below {FEWEST_SEEDS} common seeds nothing is decided."
 )
 
 
@@ -165,6 +171,34 @@ def performance_table(
     notes = (SPREAD_NOTE, _VERDICT.format(reference))
     shown_metrics = [*map(find_metric, metrics)]
     return assemble(f"Performance on {task}", runs, columns, notes, shown_metrics)
+
+
+def verdict_table(
+    records: Sequence[FinishedRun], tasks: Sequence[Task], *, reference: str = "joint"
+) -> Table | None:
+    """What may be said of each method on each task's first metric; ``None`` without a difference.
+
+    Args:
+        records: Of any tasks and methods.
+        tasks: Which ones.
+        reference: What the others are compared with.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for task in tasks:
+        metric = find_metric(task.metrics[0])
+        alone = {f"unimodal_{name}" for name in task.modalities}
+        found = compare(of_task(records, task.name), metric.name, reference=reference)
+        rows += [
+            (Cell(task.name), Cell(name), Cell(metric.heading),
+             difference_cell(difference, metric.digits + 1), verdict_cell(difference))
+            for name, difference in found.items()
+            if difference.n and name not in alone
+        ]  # fmt: skip
+    columns = ("task", "method", "metric", f"difference to {reference}", "verdict")
+    if not rows:
+        return None
+    title = "Verdicts" + simulated_suffix(records)
+    return Table(title, columns, tuple(rows), (_VERDICT.format(reference),))
 
 
 def ablation_table(records: Sequence[FinishedRun], task: str, metrics: Sequence[str]) -> Table:

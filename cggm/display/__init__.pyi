@@ -14,7 +14,7 @@ from .charts import interval_limits as interval_limits
 from .charts import limits as limits
 from .intervals import bootstrap_interval as bootstrap_interval
 from .intervals import bootstrap_intervals as bootstrap_intervals
-from .pictures import png as png
+from .pictures import picture_file as picture_file
 from .pictures import svg as svg
 from .tables import DASH as DASH
 from .tables import RENDERERS as RENDERERS

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cggm.display.tables import number
 
 Values = NDArray[np.float64]
-Verdict = Literal["better", "worse", "no difference"]
+Verdict = Literal["better", "worse", "no difference", "not decided"]
 
 # Okabe and Ito's palette, told apart in all common kinds of color vision; its yellow is too light.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -64,7 +64,8 @@ _VERDICTS: dict[Verdict | None, tuple[str, int]] = {
     "better": ("^", 0),
     "no difference": ("o", GRAY),
     "worse": ("v", 1),
-    None: ("o", 0),
+    "not decided": ("D", GRAY),
+    None: ("o", 2),  # neither of the colors that judge
 }
 _ROW = 22  # points from one interval to the next
 

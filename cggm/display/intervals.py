@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 Counts = NDArray[np.int64]
 Statistics = Callable[[Counts], Mapping[str, NDArray[np.float64]]]
 RESAMPLES = 10_000
+FEWEST = 5  # values; an interval of fewer promises more than it keeps, see the table below
 _AT_ONCE = 2_000_000  # numbers of a block of resamples, 16 MB
 
 
@@ -19,7 +20,7 @@ def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
         values: Independent values; their order does not matter.
 
     Returns:
-        Lower and upper end: NaN for fewer than two values, a point where all are equal.
+        Lower and upper end: NaN for fewer than five values, a point where all are equal.
     """
     x = np.sort(np.asarray(values, float))
 
@@ -63,13 +64,13 @@ def bootstrap_intervals(
             own value, the cells of a confusion matrix where they have classes.
 
     Returns:
-        Lower and upper end by name; empty for fewer than two samples.
+        Lower and upper end by name; empty for fewer than five samples.
     """
     from scipy.stats import norm, t
 
     alike = np.asarray(samples, int)
     n = int(alike.sum())
-    if n < 2:
+    if n < FEWEST:
         return {}
     parts = [statistics(counts) for counts in _resampled(alike)]
     tail = float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))

@@ -1,10 +1,10 @@
-"""Pictures of charts: PNG files, and SVG in the colors of the page that shows it."""
+"""Pictures of charts: PNG, PDF and SVG files, and SVG in the colors of the page that shows it."""
 
 import io
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from cggm.display.charts import INK, Chart, IntervalChart, LineChart, ScatterChart
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _DPI = 150
+_FONTS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "cggm", "pdf.fonttype": 42}
+_UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""What makes the same picture the same file."""
 _LETTER = 6.6  # points that a letter of a name is wide, roughly
 _WARNING = "#7a4a00"
 _POINTS = 72  # of an inch
@@ -44,13 +47,16 @@ _VARIABLES = {
 """Colors of the drawing to the variables of a page's style sheet, light or dark."""
 
 
-def png(charts: Sequence[Chart], *, columns: int = 3, head: str = "") -> bytes:
-    """A PNG file of charts side by side, with their titles and one legend.
+def picture_file(
+    charts: Sequence[Chart], *, columns: int = 3, head: str = "", kind: str = "png"
+) -> bytes:
+    """A file of charts side by side, with their titles and one legend.
 
     Args:
         charts: At least one.
         columns: Charts in a row.
-        head: Set above all charts, and kept in the file as its description.
+        head: Set above all charts, and kept in a PNG file as its description.
+        kind: ``png``, or for papers ``pdf`` or ``svg``, whose text stays text.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -60,7 +66,7 @@ def png(charts: Sequence[Chart], *, columns: int = 3, head: str = "") -> bytes:
     width = max(columns * max(map(_width_of, charts)), 1.2 * WIDTH)
     height = rows * (max(map(height_of, charts)) + _ABOVE) + _LEGEND
     data = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, **_FONTS}):
         figure = Figure(figsize=(width / _POINTS, height / _POINTS), layout="constrained")
         for index, chart in enumerate(charts):
             axes = figure.add_subplot(rows, columns, index + 1)
@@ -70,8 +76,8 @@ def png(charts: Sequence[Chart], *, columns: int = 3, head: str = "") -> bytes:
                 axes.legend(handles=line_handles(chart.known), fontsize=9)
         _add_legend(figure, charts)
         figure.suptitle(head, fontsize=11, fontweight="bold", color=_WARNING)
-        metadata = {"Description": head} if head else {}
-        figure.savefig(data, dpi=_DPI, format="png", metadata=metadata)
+        metadata = {"Description": head} if head and kind == "png" else {}
+        figure.savefig(data, dpi=_DPI, format=kind, metadata=_UNDATED.get(kind, metadata))
     return data.getvalue()
 
 

@@ -13,6 +13,7 @@ _SHAPES = {
     "better": (0, "M16 0 21.5 10H10.5Z"),
     "no difference": (GRAY, "M11 5a5 5 0 1 0 10 0a5 5 0 1 0-10 0"),
     "worse": (1, "M16 10 10.5 0H21.5Z"),
+    "not decided": (GRAY, "M16 0 21 5 16 10 11 5Z"),
 }
 
 

@@ -222,9 +222,11 @@ def _cards(scores: CaseSet) -> Markup:
         _card(metric, [row[metric.name] for row in scores.rows.values()])
         for metric in _metrics(scores)
     ]
+    # As few cases as have no interval, see cggm.display.intervals.
+    intervals = "; 95 % bootstrap intervals of the mean over cases" if len(scores.rows) >= 5 else ""
     note = (
-        f"Means over {len(scores.rows)} {scores.noun}; 95 % bootstrap intervals of the mean over "
-        f"cases. WT, TC, ET: {', '.join(REGION_NAMES.values())}."
+        f"Means over {len(scores.rows)} {scores.noun}{intervals}. "
+        f"WT, TC, ET: {', '.join(REGION_NAMES.values())}."
     )
     return cards(shown, note)
 

@@ -55,7 +55,7 @@ def test_page_tables_and_figures_are_whole(finished):
     images = re.findall(r"!\[.*?\]\((.*?)\)", page)
     assert images == [f"figures/{n}.png" for n in ("mfeat-differences", "mfeat-gradients", "ranks")]
     assert all((output / image).read_bytes().startswith(b"\x89PNG\r\n") for image in images)
-    names = {"mfeat-performance", "mfeat-heads", "mfeat-cost", "ranks"}
+    names = {"mfeat-performance", "mfeat-heads", "mfeat-cost", "ranks", "verdicts"}
     made = {path.name for path in (output / "tables").iterdir()}
     assert made == {f"{name}.{suffix}" for name in names for suffix in RENDERERS}
     assert {"md", "csv", "tex"} == set(RENDERERS)

@@ -31,7 +31,11 @@ def rows(output, table):
 
 def test_sweep_is_a_figure_and_other_settings_are_rows(records, tmp_path):
     plan = Plan((TASKS["mfeat"],), ("joint", "ogm:alpha=0.5"), (0,), sweep=True)
-    page = write_results(tmp_path, plan, records, {}, TASKS).read_text()
+    page, report = write_results(tmp_path, plan, records, {}, TASKS, kinds=["pdf"])
+    page, report = page.read_text(), report.read_text()
+    assert 0 < report.index(">Verdicts<") < report.index(">mfeat<") < report.index(">Ranks<")
+    assert page.index("**Verdicts**") < page.index("**Performance on mfeat**")
+    assert (tmp_path / "figures" / "mfeat-sweep.pdf").read_bytes().startswith(b"%PDF")
     assert rows(tmp_path, "mfeat-performance") == ["joint", "cggm", "ogm:alpha=0.5"]
     assert rows(tmp_path, "ranks") == ["ogm:alpha=0.5", "cggm", "joint"]
     assert "(figures/mfeat-sweep.png)" in page
@@ -46,7 +50,8 @@ def test_setting_of_the_sweep_is_a_row_where_it_was_asked_for(records, tmp_path)
 
 def test_page_without_any_result_has_the_refusals(tmp_path):
     plan = Plan((TASKS["mosi"],), ("pmr",), (0,))
-    page = write_results(tmp_path, plan, [], {("mosi", "pmr"): "no classes"}, TASKS).read_text()
+    page, _ = write_results(tmp_path, plan, [], {("mosi", "pmr"): "no classes"}, TASKS)
+    page = page.read_text()
     assert page.startswith("# Comparison of balancing methods\n")
     assert page.endswith("- mosi, pmr: no classes\n")
     assert list((tmp_path / "figures").iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cggm.display import GRAY, INK, PALETTE, Line, LineChart, Values, png
+from cggm.display import GRAY, INK, PALETTE, Line, LineChart, Values, picture_file
 from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
 from cggm.runs.metrics import find_metric
@@ -247,5 +247,5 @@ def _shade(number: int, lines: int) -> tuple[int, None, int]:
 def _save(run: RunFolder, name: str, charts: Sequence[LineChart], *, simulated: bool) -> Path:
     run.curves.mkdir(exist_ok=True)
     file = run.curves / f"{name}.png"
-    write_atomically(file, png(charts, head="SIMULATED DATA" if simulated else ""))
+    write_atomically(file, picture_file(charts, head="SIMULATED DATA" if simulated else ""))
     return file

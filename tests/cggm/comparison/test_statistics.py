@@ -49,9 +49,11 @@ def test_only_common_seeds_count_and_four_are_too_few():
     few = paired_difference(BETTER, reference, lower_better=False)
     assert few.n == 4
     assert few.mean == pytest.approx(0.0105)
-    assert few.verdict == "no difference"
+    assert few.verdict == "not decided"
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)
     alone = paired_difference({7: 1.0}, JOINT, lower_better=False)
-    assert (alone.n, alone.verdict) == (0, "no difference")
+    assert (alone.n, alone.verdict) == (0, "not decided")
 
 
 @given(st.permutations(range(6)))

@@ -1,19 +1,23 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import pytest
 
 from cggm.comparison.missing import missing_table, subset_mean_table
 from cggm.comparison.records import FinishedRun
+from cggm.comparison.statistics import can_be_ranked
 from cggm.comparison.tables import (
     ablation_table,
     cost_table,
     heads_table,
     performance_table,
     rank_table,
+    verdict_table,
 )
 from cggm.display.tables import DASH, to_csv, to_latex, to_markdown
+from cggm.reports.tasks import Task
 from tests.cggm.comparison.runs import run, runs
 
 SMALL = [
@@ -35,23 +39,48 @@ def test_markdown_of_a_small_case():
     records = [record for record in SMALL if record.method != "plain"]
     expected = """**Performance on mosi (SIMULATED)**
 
-| method | accuracy                 | accuracy - joint           | verdict on accuracy |
-| ------ | ------------------------ | -------------------------- | ------------------- |
-| joint  | <ins>0.720 ± 0.020</ins> | ~                          | ~                   |
-| a_b    | **0.750 ± 0.014 (n=2)**  | +0.0400 [+0.0400, +0.0400] | no difference       |
+| method | accuracy                 | accuracy - joint | verdict on accuracy   |
+| ------ | ------------------------ | ---------------- | --------------------- |
+| joint  | <ins>0.720 ± 0.020</ins> | ~                | ~                     |
+| a_b    | **0.750 ± 0.014 (n=2)**  | +0.0400          | not decided (2 seeds) |
 
 Mean ± standard deviation over seeds; n where a seed has no value. Differences to joint are paired \
-by seed, with a 95 % bootstrap interval; one that contains zero, or has fewer than 5 common \
-seeds, is no difference.
+by seed, with a 95 % bootstrap interval; one that contains zero is no difference. Below 5 common \
+seeds nothing is decided.
 """
     table = performance_table(records, "mosi", ["acc"])
     assert to_markdown(table) == expected.replace("~", DASH)
 
 
 def test_best_and_second_follow_the_direction():
-    records = [*runs("a", [0.5], "mae"), *runs("b", [0.3], "mae"), *runs("c", [0.4], "mae")]
-    table = performance_table([*records, *runs("d", [0.3], "mae")], "mosi", ["mae"])
-    assert marks(table, 1) == ["", "best", "second", "best"]
+    means = {"a": 0.5, "b": 0.3, "c": 0.4, "d": 0.3}
+    records = [record for name, x in means.items() for record in runs(name, [x, x], "mae")]
+    assert marks(performance_table(records, "mosi", ["mae"]), 1) == ["", "best", "second", "best"]
+
+
+def test_a_single_seed_has_neither_marks_nor_ranks():
+    records = [*runs("a", [0.5]), *runs("b", [0.3])]
+    assert marks(performance_table(records, "mosi", ["acc"]), 1) == ["", ""]
+    assert not can_be_ranked(records)
+    assert can_be_ranked([*records, *runs("c", [0.1, 0.2])])
+    assert not can_be_ranked(runs("a", [0.5, 0.6]))
+
+
+def test_verdicts_of_all_tasks_in_one_table():
+    tasks = [Task(name, Path(), ("text",), ("acc", "mae")) for name in ("mosi", "other")]
+    records = [
+        *runs("joint", [0.7] * 5),
+        *runs("up", [0.8, 0.81, 0.79, 0.8, 0.8]),
+        *runs("unimodal_text", [0.1] * 5),
+        *runs("joint", [0.5], task="other"),
+        *runs("up", [0.4], task="other"),
+    ]
+    table = verdict_table(records, tasks)
+    assert [[row[k] for k in (0, 1, 4)] for row in texts(table)] == [
+        ["mosi", "up", "better"],
+        ["other", "up", "not decided (1 seed)"],
+    ]
+    assert verdict_table(runs("joint", [0.5]), tasks) is None
 
 
 def test_verdicts_of_five_seeds():
@@ -177,4 +206,4 @@ def test_csv_reads_back():
     assert title == "# Performance on mosi (SIMULATED)"
     rows = [*csv.reader(io.StringIO("\n".join(lines)))]
     assert rows[0] == ["method", "acc", "acc - joint", "verdict on acc"]
-    assert rows[3] == ["plain", "0.700 (n=1)", "-0.0400", "no difference"]
+    assert rows[3] == ["plain", "0.700 (n=1)", "-0.0400", "not decided (1 seed)"]

@@ -21,7 +21,7 @@ from cggm.display.charts import (
     limits,
 )
 from cggm.display.drawing import tick_text
-from cggm.display.pictures import png, svg
+from cggm.display.pictures import picture_file, svg
 
 X = np.arange(1.0, 1001)
 LINE = Line("t1", X, X / 1000, 0)
@@ -65,7 +65,7 @@ def test_text_in_a_picture_is_escaped_and_hostile_names_stay_text():
     assert "<script>" not in picture
     assert [e.text for e in elements(picture, "title")] == [name]
     assert "<b>" in texts(picture)
-    assert png([chart]).startswith(b"\x89PNG")
+    assert picture_file([chart]).startswith(b"\x89PNG")
 
 
 def test_names_are_there_to_be_pointed_at_and_leave_room_for_the_values():
@@ -90,8 +90,8 @@ def test_a_hollow_dot_is_a_ring():
         svg(IntervalChart("R", [Interval("a", 1.0, 1.0, 1.0, hollow=hollow)], "rank"))
         for hollow in (False, True)
     )
-    assert full.count("var(--c0)") >= 2  # the bar and the dot
-    assert re.search(r"fill:var\(--page\);[^\"]*stroke:var\(--c0\)", hollow)
+    assert full.count("var(--c2)") >= 2  # the bar and the dot
+    assert re.search(r"fill:var\(--page\);[^\"]*stroke:var\(--c2\)", hollow)
     assert "var(--page)" not in full
 
 
@@ -105,7 +105,7 @@ def test_infinite_ends_stay_within_the_axis():
 
 def test_charts_side_by_side_have_titles_notes_and_one_legend(tmp_path):
     one = LineChart("S", [LINE], "step", note="a note")
-    alone, two = (imread(io.BytesIO(png(charts))) for charts in ([one], [one, one]))
+    alone, two = (imread(io.BytesIO(picture_file(charts))) for charts in ([one], [one, one]))
     assert two.shape[1] > 1.5 * alone.shape[1]
     assert len(two) == len(alone)
 
@@ -151,3 +151,12 @@ def test_ticks_are_few_and_different(ends):
     beside = [text for text in found if text not in {"step", *map(str, range(50, 55))}]
     assert 2 <= len(beside) <= 7
     assert len(set(beside)) == len(beside)
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_for_papers_are_the_same_file_each_time_and_keep_their_text(kind, start):
+    chart = IntervalChart("Differences", [Interval("a", 0.1, 0.0, 0.2, "not decided")], "acc")
+    data = picture_file([chart], head="SIMULATED DATA", kind=kind)
+    assert data.startswith(start)
+    assert data == picture_file([chart], head="SIMULATED DATA", kind=kind)
+    assert kind == "pdf" or b">not decided<" in data
