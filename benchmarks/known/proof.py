@@ -28,7 +28,7 @@ from benchmarks.known.answer import EPOCHS, interval
 from benchmarks.known.data import SCENARIOS
 from benchmarks.known.engine import GUIDED, JOINT, UNIMODAL, Engine, Setting
 from benchmarks.machine import machine
-from cggm.display import Interval, IntervalChart, png
+from cggm.display import Interval, IntervalChart, picture_file
 
 TASKS = ("classification", "regression")
 OPTIMIZERS = ("sgd", "adam")
@@ -48,7 +48,7 @@ def main() -> None:
             options.json.write_text(json.dumps(record(options, rows), indent=1) + "\n")
     print(f"\n{verdict(rows)}")
     if options.figure:
-        options.figure.write_bytes(png([figure(rows)]))
+        options.figure.write_bytes(picture_file([figure(rows)]))
 
 
 def parse() -> argparse.Namespace:
