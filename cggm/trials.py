@@ -121,6 +121,29 @@ class Trial:
         with self._apart(training=False), torch.no_grad():
             return TrialLosses(self._mean(self.trials.train), self._mean(self.trials.valid))
 
+    def collect(
+        self, batches: Batches, read: Callable[[Features], Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What each encoder returns in eval mode for all samples of this rank, and their target.
+
+        Args:
+            batches: Epoch to batches, of which the first epoch's are taken.
+            read: What an encoder returns to what is kept, ``(B, ...)``.
+
+        Returns:
+            By modality, ``(N, ...)``, and the target, ``(N, ...)``.
+        """
+        found: dict[str, list[Tensor]] = {name: [] for name in self.encoders}
+        targets = []
+        with self._apart(training=False), torch.no_grad():
+            for inputs, target in batches(1):
+                with recorded(self.encoders) as features:
+                    self.network(inputs)
+                for name, rows in found.items():
+                    rows.append(read(features[name]))
+                targets.append(target)
+        return {name: torch.cat(rows) for name, rows in found.items()}, torch.cat(targets)
+
     def _mean(self, batches: Batches) -> Tensor:
         total = torch.zeros(len(self.heads) + 1, device=self.device)
         count = torch.zeros(1, device=self.device)

@@ -10,9 +10,9 @@ from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion, samples_with
+from cggm.methods._parts import feature_distance, frozen
 from cggm.passes import Step
-from cggm.tensors import Features, parts_in, without_subclass
-from cggm.trials import Trials, unhooked_copy
+from cggm.trials import Trials
 
 
 class UnimodalTeacher(Balancer):
@@ -80,7 +80,7 @@ class UnimodalTeacher(Balancer):
         self.weight, self.epochs, self.trials = weight, epochs, trials
         # no part of this method's state: they train teachers and are dropped
         self._teaching_heads = dict(heads or {})
-        self.teachers = nn.ModuleDict(_frozen(teachers or {}))
+        self.teachers = nn.ModuleDict(frozen(teachers or {}))
         self.register_buffer("trained", torch.tensor(teachers is not None))
 
     def prepare(self, binding: Binding) -> None:
@@ -94,7 +94,7 @@ class UnimodalTeacher(Balancer):
                 "Give them by the encoders' names, in their order."
             )
         if not self.teachers:
-            self.teachers.update(_frozen(binding.encoders))
+            self.teachers.update(frozen(binding.encoders))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; teachers stay in eval mode."""
@@ -135,41 +135,7 @@ class UnimodalTeacher(Balancer):
             with torch.no_grad():
                 taught = teacher(*args, **kwargs)
             own, taught = samples_with(step.features[name], taught, name, step.presence)
-            distances.append(torch.stack(_distances(own, taught)).mean())
+            distances.append(feature_distance(own, taught))
         stacked = torch.stack(distances)
         self.readings = {"distance": stacked.detach()}
         return step.loss + self.weight * stacked.sum()
-
-
-def _frozen(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    return {
-        name: unhooked_copy(module).requires_grad_(False).eval() for name, module in modules.items()
-    }
-
-
-def _distances(student: Features, teacher: Features, mask: Tensor | None = None) -> list[Tensor]:
-    """Mean squared difference of each floating tensor, in float32."""
-    if isinstance(student, Tensor):
-        if not student.is_floating_point():
-            return []
-        return [_mean_square(student.float() - without_subclass(teacher).float(), mask)]
-    parts = parts_in(student)
-    masks = [part for part in parts if getattr(part, "dtype", None) == torch.bool]
-    return [
-        distance
-        for own, taught in zip(parts, parts_in(teacher), strict=True)
-        for distance in _distances(own, taught, _mask_of(own, masks))
-    ]
-
-
-def _mask_of(values: Features, masks: list[Tensor]) -> Tensor | None:
-    if not isinstance(values, Tensor):
-        return None
-    return next((m for m in masks if m.shape == values.shape[: m.ndim]), None)
-
-
-def _mean_square(values: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return values.square().mean()
-    mask = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)).expand_as(values)
-    return torch.where(mask, values, 0.0).square().sum() / mask.sum().clamp_min(1)

@@ -54,6 +54,12 @@ CONTRACTS = {
         {"factors": 1.0}, named={"factors": {"text": 0.2, "audio": 0.6, "video": 0.9}}
     ),
     "DGL": Contract({"alpha": 0.0, "detach": False}),
+    "G2D": Contract(
+        {"logits": 0.0, "features": 0.0, "last_epoch": 0},
+        {"epochs": 1, "last_epoch": 1},
+        refuses={"regression": "Expected an output layer of two or more classes"},
+        windows=_SO_FAR,
+    ),
     "GradientBlending": Contract(
         {"weights": {"fused": 1.0}}, {"mode": "online", "epochs": 1, "every": 2}
     ),
@@ -127,6 +133,15 @@ CONTRACTS = {
         ordered="turns go by the encoders' order",
     ),
     "RedCore": Contract({"weight": 0.0}, windows=_SO_FAR),
+    "Relearning": Contract(
+        {"strength": 0.0},
+        {"every": 1, "times": 2},
+        refuses={
+            "regression": "Expected a linear output layer of two or more classes",
+            "segmentation": "Expected a linear output layer of two or more classes",
+        },
+        ranks="the first rank's samples are diagnosed",
+    ),
     "UnimodalEnsemble": Contract(
         {"joint": 1.0},
         rules={

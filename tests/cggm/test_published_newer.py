@@ -5,16 +5,23 @@ and, where the paper leaves something open, as its published code does, whose co
 and gradients of three steps have to agree.
 """
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from cggm import methods
+from cggm.trials import Trials
 
 cross_entropy = nn.functional.cross_entropy
-NEWER = {"DGL", "PASSION", "RedCore"}
+NEWER = {"DGL", "G2D", "PASSION", "RedCore", "Relearning"}
 NAMES = ("audio", "video")
 WIDTH, CLASSES, LR = 5, 3, 0.1
+
+
+def plain_sgd(parameters):
+    """Optimizer of teachers."""
+    return torch.optim.SGD(parameters, lr=LR)
 
 
 class Concatenated(nn.Module):
@@ -142,6 +149,88 @@ def test_redcore():
     )
     agree(method.bind(network), network, published)
     assert_close(method.beta, state["beta"])
+
+
+def test_g2d():
+    """Rakib & Bagavathi, ICCV 2025; student.py and utils.py of G2D, 95969d8, all parameters."""
+    torch.manual_seed(5)
+    heads = {name: Head() for name in NAMES}
+    network = Concatenated()
+    trials = Trials(network, cross_entropy, lambda e: list(batches()), list, plain_sgd)
+    method = methods.G2D(cross_entropy, heads, trials, epochs=1).bind(network)
+    method.start_epoch(1)
+    taught = {k: v.clone() for k, v in method.state_dict().items() if torch.is_tensor(v)}
+
+    def teacher(name, inputs):
+        features = inputs[name] @ taught[f"teachers.{name}.weight"].T
+        features = features + taught[f"teachers.{name}.bias"]
+        matrix = taught[f"judges.{name}.output_layer.weight"][:, :WIDTH]
+        return features, features @ matrix.T + taught[f"judges.{name}.output_layer.bias"]
+
+    def published(weights, inputs, target, number):
+        features = encoded(weights, inputs)
+        logits = linear(weights, features)
+        loss, scores = cross_entropy(logits, target), []
+        for name, own in zip(NAMES, features, strict=True):
+            wanted, said = teacher(name, inputs)
+            divergence = nn.functional.kl_div(
+                logits.log_softmax(1), said.softmax(1), reduction="batchmean"
+            )
+            loss = loss + divergence + nn.functional.mse_loss(own, wanted)
+            scores.append(sum(said.softmax(1)[b, target[b]] for b in range(len(target))))
+        loss.backward()
+        still = NAMES[0] if scores[0] > scores[1] else NAMES[1]
+        for part in ("weight", "bias"):
+            weights[f"encoders.{still}.{part}"].grad *= 0
+        return loss.detach()
+
+    agree(method, network, published)
+
+
+def test_relearning():
+    """Wei et al., ECCV 2024; ours.py, 59b5787: K-means by scikit-learn, and the mixture."""
+    cluster_module = pytest.importorskip("sklearn.cluster")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    generator = torch.Generator().manual_seed(4)
+    target = torch.arange(60) % CLASSES
+    centers = torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0], [0.0, 0.0, 4.0, 0.0]])
+    blurred = {"audio": 0.3, "video": 0.3}
+    inputs = {
+        name: centers[target] + spread * torch.randn(60, 4, generator=generator)
+        for name, spread in blurred.items()
+    }
+    mixed = target.clone()
+    mixed[:20] = mixed[:20].flip(0)  # held-out classes that the clusters do not tell
+    network = Concatenated()
+    trials = Trials(
+        network, cross_entropy, lambda e: [(inputs, target)], lambda e: [(inputs, mixed)], plain_sgd
+    )
+    method = methods.Relearning(cross_entropy, trials).bind(network)
+    start = {k: p.detach().clone() for k, p in network.named_parameters()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+
+    def purity(features, classes):
+        scaled = preprocessing.MinMaxScaler((-1, 1)).fit_transform(features.numpy())
+        found = cluster_module.KMeans(CLASSES, random_state=0, n_init=10).fit_predict(scaled)
+        rows = [classes[torch.from_numpy(found) == k] for k in range(CLASSES)]
+        return sum(int(row.bincount().max()) for row in rows if len(row)) / len(classes)
+
+    expected = {}
+    for name in NAMES:
+        features = network.encoders[name](inputs[name]).detach()
+        gap = abs(purity(features, target) - purity(features, mixed))
+        alpha = torch.tanh(torch.tensor(3 * gap))
+        for part in ("weight", "bias"):
+            key = f"encoders.{name}.{part}"
+            expected[key] = alpha * start[key] + (1 - alpha) * 1.5 * start[key]
+        assert 0.2 < alpha < 1
+    method.start_epoch(22)
+    found = dict(network.named_parameters())
+    for key, value in expected.items():
+        assert_close(found[key].detach(), value)
+    assert_close(network.output_layer.weight.detach(), 1.5 * start["output_layer.weight"])
 
 
 class Maps(nn.Module):

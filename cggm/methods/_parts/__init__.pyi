@@ -32,3 +32,5 @@ from .shares import SampleLosses as SampleLosses
 from .shares import explained_parts as explained_parts
 from .shares import mean_of_seen as mean_of_seen
 from .shares import shuffled_rows as shuffled_rows
+from .teachers import feature_distance as feature_distance
+from .teachers import frozen as frozen
