@@ -14,6 +14,7 @@ from cggm.trials import Trials
 from cggm_seg.training.config import BratsConfig
 from pipelines.arrays_train import ArraysConfig
 from pipelines.food101_train import FoodConfig
+from pipelines.htad_train import HtadConfig
 from pipelines.iemocap_train import IemocapConfig
 from pipelines.mfeat_train import MfeatConfig
 from pipelines.mosi_train import MosiConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "iemocap": IemocapConfig,
     "food101": FoodConfig,
     "mfeat": MfeatConfig,
+    "htad": HtadConfig,
     "arrays": ArraysConfig,
 }
 BASES = sorted(file for data in SCHEMAS for file in (CONFIGS / data).glob("*.yaml"))

@@ -69,9 +69,9 @@ def load_mfeat(
     tables = {view: _read(source / f"mfeat-{view}.csv", view) for view in STEPS}
     target = tables["fac"][:, -1].astype(np.int64)
     features = {view: table[:, :-1] for view, table in tables.items()}
-    rows = _split(_occurrences(features), target, seed)
-    chosen = {view: _standardized(features[view], rows["train"]) for view in views}
-    splits = {split: _dataset(chosen, target, rows[split]) for split in SIZES}
+    rows = _split(occurrences(features), target, seed)
+    chosen = {view: standardized(features[view], rows["train"]) for view in views}
+    splits = {split: dataset_of(chosen, target, rows[split], STEPS, "digit") for split in SIZES}
     return TaskData(
         train=splits["train"],
         valid=splits["valid"],
@@ -114,17 +114,21 @@ def _read(file: Path, view: str) -> Array:
     return np.loadtxt(io.BytesIO(content), delimiter=",", skiprows=1)
 
 
-def _occurrences(features: Mapping[str, Array]) -> NDArray[np.int64]:
-    """How often each digit occurs, judged by all views."""
+def occurrences(features: Mapping[str, Array]) -> NDArray[np.int64]:
+    """How often each sample occurs, judged by all modalities, ``(N,)``.
+
+    Args:
+        features: Shape ``(N, F)`` by modality.
+    """
     # All views together: one of them alone has many equal rows of different digits.
     together = np.concatenate([*features.values()], axis=1)
     _, which, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
-    occurrences: NDArray[np.int64] = counts[which.ravel()]
-    return occurrences
+    found: NDArray[np.int64] = counts[which.ravel()]
+    return found
 
 
 def _split(
-    occurrences: NDArray[np.int64], target: NDArray[np.int64], seed: int
+    repeated: NDArray[np.int64], target: NDArray[np.int64], seed: int
 ) -> dict[str, NDArray[np.int64]]:
     """Rows of each split, in file order."""
     rng = np.random.default_rng([seed, 0])
@@ -133,7 +137,7 @@ def _split(
     for label in range(CLASSES):
         rows = rng.permutation(np.flatnonzero(target == label))
         # Repeated digits first, and thus all in the training split.
-        rows = rows[np.argsort(-occurrences[rows], kind="stable")]
+        rows = rows[np.argsort(-repeated[rows], kind="stable")]
         parts.append(np.split(rows, ends[:-1]))
     return {
         split: np.sort(np.concatenate(rows))
@@ -141,16 +145,37 @@ def _split(
     }
 
 
-def _standardized(features: Array, train: NDArray[np.int64]) -> Array:
+def standardized(features: Array, train: NDArray[np.int64]) -> Array:
+    """Features less their mean, over their deviation, both of the training split.
+
+    Args:
+        features: Shape ``(N, F)``.
+        train: Rows of the training split.
+    """
     deviation = features[train].std(0)  # of the training split alone: the others are unseen
     return (features - features[train].mean(0)) / np.where(deviation == 0, 1, deviation)
 
 
-def _dataset(
-    views: Mapping[str, Array], target: NDArray[np.int64], rows: NDArray[np.int64]
+def dataset_of(
+    views: Mapping[str, Array],
+    target: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    steps: Mapping[str, int],
+    kind: str,
 ) -> SequenceDataset:
-    inputs = {view: _sequences(features[rows], STEPS[view]) for view, features in views.items()}
-    return SequenceDataset(inputs, torch.from_numpy(target[rows]), [f"digit-{r:04d}" for r in rows])
+    """A split of rows, whose features are cut into steps.
+
+    Args:
+        views: Shape ``(N, F)`` by modality.
+        target: Classes, ``(N,)``.
+        rows: Those of the split.
+        steps: Equal chunks that features are cut into, by modality.
+        kind: What a sample is called in its identifier.
+    """
+    inputs = {view: _sequences(features[rows], steps[view]) for view, features in views.items()}
+    return SequenceDataset(
+        inputs, torch.from_numpy(target[rows]), [f"{kind}-{r:04d}" for r in rows]
+    )
 
 
 def _sequences(features: Array, steps: int) -> RaggedSequences:

@@ -18,7 +18,7 @@ def table(folder, text):
 def test_all_that_the_table_of_the_project_names_is_there():
     tasks = load_tasks(TABLE)
     assert list(tasks) == [
-        *("brats", "mosi", "iemocap", "food101", "mfeat"),
+        *("brats", "mosi", "iemocap", "food101", "mfeat", "htad"),
         *("arrays", "arrays_regression"),
     ]
     for task in tasks.values():
