@@ -25,6 +25,8 @@ T = TypeVar("T")
 Main = Callable[[Sequence[str]], int | None]
 
 _TIMEOUT = timedelta(minutes=30)  # that a rank waits for another one in a collective call
+_PROBE = 977  # tag of a message that nobody waits for
+_LISTENS = 1.0  # seconds
 _PATIENCE = 10.0  # seconds that a rank leaves the first one to say the same
 
 
@@ -196,4 +198,23 @@ def _is_lost(error: RuntimeError) -> bool:
     """Whether a collective call failed because another rank is gone or late."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    if isinstance(error, dist.DistError) or not dist.is_initialized():
+        return isinstance(error, dist.DistError)
+    # Gloo has no error of its own, in a backward pass least of all: ask whether the others hear.
+    others = {*range(dist.get_world_size())} - {dist.get_rank()}
+    return dist.get_backend() == "gloo" and not all(map(_hears, others))
+
+
+def _hears(peer: int) -> bool:
+    """Whether another rank is connected: to send to it fails at once where it is gone."""
+    import torch
+    import torch.distributed as dist
+
+    start = time.monotonic()
+    try:
+        sent = dist.isend(torch.zeros(1), peer, tag=_PROBE)
+        if sent is not None:
+            sent.wait(timedelta(seconds=_LISTENS))
+    except RuntimeError:  # nobody receives it, or the connection is broken
+        return time.monotonic() - start > _LISTENS / 2
+    return True

@@ -1,10 +1,12 @@
 """Scores of a folder of predictions, by the rules of BraTS 2021 or 2023."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, median, stdev
 from typing import Literal
 
 import numpy as np
@@ -74,10 +76,10 @@ def written_labels(case: Case, file: Path) -> LabelScheme:
     return case.labels
 
 
-_STATISTICS: dict[str, Callable[[list[float]], np.floating]] = {
-    "mean": np.mean,
-    "std": np.std,
-    "median": np.median,
+_STATISTICS: dict[str, tuple[str, Callable[[list[float]], float]]] = {  # name, label, function
+    "mean": ("mean", fmean),
+    "std": ("sample SD", lambda values: stdev(values) if len(values) > 1 else math.nan),
+    "median": ("median", median),
 }
 
 
@@ -87,7 +89,8 @@ class Evaluation:
 
     Attributes:
         rows: Case to metrics, the keys of :data:`cggm_seg.evaluation.scores.METRICS`; HD95 in mm.
-        statistics: ``mean``, ``std`` (of the cases, not of the mean) and ``median`` of each metric.
+        statistics: ``mean``, ``std`` (of the sample of cases, over n - 1, not of the mean; NaN of a
+            single case) and ``median`` of each metric.
         missing: Cases of the reference without a prediction that can be scored; they enter no
             statistic.
         problems: One sentence for each case that is not scored, and for each surplus file.
@@ -111,9 +114,10 @@ class Evaluation:
     def table(self) -> str:
         """One line per case and statistic, Dice in 0-1 and HD95 in mm."""
         metrics = [find_metric(name) for name in METRICS]
+        labelled = {_STATISTICS[name][0]: row for name, row in self.statistics.items()}
         rows = [
-            [name, *(metric.text(row[metric.name]) for metric in metrics)]
-            for name, row in (self.rows | self.statistics).items()
+            [name, *(metric.text(_known(row[metric.name])) for metric in metrics)]
+            for name, row in (self.rows | labelled).items()
         ]
         head, *body = aligned([["case", *(metric.label for metric in metrics)], *rows])
         rule = "-" * len(head)
@@ -123,7 +127,12 @@ class Evaluation:
         """All attributes, indented, and where the two folders are, which a report reads."""
         where = {"predictions": predictions, "reference": reference}
         folders = {name: str(folder.resolve()) for name, folder in where.items()}
-        return json.dumps({**asdict(self), **folders}, indent=2)
+        statistics = {
+            name: {metric: _known(value) for metric, value in row.items()}
+            for name, row in self.statistics.items()
+        }
+        content = {**asdict(self), "statistics": statistics, **folders}
+        return json.dumps(content, indent=2, allow_nan=False)
 
 
 def evaluate_folder(
@@ -238,8 +247,10 @@ def _nothing_scored(predictions: Path, reference: Path, problems: Sequence[UserE
 
 def _statistics(rows: Mapping[str, Row]) -> dict[str, Row]:
     return {
-        name: {
-            metric: float(statistic([row[metric] for row in rows.values()])) for metric in METRICS
-        }
-        for name, statistic in _STATISTICS.items()
+        name: {metric: float(compute([row[metric] for row in rows.values()])) for metric in METRICS}
+        for name, (_, compute) in _STATISTICS.items()
     }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -45,7 +45,10 @@ def made_with(network: nn.Module, settings: InferenceSettings) -> dict[str, str]
 
 
 def network_digest(network: nn.Module) -> str:
-    """SHA-256 of the weights, and of the structure: modules with their strings and numbers."""
+    """SHA-256 of the weights, and of the structure: modules with their strings and numbers.
+
+    Private ones are PyTorch's own and may change with its version.
+    """
     digest = hashlib.sha256()
     for name, module in network.named_modules():
         digest.update(repr((name, type(module).__qualname__, _plain(vars(module)))).encode())
@@ -57,7 +60,7 @@ def network_digest(network: nn.Module) -> str:
 
 def _plain(values: Mapping[str, object]) -> list[tuple[str, object]]:
     kept = {k: v for k, v in values.items() if isinstance(v, str | int | float | tuple)}
-    return sorted((k, v) for k, v in kept.items() if k != "training")
+    return sorted((k, v) for k, v in kept.items() if k != "training" and not k.startswith("_"))
 
 
 Writer = Callable[[Path], None]

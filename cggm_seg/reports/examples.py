@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from cggm_seg.data import (
     read_labels,
     write_labels,
 )
-from cggm_seg.evaluation import written_labels
+from cggm_seg.evaluation import REGION_NAMES, region_mask, written_labels
 from cggm_seg.inference import predict_volume
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 
@@ -90,7 +91,12 @@ def keep_validation(
 
 
 def read_examples(
-    dice: Mapping[str, float], predictions: Path, reference: Path, labels: Mapping[str, str]
+    dice: Mapping[str, float],
+    predictions: Path,
+    reference: Path,
+    labels: Mapping[str, str],
+    *,
+    of_maps: bool = False,
 ) -> list[Example]:
     """Read the worst, median and best case that are there.
 
@@ -99,17 +105,30 @@ def read_examples(
         predictions: Folder of the label maps.
         reference: Folder of the labelled cases.
         labels: Case to its label scheme; of others names and contents tell it.
+        of_maps: Whether the Dice that is shown is that of the label map beside it, where ``dice``
+            was measured on another prediction, as of cached slices and in another precision.
 
     Raises:
         DataError: If a file is damaged, or the reference holds no case.
     """
     roles = choose_examples(dice)
     cases = _find_labelled(reference, roles.values(), labels)
-    return [
+    found = [
         _read_example(role, cases[case_id], dice[case_id], predictions / f"{case_id}.nii.gz")
         for role, case_id in roles.items()
         if case_id in cases and (predictions / f"{case_id}.nii.gz").exists()
     ]
+    return [replace(example, dice=_dice(example)) for example in found] if of_maps else found
+
+
+def _dice(example: Example) -> float:
+    """Mean over the regions, by whole volumes; 1 where a region is in neither."""
+    scores = []
+    for region in REGION_NAMES:
+        found, wanted = (region_mask(x, region) for x in (example.prediction, example.truth))
+        voxels = int(found.sum()) + int(wanted.sum())
+        scores.append(2 * int((found & wanted).sum()) / voxels if voxels else 1.0)
+    return fmean(scores)
 
 
 def _find_labelled(

@@ -23,7 +23,7 @@ from cggm_seg.reports.cases import (
     read_evaluation,
     read_validation,
 )
-from cggm_seg.reports.examples import read_examples
+from cggm_seg.reports.examples import EXAMPLES, read_examples
 from cggm_seg.reports.viewer import viewer_section
 
 _EVALUATION = "evaluation.json"
@@ -100,7 +100,13 @@ def _examples(own: CaseSet) -> Section:
     if own.predictions is None or own.reference is None:
         return viewer_section([], "The evaluation does not say where its volumes lie.")
     try:
-        found = read_examples(own.dice, own.predictions, own.reference, own.labels)
+        found = read_examples(
+            own.dice,
+            own.predictions,
+            own.reference,
+            own.labels,
+            of_maps=own.predictions.name == EXAMPLES,  # scored as cached slices
+        )
     except UserError as error:
         return viewer_section([], f"The volumes cannot be shown: {error}")
     note = f"Worst, median and best of the {own.noun} by mean Dice."

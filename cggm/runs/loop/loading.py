@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from threading import current_thread, main_thread
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from cggm.runs.loop.signals import ignore_signals
 T = TypeVar("T", covariant=True)
 Index = tuple[int, int]
 _FAREWELL = 1  # seconds
+_UNSENT = 70  # exit code of a worker
 _ROOM = (
     "Give --workers 0 or fewer workers, or a larger /dev/shm (docker run --shm-size 2g); then "
     "continue with --resume."
@@ -63,7 +65,7 @@ class CaseLoader(DataLoader[T]):
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=_begin_worker,
             # Without its own generator a loader draws from the one of dropout, once per start.
             generator=torch.Generator(),
         )
@@ -137,6 +139,9 @@ class CaseLoader(DataLoader[T]):
         cases = [self._name(place) for pid, _, place in rows if pid in dead and place >= 0]
         doing = f"while it read {', '.join(cases)}" if cases else "between two cases"
         code = next(iter(dead.values()), None)
+        if code == _UNSENT:
+            what = f"A loader worker could not send a batch that it had put together, {doing}."
+            return UserError(what, f"See what it said of it above. {_ROOM}")
         how = "died" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
@@ -161,6 +166,17 @@ class CaseLoader(DataLoader[T]):
                     file=sys.stderr,
                     flush=True,
                 )
+
+
+def _begin_worker(number: int) -> None:
+    ignore_signals(number)
+    # A batch that cannot be sent would be dropped with a traceback, and be waited for forever.
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+
+
+def _end_unsent(error: BaseException, batch: object) -> None:
+    print(f"error: A loader worker could not send a batch: {error}.", file=sys.stderr, flush=True)
+    os._exit(_UNSENT)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def without_foreground() -> list[float]:
     return torch.cat([p.flatten() for p in network.parameters()]).tolist()
 
 
+def lose_in_backward() -> None:
+    """Rank 1 is gone when the gradients of rank 0 are to meet its own."""
+    network = replicated(torch.nn.Linear(3, 2))
+    network(torch.ones(4, 3)).sum().backward()
+    loss = network(torch.ones(4, 3)).sum()
+    if rank() == 1:
+        raise UserError("Only rank 1 found this.", "Mend it.")
+    time.sleep(3)
+    loss.backward()
+
+
 def look_around(folder: Path) -> None:
     """What this rank finds."""
     order = folder / "order.txt"
@@ -99,6 +111,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"rank {rank()} prints")
         if what == "look":
             look_around(Path(folder))
+        elif what == "backward":
+            lose_in_backward()
+        elif what == "fault":
+            raise RuntimeError("of rank 1 alone" if rank() else "of rank 0 alone")
         elif rank() == 1:
             raise UserError("Only rank 1 found this.", "Mend it.")
         wait_for_ranks()

@@ -98,9 +98,16 @@ def test_rank_without_foreground_takes_part(found):
     assert found[0]["background"] == found[1]["background"]
 
 
-def test_mistake_of_one_rank_ends_the_others_soon(tmp_path):
+def test_error_of_a_rank_whose_others_are_there_is_its_own(tmp_path):
+    for number, (code, _, said) in enumerate(run_two("fault", tmp_path)):
+        assert code == 1
+        assert f"RuntimeError: of rank {number} alone" in said
+
+
+@pytest.mark.parametrize("what", ["fail", "backward"])
+def test_mistake_of_one_rank_ends_the_others_soon(tmp_path, what):
     started = time.monotonic()
-    first, second = run_two("fail", tmp_path)
+    first, second = run_two(what, tmp_path)
     assert second == (2, "", "error: Only rank 1 found this. Mend it.\n")
     assert first[0] == 2
     assert "error: Rank 0 lost the connection to another rank." in first[2]

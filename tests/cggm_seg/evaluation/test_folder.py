@@ -48,12 +48,12 @@ def test_statistics_and_table(cohort):
     write_volume(predictions / "case_1.nii.gz", empty)
     evaluation = evaluate_folder(predictions, reference, progress=False)
     assert evaluation.statistics["mean"]["dice_ET"] == pytest.approx(2 / 3)
-    assert evaluation.statistics["std"]["dice_ET"] == pytest.approx(np.sqrt(2) / 3)
+    assert evaluation.statistics["std"]["dice_ET"] == pytest.approx(np.sqrt(1 / 3))
     assert evaluation.statistics["median"]["hd95_WT"] == 0
     assert evaluation.mean_dice == pytest.approx(2 / 3)
     lines = evaluation.table().splitlines()
     assert [line.split()[0] for line in lines if "-" not in line] == [
-        *("case", "case_0", "case_1", "case_2", "mean", "std", "median")
+        *("case", "case_0", "case_1", "case_2", "mean", "sample", "median")
     ]
     assert len({len(line) for line in lines}) == 1
     assert lines[3].split()[1:] == ["0.000"] * 3 + ["373.13"] * 3
@@ -161,3 +161,15 @@ def test_subsets_of_four_modalities():
     assert subsets[0] == MODALITIES
     assert subsets[1] == ("flair", "t1ce", "t1")
     assert subsets[-4:] == [(modality,) for modality in MODALITIES]
+
+
+def test_deviation_of_a_single_case_is_unknown(cohort):
+    predictions, reference = cohort
+    for case_id in ("case_1", "case_2"):
+        (predictions / f"{case_id}.nii.gz").unlink()
+    evaluation = evaluate_folder(predictions, reference, progress=False)
+    [line] = [line for line in evaluation.table().splitlines() if line.startswith("sample SD")]
+    assert line.split()[2:] == ["-"] * 6
+    content = json.loads(evaluation.to_json(predictions=predictions, reference=reference))
+    assert set(content["statistics"]["std"].values()) == {None}
+    assert content["statistics"]["mean"]["dice_WT"] == 1

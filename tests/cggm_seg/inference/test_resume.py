@@ -17,7 +17,7 @@ from cggm_seg.inference.folder import network_digest
 from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.slices import InferenceSettings
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
-from tests.cggm_seg.predicting import PixelNetwork
+from tests.cggm_seg.predicting import PixelNetwork, small_network
 
 SHAPE = (32, 32, 6)
 
@@ -217,3 +217,18 @@ def test_no_name_of_a_case_is_a_formula_in_the_summary(predict, data, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [*(f"'{name}" for name in names), "a", "b", "c"]
     assert [row["file"] for row in rows][:3] == [f"'{name}.nii.gz" for name in names]
+
+
+def test_digest_of_a_network_is_of_what_it_computes():
+    network = small_network()
+    before = network_digest(network)
+    for module in network.modules():
+        module._of_another_torch = 3
+    assert network_digest(network.train()) == network_digest(network.eval()) == before
+    module = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    module.stride = (3, 3)
+    assert network_digest(network) != before
+    changed = small_network()
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1
+    assert network_digest(changed) != before

@@ -113,3 +113,15 @@ def test_what_is_no_evaluation_is_refused(tmp_path, content):
     (tmp_path / "e.json").write_text(content)
     with pytest.raises(UserError, match=r"e\.json: expected metrics by case"):
         report_evaluation(tmp_path / "e.json")
+
+
+def test_dice_beside_a_map_is_that_of_the_map_where_another_prediction_was_scored(run):
+    rows = add_evaluation(run)
+    dice = {case: (r["dice_WT"] + r["dice_TC"] + r["dice_ET"]) / 3 for case, r in rows.items()}
+    told = {case: score - 0.01 for case, score in dice.items()}
+    folders = (run / "predictions", run / "cases", {})
+    assert {e.case_id: e.dice for e in read_examples(told, *folders)}.items() <= told.items()
+    found = read_examples(told, *folders, of_maps=True)
+    assert len(found) == 3
+    for example in found:
+        assert example.dice == pytest.approx(dice[example.case_id])

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 import torch
 from ignite.engine import Engine
@@ -16,6 +17,7 @@ from cggm.runs.loop.sampling import EndlessBatches, EpochSampler
 CASES = [f"case{number}" for number in range(8)]
 BAD = CASES[5]
 WAYS = ("while waiting", "during a step", "between cases")
+UNSENT = "could not be sent"
 SLOW = 60  # seconds of a step that the report has to interrupt
 
 
@@ -33,6 +35,22 @@ class Cases(Dataset):
         if CASES[position] == BAD:
             self.deed()
         return {"epoch": epoch, "value": torch.tensor(position), "case": CASES[position]}
+
+
+class Pair(NamedTuple):
+    """A batch that cannot be pickled."""
+
+    value: torch.Tensor
+
+    def __reduce__(self):
+        raise OSError("too many open files")
+
+
+class Unsendable(Cases):
+    """Cases of which no batch can leave its worker."""
+
+    def __getitem__(self, index):
+        return Pair(super().__getitem__(index)["value"])
 
 
 def batches():
@@ -60,7 +78,10 @@ def lose_an_idle_worker(engine, batch, data):
 
 def main(argv):
     [way] = argv
-    if way == "between cases":
+    if way == UNSENT:
+        data = CaseLoader(Unsendable(), batches(), name=CASES.__getitem__, workers=1)
+        engine = Engine(lambda engine, batch: None)
+    elif way == "between cases":
         data = loader(workers=1)
         engine = Engine(lambda engine, batch: lose_an_idle_worker(engine, batch, data))
     else:

@@ -17,6 +17,7 @@ from tests.cggm.runs.loop.lost_worker import (
     BAD,
     CASES,
     SLOW,
+    UNSENT,
     WAYS,
     Cases,
     batches,
@@ -75,6 +76,17 @@ def test_a_killed_worker_is_reported_in_one_line_with_its_case(way, lost):
     assert f" {doing}. Often memory ran out: give fewer --workers" in message
 
 
+def test_a_batch_that_cannot_be_sent_ends_the_training(tmp_path):
+    fork, file = get_context("fork"), tmp_path / "said"
+    process = fork.Process(target=train_as_a_process, args=(UNSENT, file))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 2
+    first, last = file.read_text().splitlines()
+    assert first == "error: A loader worker could not send a batch: too many open files."
+    assert last.startswith("error: A loader worker could not send a batch that it had put together")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_error_arrives_as_it_was_raised(workers):
     with pytest.raises(DataError) as caught:
@@ -124,6 +136,9 @@ def test_workers_that_ignore_signals_end_with_the_block():
         reading = iter(data)
         next(reading)
         workers = data._workers
+        end = time.monotonic() + 60
+        while (data._reading[:, 0] < 0).any() and time.monotonic() < end:
+            time.sleep(0.01)  # until both have begun to read
         assert [worker.is_alive() for worker in workers] == [True, True]
         for worker in workers:
             worker.terminate()
