@@ -37,6 +37,8 @@ class Balancer(nn.Module):
         task_loss: ``(prediction, target)`` to a scalar.
 
     Attributes:
+        replaces_loss: Whether the method puts a loss of its own in place of the task loss, where
+            others add to it; a chain can have one such.
         serves_absence: Whether the method can leave out a modality that samples lack, see
             :meth:`present`.
         serves_late_fusion: Whether a late-fusion network's own heads can take the place of
@@ -54,6 +56,7 @@ class Balancer(nn.Module):
     """
 
     serves_absence = False
+    replaces_loss = False
     serves_late_fusion = False
     heads: Heads | None
     scores: ScoreTracker | None
@@ -132,29 +135,45 @@ class Balancer(nn.Module):
             raise RuntimeError("Expected an unbound balancer, but it is bound. Call `unbind()`.")
         named, layer, decode = modules_of(network, encoders, output_layer, decode)
         binding = Binding(named, layer, self, decode)
+        try:
+            self.join(binding)
+        except BaseException:
+            binding.remove()
+            self.leave()
+            raise
+        binding.updates_scaled = type(self).update_scales is not Balancer.update_scales
+        return self
+
+    def join(self, binding: Binding) -> None:
+        """Take part in a binding, whose hooks call this balancer or one that it is a part of.
+
+        Args:
+            binding: The hooks on the network.
+
+        Raises:
+            ValueError: If the method cannot serve its modules.
+        """
         self.window = Window()
         if binding.late_fusion and self.serves_late_fusion:
             self.heads = None
-        try:
-            if self.heads is not None:
-                check_heads(self.heads, binding.names, layer, type(self).__name__)
-            self.prepare(binding)
-            self.to(binding.device)
-            if self.heads is not None:
-                self.heads.place(binding.device)
-        except BaseException:
-            binding.remove()
-            raise
-        binding.updates_scaled = type(self).update_scales is not Balancer.update_scales
+        if self.heads is not None:
+            check_heads(self.heads, binding.names, binding.output_layer, type(self).__name__)
+        self.prepare(binding)
+        self.to(binding.device)
+        if self.heads is not None:
+            self.heads.place(binding.device)
         self._binding = binding
         self.calls = 0
-        return self
+
+    def leave(self) -> None:
+        """Take no part in a binding any more; its hooks stay."""
+        self._binding = None
 
     def unbind(self) -> None:
         """Remove every hook; the state stays."""
         if self._binding is not None:
             self._binding.remove()
-        self._binding = None
+        self.leave()
 
     def forward(self, prediction: Any, target: Any, loss: Tensor | None = None) -> Tensor:  # noqa: ANN401
         """Loss to back-propagate.
@@ -180,13 +199,21 @@ class Balancer(nn.Module):
             return self.binding.unbalanced(loss)
         if self._micro_batches:
             self._keep_window(gradients_kept(self.binding.modules))
-        self.calls += 1
-        self._micro_batches += 1
-        self._finished = False
+        self._open()
         step = self._step(prediction, target, loss)
         total = self.loss(step)
         self._set_factors(step)
         return total
+
+    def take_part(self, step: Step) -> Tensor:
+        """The loss of a forward pass that a chain of methods has made.
+
+        Args:
+            step: The pass.
+        """
+        self._open()
+        self._present = {}
+        return self.loss(step)
 
     def prepare(self, binding: Binding) -> None:
         """Look at the modules while binding; an error refuses them and leaves no trace."""
@@ -328,6 +355,11 @@ class Balancer(nn.Module):
         """State without the hooks and the window: a copy, or a saved balancer, is not bound."""
         unbound = {"_binding": None, "window": Window(), "_micro_batches": 0, "_finished": False}
         return self.__dict__ | unbound
+
+    def _open(self) -> None:
+        self.calls += 1
+        self._micro_batches += 1
+        self._finished = False
 
     def _measure(self, optimizer: Optimizer | None) -> None:
         if self.measure_norms:

@@ -112,5 +112,6 @@ SETUPS = {
     "docs/howto/other_data.md": lambda: {**slices(), "__file__": "pipelines/ecg_train.py"},
     "docs/inference.md": cases,
     "docs/method.md": dict,
+    "docs/methods.md": late_parts,
     "docs/sequences.md": dict,
 }

@@ -9,6 +9,7 @@ from torch import nn
 
 from cggm.errors import UserError
 from cggm.methods import CGGM, build_balancer
+from cggm.runs.cli import parse_arguments
 from cggm.runs.config import read_config
 from cggm.trials import Trials
 from cggm_seg.training.config import BratsConfig
@@ -113,6 +114,29 @@ def test_sizes_and_rates_are_the_papers(data, layers, optimizer, batch_size, set
     assert (step.name, step.weight_decay) == optimizer
     assert (step.lr, step.head_lr, step.clip_norm) == (0.001, 0.0005, 0.8)
     assert (config.batch_size, config.balancer.settings) == (batch_size, settings)
+
+
+def test_chains_are_laid_over_a_configuration():
+    argv = ["--method", "mrd+unimodal_losses+cggm"]
+    config, _ = parse_arguments(
+        MosiConfig,
+        None,
+        argv,
+        defaults=CONFIGS / "mosi" / "train.yaml",
+        methods=CONFIGS / "methods",
+    )
+    assert config.balancer.name == "ModalityDropout+UnimodalLosses+CGGM"
+    assert config.balancer.settings["UnimodalLosses"] == {"weight": 1.0}
+    assert config.balancer.settings["CGGM"]["rho"] == 1.3
+    for chain, reason in (("qmf+reconboost", "different networks"), ("cggm+joint", "twice")):
+        with pytest.raises(UserError, match=reason):
+            parse_arguments(
+                MosiConfig,
+                None,
+                ["--method", chain],
+                defaults=CONFIGS / "mosi" / "train.yaml",
+                methods=CONFIGS / "methods",
+            )
 
 
 @pytest.mark.parametrize("data", SCHEMAS)

@@ -161,9 +161,14 @@ def _arguments(method: str, folder: Path, drawn: Mapping[str, str]) -> tuple[str
         return ("--method", "plain")
     name, *settings = method.split(":")
     files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if name not in files:
+    unknown = [part for part in name.split("+") if part not in files]
+    if unknown:
         available = ", ".join([UNIMODAL, *files])
-        raise UserError(f"Unknown method {name!r}.", f"Available: {available}.")
+        raise UserError(f"Unknown method {unknown[0]!r}.", f"Available: {available}.")
+    if "+" in name:
+        if settings:
+            raise UserError(f"{method}: a chain has no settings here.", "Write a file of its own.")
+        return ("--method", name)
     balancer = read_yaml(files[name])["balancer"]
     known = balancer["settings"]
     code = (_CODE, balancer["name"]) if "." in balancer["name"] else ()

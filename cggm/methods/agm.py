@@ -65,6 +65,7 @@ class AGM(Balancer):
             more than six modalities.
     """
 
+    replaces_loss = True
     weights: Tensor
     mean: Tensor
     steps: Tensor

@@ -66,6 +66,7 @@ class GradientBlending(Balancer):
         RuntimeError: In the first call, if no weights were measured.
     """
 
+    replaces_loss = True
     serves_absence = True
     heads: Heads
     scores: ScoreTracker

@@ -76,6 +76,7 @@ class OPM(Balancer):
             in the first call, if a score is needed and missing.
     """
 
+    replaces_loss = True
     heads: Heads
 
     def __init__(

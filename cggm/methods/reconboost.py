@@ -71,6 +71,8 @@ class ReconBoost(Balancer):
         RuntimeError: If no epoch was announced.
     """
 
+    replaces_loss = True
+
     def __init__(
         self,
         task_loss: Criterion,

@@ -13,6 +13,7 @@ from torch import nn
 
 from cggm.balancer import Balancer
 from cggm.errors import MethodRefusal, UserError
+from cggm.methods._chain import Chain
 
 
 @cache
@@ -66,11 +67,13 @@ def find_method(name: str) -> type[Balancer]:
 def build_balancer(
     name: str, settings: Mapping[str, Any], parts: Mapping[str, Callable[[], Any]]
 ) -> Balancer:
-    """Build a method.
+    """Build a method, or a chain of several.
 
     Args:
-        name: See :func:`find_method`.
-        settings: Plain values for the method's keyword arguments.
+        name: See :func:`find_method`; several names, with ``+`` between them, for a
+            :class:`~cggm.Chain`, each class once.
+        settings: Plain values for the method's keyword arguments; for a chain, those of each method
+            by its name.
         parts: What the task provides under a method's argument names, such as ``task_loss``,
             ``heads`` and ``score``; made only if the method takes it.
 
@@ -80,6 +83,8 @@ def build_balancer(
     Raises:
         UserError: If the name or a setting is unknown, or a value out of range.
     """
+    if "+" in name:
+        return _build_chain(name, settings, parts)
     method = find_method(name)
     accepted = list(signature(method).parameters)
     known = [argument for argument in accepted if argument not in parts]
@@ -121,6 +126,24 @@ def bound_balancer(
     except ValueError as error:
         what = f"{name} cannot be used here: {error}"
         raise MethodRefusal(what, "See configs/methods.") from error
+
+
+def _build_chain(
+    name: str, settings: Mapping[str, Any], parts: Mapping[str, Callable[[], Any]]
+) -> Balancer:
+    names = name.split("+")
+    unknown = [key for key in settings if key not in names]
+    if unknown or len(set(names)) < len(names):
+        raise UserError(
+            f"Expected each method of the chain {name} once, and settings by their names, but got "
+            f"settings of {', '.join(settings) or 'none'}.",
+            "Name every class once, and give settings as {CGGM: {rho: 1.0}}.",
+        )
+    methods = [build_balancer(part, settings.get(part) or {}, parts) for part in names]
+    try:
+        return Chain(*methods)
+    except ValueError as error:
+        raise MethodRefusal(f"{name} is no chain: {error}", "See docs/methods.md.") from error
 
 
 def _imported(path: str) -> type[Balancer]:

@@ -41,6 +41,7 @@ class UnimodalEnsemble(Balancer):
             does not average.
     """
 
+    replaces_loss = True
     serves_absence = True
 
     def __init__(self, task_loss: Criterion, *, joint: float = 0.0) -> None:

@@ -63,7 +63,8 @@ def parse_arguments(
     if options.config:
         reader.add_file(_config_file(configs, options.config))
     if options.method:
-        reader.add_file(_method_file(methods, options.method))
+        files = [_method_file(methods, name) for name in options.method.split("+")]
+        reader.add_methods(files)
     return reader.read(schema, argv), options
 
 

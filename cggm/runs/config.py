@@ -228,11 +228,32 @@ class ConfigReader:
         Raises:
             UserError: Naming the file, for an unknown key, a wrong type or no YAML.
         """
+        self._add(self._content(file), file)
+
+    def add_methods(self, files: Sequence[Path]) -> None:
+        """Lay the values of balancing methods' files over what is known, as a chain of several.
+
+        Args:
+            files: YAML files with a ``balancer``, in the order of the chain.
+
+        Raises:
+            UserError: As :meth:`add_file`; if two methods need different networks, or one class is
+                in the chain twice.
+        """
+        first, *others = (self._content(file) for file in files)
+        for file, other in zip(files[1:], others, strict=True):
+            first = _chained(first, other, file)
+        self._add(first, files[0])
+
+    def _content(self, file: Path) -> object:
         content = read_yaml(file)
         if isinstance(content, dict):
             if self._tasks:
                 self._check_task(content.pop("task", None), file)
             content = _for_task(content, self._tasks)
+        return content
+
+    def _add(self, content: object, file: Path) -> None:
         values = dict(_flat(content, self._hints, file))
         for key in values:
             if key not in self._hints:
@@ -341,6 +362,24 @@ class ConfigReader:
                     "See --help for the options.",
                 )
         return UserError(f"{where}{error.message}.", "See --help for the options.")
+
+
+def _chained(first: Any, other: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401
+    """Values of two methods' files, of which the first may be those of a chain, as one chain's."""
+    before, balancer = dict(first["balancer"]), other["balancer"]
+    names = before["name"].split("+")
+    if balancer["name"] in names:
+        raise UserError(f"{file}: {balancer['name']} is in the chain twice.", "Name it once.")
+    for key, value in other.items():
+        if key != "balancer" and first.get(key, value) != value:
+            raise UserError(
+                f"{file}: expected {key} {first[key]}, as the methods before, but got {value}.",
+                "Leave out a method: they need different networks.",
+            )
+    own = before["settings"] if len(names) > 1 else {names[0]: before.get("settings") or {}}
+    settings = {**own, balancer["name"]: balancer.get("settings") or {}}
+    chain = {"name": "+".join([*names, balancer["name"]]), "settings": settings}
+    return {**first, **other, "balancer": chain}
 
 
 def _for_task(content: dict[str, Any], tasks: Collection[str]) -> dict[str, Any]:
