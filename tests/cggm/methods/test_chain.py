@@ -188,10 +188,10 @@ def test_chains_are_built_by_their_names():
         "heads": lambda: copy.deepcopy(heads),
         "score": lambda: accuracy,
     }
-    settings = {"ModalityDropout": {"p": 0.5}, "CGGM": {"rho": 1.0}}
+    settings = {"UnimodalLosses": {"weight": 0.5}, "CGGM": {"rho": 1.0}}
     method = build_balancer("ModalityDropout+UnimodalLosses+CGGM", settings, parts)
     assert [type(m).__name__ for m in method.parts] == ["ModalityDropout", "UnimodalLosses", "CGGM"]
-    assert (method.parts[0].p, method.parts[2].rho) == (0.5, 1.0)
+    assert (method.parts[1].weight, method.parts[2].rho) == (0.5, 1.0)
     with pytest.raises(UserError, match="each method of the chain CGGM\\+CGGM once"):
         build_balancer("CGGM+CGGM", {}, parts)
     with pytest.raises(UserError, match="settings of OGM"):
