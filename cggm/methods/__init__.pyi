@@ -1,6 +1,6 @@
 import typing
 
-from ._chain import Chain as Chain
+from ._parts import Chain as Chain
 from .registry import bound_balancer as bound_balancer
 from .registry import build_balancer as build_balancer
 from .registry import find_method as find_method

@@ -13,7 +13,7 @@ from torch import nn
 
 from cggm.balancer import Balancer
 from cggm.errors import MethodRefusal, UserError
-from cggm.methods._chain import Chain
+from cggm.methods._parts import Chain
 
 
 @cache

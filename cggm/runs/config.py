@@ -231,15 +231,7 @@ class ConfigReader:
         self._add(self._content(file), file)
 
     def add_methods(self, files: Sequence[Path]) -> None:
-        """Lay the values of balancing methods' files over what is known, as a chain of several.
-
-        Args:
-            files: YAML files with a ``balancer``, in the order of the chain.
-
-        Raises:
-            UserError: As :meth:`add_file`; if two methods need different networks, or one class is
-                in the chain twice.
-        """
+        """Lay methods' files over what is known, several as a chain; see :meth:`add_file`."""
         first, *others = (self._content(file) for file in files)
         for file, other in zip(files[1:], others, strict=True):
             first = _chained(first, other, file)
@@ -366,33 +358,30 @@ class ConfigReader:
 
 def _chained(first: Any, other: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401
     """Values of two methods' files, of which the first may be those of a chain, as one chain's."""
-    before, balancer = dict(first["balancer"]), other["balancer"]
-    names = before["name"].split("+")
-    if balancer["name"] in names:
-        raise UserError(f"{file}: {balancer['name']} is in the chain twice.", "Name it once.")
-    for key, value in other.items():
-        if key != "balancer" and first.get(key, value) != value:
-            raise UserError(
-                f"{file}: expected {key} {first[key]}, as the methods before, but got {value}.",
-                "Leave out a method: they need different networks.",
-            )
-    own = before["settings"] if len(names) > 1 else {names[0]: before.get("settings") or {}}
-    settings = {**own, balancer["name"]: balancer.get("settings") or {}}
-    chain = {"name": "+".join([*names, balancer["name"]]), "settings": settings}
-    return {**first, **other, "balancer": chain}
+    before, balancer = first["balancer"], other["balancer"]
+    names, added = before["name"].split("+"), balancer["name"]
+    if added in names:
+        raise UserError(f"{file}: {added} is in the chain twice.", "Name it once.")
+    for key in (first.keys() & other.keys()) - {"balancer"}:
+        if first[key] != other[key]:
+            what = f"expected {key} {first[key]}, as the methods before, but got {other[key]}."
+            raise UserError(f"{file}: {what}", "Leave out one: they need different networks.")
+    own = before["settings"] if len(names) > 1 else {names[0]: before["settings"] or {}}
+    settings = {**own, added: balancer["settings"] or {}}
+    return {**first, **other, "balancer": {"name": "+".join([*names, added]), "settings": settings}}
 
 
-def _for_task(content: dict[str, Any], tasks: Collection[str]) -> dict[str, Any]:
+def _for_task(content: Any, tasks: Collection[str]) -> Any:  # noqa: ANN401
     """Values of a file with the settings of the balancing method that it has for a task."""
     own, balancer = content.get("tasks"), content.get("balancer")
-    found = [own] if own is None else [*own.values()] if isinstance(own, Mapping) else [own]
-    if own is None or not all(isinstance(part, Mapping) for part in (balancer, *found)):
+    groups = [balancer, own, *(own.values() if isinstance(own, Mapping) else [])]
+    if not all(isinstance(group, Mapping) for group in groups):
         return content
-    settings = dict(balancer.get("settings") or {})  # type: ignore[union-attr]
+    settings = dict(balancer.get("settings") or {})
     for task in sorted(tasks & own.keys()):
         settings |= own[task]
     rest = {key: value for key, value in content.items() if key != "tasks"}
-    return {**rest, "balancer": {**balancer, "settings": settings}}  # type: ignore[dict-item]
+    return {**rest, "balancer": {**balancer, "settings": settings}}
 
 
 def options_of(argv: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
