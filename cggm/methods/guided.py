@@ -316,7 +316,7 @@ class GuidedHeads(Balancer):
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, there)
         drawn = torch.rand(len(chances), 1, generator=self._draws("kept")).to(chances.device)
         below = chances.cumsum(1) / chances.sum(1, keepdim=True)
-        chosen = (below <= drawn).sum(1)
+        chosen = (below[:, :-1] <= drawn).sum(1)  # rounded, the last sum may be less than 1
         return nn.functional.one_hot(chosen, chances.shape[1]).bool()
 
     def _loss_of_kept(self, step: Step, kept: Tensor) -> Tensor:
