@@ -34,6 +34,7 @@ class Setting:
         gate: Whether heads are trusted by their signal.
         temperature: Of classes; regression takes three times the mean loss.
         patience: Decay of trust.
+        switch: Whether shares of classes count by the correlation of losses.
         factors: Constant weights by seed and modality, ``(S, M)``; with recorded rows,
             ``(S, steps, M)``, one is drawn at each step; ``None`` for live ones.
     """
@@ -44,6 +45,7 @@ class Setting:
     gate: bool = True
     temperature: float = 1.0
     patience: float = 0.99
+    switch: bool = True
     factors: Tensor | None = None
 
 
@@ -59,6 +61,7 @@ class Judges:
     score: Tensor
     chance: Tensor
     trust: Tensor
+    correlation: Tensor
     record: list[Tensor] = field(default_factory=list)
 
     def gates(self, score: Tensor, chance: Tensor, patience: float) -> Tensor:
@@ -70,6 +73,17 @@ class Judges:
         gates = torch.where(best > 0, signal / torch.where(best > 0, best, 1.0), 0.0)
         self.trust = torch.maximum(gates, torch.lerp(gates, self.trust, patience))
         return gates
+
+    def opposition(self, losses: Tensor, step: int) -> Tensor:
+        """How far shares count by the correlation of the losses ``(S, B, M)``, ``(S, 1, 1)``."""
+        apart = losses - losses.mean(1, keepdim=True)
+        apart = apart / apart.norm(dim=1, keepdim=True)
+        pairs = apart.transpose(1, 2) @ apart
+        count = losses.shape[2]
+        found = (pairs.sum((1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(1)) / (count * (count - 1))
+        self.correlation = torch.lerp(found, self.correlation, 0.99)
+        mean = self.correlation / (1 - 0.99 ** (step + 1))
+        return ((-mean - 0.1) / 0.2).clamp(0, 1)[:, None, None]
 
 
 class Engine:
@@ -95,7 +109,7 @@ class Engine:
         optimizer = make_optimizer(self.cases[0], list(network.values()))
         head_optimizer = torch.optim.Adam(list(heads.values()), lr=5e-4) if heads else None
         start = torch.zeros(len(self.cases), len(self.names))
-        judges = Judges(start, start.clone(), torch.ones_like(start))
+        judges = Judges(start, start, torch.ones_like(start), torch.zeros(len(self.cases)))
         for step, (inputs, target) in enumerate(self._batches(epochs)):
             features = {n: _encode(network, n, inputs[n]) for n in self.names}
             total = self._losses(_fuse(network, self._joined(features)), target).mean(1).sum()
@@ -156,7 +170,10 @@ class Engine:
         losses = torch.stack(
             [self._losses(_head(constant, n, features[n]), target) for n in self.names], 2
         )
-        shares = self._shares(setting, step, losses.detach(), gates)
+        strength = gates[:, None]
+        if setting.switch and self.task == "classification":
+            strength = strength * judges.opposition(losses.detach(), step)
+        shares = self._shares(setting, step, losses.detach(), strength)
         total = setting.mu * (weights * (shares * losses).mean(1)).sum()
         if setting.nu > 0:
             kept = self._kept(step, weights[:, None] * shares)
@@ -176,7 +193,7 @@ class Engine:
         rows = [Random(f"{c.seed} {step}").randrange(factors.shape[1]) for c in self.cases]
         return factors[range(len(rows)), rows]
 
-    def _shares(self, setting: Setting, step: int, losses: Tensor, gates: Tensor) -> Tensor:
+    def _shares(self, setting: Setting, step: int, losses: Tensor, strength: Tensor) -> Tensor:
         """Shares r, ``(S, B, M)``."""
         if setting.shares is None:
             return torch.ones_like(losses)
@@ -185,7 +202,7 @@ class Engine:
             heat = 3 * losses.mean((1, 2), keepdim=True)
         parts = (-losses / heat).softmax(2)
         shares = (parts / parts.mean(1, keepdim=True)).clamp_max(len(self.names))
-        shares = 1 + gates[:, None] * (shares - 1)
+        shares = 1 + strength * (shares - 1)
         if setting.shares == "live":
             return shares
         order = torch.stack([self._uniform("order", c, step, losses) for c in self.cases])

@@ -3,12 +3,13 @@
     python -m benchmarks.known.proof [--seeds 24] [--first 500] [--json FILE] [--figure FILE]
 
 Classification and regression, SGD and Adam, the scenarios of known/data.py, all seeds of a case at
-once (known/engine.py). Controls take the weights that the guided training of the same case and seed
-recorded: "uniform" their mean over time and modalities, "constant" their mean over time, both
-without shares; "random" rows of them drawn anew, with shares dealt out to other samples; "shuffled"
-has live weights and such shares. Figures are hundredths of accuracy or of the negated absolute
-error; (d) is judged without A. Intervals are Student's at 95 % for one paired difference; "Holm"
-says which differences are left when all that were made are corrected for by Holm's method at 5 %.
+once (known/engine.py). Controls take the weights
+that the guided training of the same case and seed recorded: "uniform" their mean over time and
+modalities, "constant" their mean over time, both without shares; "random" rows of them drawn anew,
+with shares dealt out to other samples; "shuffled" has live weights and such shares. "no switch" has
+shares that always count. Figures are hundredths of accuracy or of the negated absolute error; (d)
+is judged without A. Intervals are Student's at 95 % for one paired difference (*); ** marks those
+that are left when all that were made are corrected for by Holm's method at 5 %.
 """
 
 import argparse
@@ -34,6 +35,7 @@ TASKS = ("classification", "regression")
 OPTIMIZERS = ("sgd", "adam")
 RIVALS = ("joint", "unimodal losses")
 CONTROLS = ("uniform", "constant", "random", "shuffled")
+UNSWITCHED = "no switch"
 SHORT = {"classification": "class.", "regression": "regr."}
 
 
@@ -41,7 +43,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     rows = []
-    for case in itertools.product(options.scenarios, TASKS, options.optimizers):
+    for case in itertools.product(options.scenarios, options.tasks, options.optimizers):
         rows.append(measure(*case, range(options.first, options.first + options.seeds)))
         print(line(rows[-1]), flush=True)
         if options.json:  # so that an interrupted run leaves what it has
@@ -56,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=24, help="how many")
     parser.add_argument("--first", type=int, default=500, help="the first one")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--figure", type=Path, help="where to write the picture, PNG")
@@ -68,16 +71,19 @@ def measure(scenario: str, task: str, optimizer: str, seeds: Sequence[int]) -> d
     absent = SCENARIOS[scenario].absent
     judged = "score" if absent is None else f"without {absent}"
     scores, recorded = {}, torch.empty(0)
-    settings: dict[str, Setting] = {"guided": GUIDED, "joint": JOINT, "unimodal losses": UNIMODAL}
-    for name in ("guided", *RIVALS, *CONTROLS):
+    settings = {"guided": GUIDED, "joint": JOINT, "unimodal losses": UNIMODAL}
+    others = [*RIVALS, *CONTROLS]
+    if task == "classification":
+        settings[UNSWITCHED] = replace(GUIDED, switch=False)
+        others.append(UNSWITCHED)
+    for name in ("guided", *others):
         setting = settings[name] if name in settings else control(name, recorded)
         network, weights = engine.train(setting, EPOCHS[task])
         recorded = weights if name == "guided" else recorded
         scores[name] = engine.judge(network)
     own = scores["guided"][judged]
     gaps = {
-        name: [a - b for a, b in zip(own, scores[name][judged], strict=True)]
-        for name in (*RIVALS, *CONTROLS)
+        name: [a - b for a, b in zip(own, scores[name][judged], strict=True)] for name in others
     }
     return {
         "scenario": scenario,
@@ -149,7 +155,9 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     better = [above(row["differences"]["joint"]) for row in rows]
     worse = [above([-x for x in row["differences"]["joint"]]) for row in rows]
     both = [
-        all(map(above, row["differences"].values())) for row in rows if row["scenario"] in "acd"
+        all(above(row["differences"][name]) for name in ("joint", *CONTROLS))
+        for row in rows
+        if row["scenario"] in "acd"
     ]
     useless = [w for w, row in zip(worse, rows, strict=True) if row["scenario"] == "b"]
     return (
@@ -167,11 +175,12 @@ def above(gap: Sequence[float]) -> bool:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    names, kept = list(rows[0]["differences"]), holm(rows)
+    names, kept = list(dict.fromkeys(n for row in rows for n in row["differences"])), holm(rows)
     lines = [f"| guided heads less | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for index, row in enumerate(rows):
         head = f"({row['scenario']}) {SHORT[row['task']]} {row['optimizer'].upper()}"
-        gaps = [gain(row["differences"][n], kept=(index, n) in kept) for n in names]
+        own = row["differences"]
+        gaps = [gain(own[n], kept=(index, n) in kept) if n in own else "-" for n in names]
         lines.append(f"| {head.replace('ADAM', 'Adam')} | {' | '.join(gaps)} |")
     return "\n".join(lines)
 
@@ -180,7 +189,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> IntervalChart:
     """Guided heads less the best of all that they are compared with, cell by cell."""
     intervals = []
     for row in rows:
-        gaps = row["differences"]
+        gaps = {n: gap for n, gap in row["differences"].items() if n != UNSWITCHED}
         best = min(gaps, key=lambda n: statistics.mean(gaps[n]))
         mean, half = interval(list(gaps[best]))
         kind = "better" if mean > half else "worse" if mean < -half else "no difference"

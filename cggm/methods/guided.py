@@ -20,6 +20,7 @@ from cggm.methods._parts import (
     check_names,
     explained_parts,
     mean_of_seen,
+    pair_moments,
     per_modality,
     shuffled_rows,
 )
@@ -30,6 +31,7 @@ from cggm.tensors import batch_size, keep_samples, map_tensors, tensors_in
 _SHARES = ("live", "shuffled", None)
 _GATES = ("signal", None)
 _TEMPERATURES = ("auto", "mean")
+_SWITCHES = ("auto", "correlation", None)
 _HOT = 3.0  # of the mean loss: temperature of losses that are no log-likelihoods
 _TRUSTED = 3.0  # a modality is trusted in full down to a third of the best one's signal
 _DENSE = (
@@ -63,6 +65,11 @@ class GuidedHeads(Balancer):
     .. math:: w_i = \min(1, 3 u_i) \, \frac{1 + B_i}{2}, \quad
               B_i = \frac{M}{M - 1} \left( 1 - \frac{g_i}{\sum_k g_k} \right), \quad
               u_i \leftarrow \max(g_i, q u_i + (1 - q) g_i)
+
+    Of classes, the distance of r from 1 is multiplied by
+    :math:`\kappa = \mathrm{clip}((-\rho - 0.1) / 0.2, 0, 1)`, with :math:`\rho` the moving average
+    of the correlation of the heads' losses over samples. Where losses do not oppose each other,
+    shares of classes are noise and cost accuracy; losses of values are always correlated.
 
     g is the gate of :class:`cggm.CGGM`, a head's signal above chance as a share of the best one's,
     u the trust in a modality, which starts at 1 and runs out where its head never finds a signal,
@@ -103,6 +110,8 @@ class GuidedHeads(Balancer):
         temperature: T. ``"auto"`` is 1 where targets are class indices, so that losses are
             negative log-likelihoods, and ``"mean"`` elsewhere: three times the mean size of the
             losses.
+        switch: ``"auto"`` has :math:`\kappa` where targets are class indices, ``"correlation"``
+            everywhere; ``None`` is 1.
         patience: q, in [0, 1].
         factors: ``None`` for the weights w. One number, or modality name to number, holds them
             constant; modality name to a list, as a run has recorded them, one per step, draws one
@@ -135,6 +144,7 @@ class GuidedHeads(Balancer):
         shares: str | None = "live",
         gate: str | None = "signal",
         temperature: float | str = "auto",
+        switch: str | None = "auto",
         patience: float = 0.99,
         factors: Recorded | None = None,
         seed: int = 0,
@@ -143,7 +153,7 @@ class GuidedHeads(Balancer):
         super().__init__(task_loss)
         for argument, value in (("mu", mu), ("nu", nu)):
             check_factors(argument, value)
-        _check_choices(shares, gate, temperature, patience)
+        _check_choices(shares, gate, switch, temperature, patience)
         self._rows: dict[str, Sequence[float]] = {}
         self._constant: Numbers | None = None
         if isinstance(factors, Mapping) and any(isinstance(v, Sequence) for v in factors.values()):
@@ -158,6 +168,7 @@ class GuidedHeads(Balancer):
         self.guidance = Guidance(len(heads), patience)
         self.mu, self.nu, self.shares, self.gate = mu, nu, shares, gate
         self.temperature, self.factors, self.seed = temperature, factors, seed
+        self.switch = switch
         self._losses_of = SampleLosses()
 
     def prepare(self, binding: Binding) -> None:
@@ -248,11 +259,15 @@ class GuidedHeads(Balancer):
 
     def _count(self, losses: Tensor, seen: Tensor) -> Tensor:
         """Samples of each modality in the micro-batch, over all ranks, ``(M,)``."""
-        counts = seen.sum(0).float()
-        counts, sizes = sum_over_ranks([counts, losses.abs().sum(0)])
-        self.window.add("samples", counts)
-        self.window.add("sizes", sizes)
-        return counts
+        found = {
+            "samples": seen.sum(0).float(),
+            "sizes": losses.abs().sum(0),
+            "moments": pair_moments(losses, seen),
+        }
+        for name, total in zip(found, sum_over_ranks([*found.values()]), strict=True):
+            found[name] = total
+            self.window.add(name, total)
+        return found["samples"]
 
     def _shares(self, losses: Tensor, seen: Tensor, gates: Tensor, target: Any) -> Tensor:  # noqa: ANN401
         """Shares r, ``(B, M)``, 0 where a sample lacks the modality."""
@@ -261,10 +276,12 @@ class GuidedHeads(Balancer):
         relative = parts * seen.sum(1, keepdim=True)
         self.window.gather(parts=relative.sum(0))
         shares = (relative / self.guidance.typical_parts(self.window)).clamp_max(len(gates))
-        shares = torch.where(seen, 1 + gates * (shares - 1), 0.0)
+        strength = gates * self._strength(target)
+        shares = torch.where(seen, 1 + strength * (shares - 1), 0.0)
         several = seen.sum(1) > 1
         first = nn.functional.one_hot(parts.argmax(1), len(gates))
         self.readings |= {
+            "strength": strength,
             "share": mean_of_seen(parts, seen),
             "lead": mean_of_seen(first.float(), several[:, None]),
             "spread": mean_of_seen((shares - mean_of_seen(shares, seen)) ** 2, seen).sqrt(),
@@ -280,10 +297,14 @@ class GuidedHeads(Balancer):
     def _temperature(self, target: Any) -> Tensor | float:  # noqa: ANN401
         if not isinstance(self.temperature, str):
             return self.temperature
-        indices = isinstance(target, Tensor) and not target.is_floating_point()
-        if self.temperature == "auto" and indices and target.dtype != torch.bool:
+        if self.temperature == "auto" and _are_classes(target):
             return 1.0
         return _HOT * self.guidance.typical_size(self.window)
+
+    def _strength(self, target: Any) -> Tensor | float:  # noqa: ANN401
+        if self.switch is None or (self.switch == "auto" and not _are_classes(target)):
+            return 1.0
+        return self.guidance.opposition(self.window)
 
     def _gates(self) -> Tensor:
         """Trust in each modality by its head's signal, ``(M,)``; open where nothing tells."""
@@ -325,6 +346,12 @@ class GuidedHeads(Balancer):
         return self.task_loss(self.binding.decode(features), step.target)
 
 
+def _are_classes(target: Any) -> bool:  # noqa: ANN401
+    """Whether targets are class indices."""
+    whole = isinstance(target, Tensor) and not target.is_floating_point()
+    return whole and target.dtype != torch.bool
+
+
 def guided_weights(gates: Tensor, trust: Tensor) -> Tensor:
     """Weights w of :class:`GuidedHeads` from gates and trust, all of shape ``(M,)``.
 
@@ -339,9 +366,14 @@ def guided_weights(gates: Tensor, trust: Tensor) -> Tensor:
 
 
 def _check_choices(
-    shares: str | None, gate: str | None, temperature: float | str, patience: float
+    shares: str | None,
+    gate: str | None,
+    switch: str | None,
+    temperature: float | str,
+    patience: float,
 ) -> None:
-    for name, value, choices in (("shares", shares, _SHARES), ("gate", gate, _GATES)):
+    given = (("shares", shares, _SHARES), ("gate", gate, _GATES), ("switch", switch, _SWITCHES))
+    for name, value, choices in given:
         if value not in choices:
             raise ValueError(f"Expected `{name}` to be one of {list(choices)}, but got {value!r}.")
     known = temperature in _TEMPERATURES if isinstance(temperature, str) else temperature > 0

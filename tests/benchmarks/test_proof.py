@@ -35,7 +35,8 @@ def test_gains_are_marked_once_by_their_interval_and_twice_by_holm():
     assert first == "| (a) regr. SGD | +1.00 ± 0.07** | +0.00 ± 0.75 |"
 
 
-def test_the_verdict_counts_cells():
+def test_the_verdict_counts_cells(monkeypatch):
+    monkeypatch.setattr(proof, "CONTROLS", ("random",))
     found = proof.verdict(
         [*rows((SURE, SURE), (SURE, NOISE)), *rows(([-1.0, -1.1], SURE), scenario="b")]
     )

@@ -31,7 +31,9 @@ from .shapley import shapley_weights as shapley_weights
 from .shares import Guidance as Guidance
 from .shares import SampleLosses as SampleLosses
 from .shares import explained_parts as explained_parts
+from .shares import mean_correlation as mean_correlation
 from .shares import mean_of_seen as mean_of_seen
+from .shares import pair_moments as pair_moments
 from .shares import shuffled_rows as shuffled_rows
 from .teachers import feature_distance as feature_distance
 from .teachers import frozen as frozen

@@ -11,6 +11,7 @@ from cggm.tensors import batch_size, kind_of, map_tensors, take_samples, tensors
 
 _FEWEST = 3  # samples of which a mean over a window says something
 _DECAY = 0.99  # of the means that take its place
+_LITTLE, _MUCH = 0.1, 0.3  # negated correlations at which shares begin to count, and count in full
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AttributeError)
 
 
@@ -59,7 +60,7 @@ class Guidance(nn.Module):
     """Trust in each modality, and means over samples where a window has too few of them.
 
     A window holds ``samples`` of each modality, the ``sizes`` of their losses and their ``parts``,
-    sums of shape ``(M,)`` over micro-batches and ranks.
+    sums of shape ``(M,)`` over micro-batches and ranks, and ``moments`` of pairs of losses.
 
     Args:
         modalities: Number of modalities.
@@ -70,12 +71,14 @@ class Guidance(nn.Module):
         parts: Running mean of the parts from zero, without bias correction, ``(M,)``.
         sizes: Running mean of the losses' sizes, likewise.
         steps: Steps that had samples of each modality, ``(M,)``.
+        correlation: Running mean of the correlation of losses, likewise, and its number of steps.
     """
 
     trust: Tensor
     parts: Tensor
     sizes: Tensor
     steps: Tensor
+    correlation: Tensor
 
     def __init__(self, modalities: int, patience: float) -> None:
         super().__init__()
@@ -83,6 +86,7 @@ class Guidance(nn.Module):
         self.register_buffer("trust", torch.ones(modalities))
         for name in ("parts", "sizes", "steps"):
             self.register_buffer(name, torch.zeros(modalities))
+        self.register_buffer("correlation", torch.zeros(2))
 
     def trusted(self, gates: Tensor) -> Tensor:
         """Trust after a step with these gates, ``(M,)``: it rises at once and falls slowly."""
@@ -99,6 +103,16 @@ class Guidance(nn.Module):
         mean = (sizes * counts).sum() / counts.sum().clamp_min(1)
         return mean.clamp_min(torch.finfo(mean.dtype).tiny)
 
+    def opposition(self, window: Window) -> Tensor:
+        """How far shares count by the correlation of losses over samples, in [0, 1], a scalar.
+
+        None above -0.1, in full below -0.3; in full where no window had three samples.
+        """
+        mean, steps = self._correlated(window)
+        found = mean / (1 - _DECAY ** steps.clamp_min(1))
+        strength = ((-found - _LITTLE) / (_MUCH - _LITTLE)).clamp(0, 1)
+        return torch.where(steps > 0, strength, 1.0)
+
     def commit(self, window: Window, gates: Tensor) -> None:
         """Move the state by the window."""
         self.trust.copy_(torch.where(window["seen"] > 0, self.trusted(gates), self.trust))
@@ -107,6 +121,14 @@ class Guidance(nn.Module):
             for mean, name in ((self.parts, "parts"), (self.sizes, "sizes")):
                 mean.copy_(_moved(mean, window[name], counts))
             self.steps += counts > 0
+            self.correlation.copy_(self._correlated(window))
+
+    def _correlated(self, window: Window) -> Tensor:
+        """Running mean of the correlation with the window's, and steps, ``(2,)``."""
+        found = mean_correlation(window["moments"])
+        mean, steps = self.correlation
+        moved = torch.stack([torch.lerp(found, mean, _DECAY), steps + 1])
+        return torch.where(found.isfinite(), moved, self.correlation)
 
     def _typical(self, running: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
         mean = sums / counts.clamp_min(1)
@@ -117,6 +139,44 @@ class Guidance(nn.Module):
 
 def _moved(running: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
     return torch.where(counts > 0, torch.lerp(sums / counts.clamp_min(1), running, _DECAY), running)
+
+
+def pair_moments(losses: Tensor, seen: Tensor) -> Tensor:
+    """Sums that the correlations of pairs of modalities are made of, which add up over batches.
+
+    Args:
+        losses: Loss of each sample by each modality, ``(B, M)``.
+        seen: Which samples have which modality, bool, ``(B, M)``.
+
+    Returns:
+        Samples that have both i and k, and the sums of l_i, of its square and of l_i l_k over
+        them, ``(4, M, M)``.
+    """
+    there = seen.to(losses.dtype)
+    values = losses * there
+    return torch.stack(
+        [there.T @ there, values.T @ there, (values**2).T @ there, values.T @ values]
+    )
+
+
+def mean_correlation(moments: Tensor) -> Tensor:
+    """Mean correlation over pairs that have three samples, from :func:`pair_moments`; NaN if none.
+
+    Example:
+        >>> losses = torch.tensor([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> mean_correlation(pair_moments(losses, torch.ones(3, 2, dtype=torch.bool)))
+        tensor(-1.)
+    """
+    counts, sums, squares, products = moments.double()
+    counts = counts.clamp_min(1)
+    means = sums / counts
+    spreads = (squares / counts - means**2).clamp_min(0).sqrt()
+    widths = spreads * spreads.T
+    known = (moments[0] >= _FEWEST) & (widths > 0)
+    known = known.triu(1)
+    found = (products / counts - means * means.T) / torch.where(known, widths, 1.0)
+    mean: Tensor = torch.where(known, found, 0.0).sum() / known.sum()
+    return mean.to(moments.dtype)
 
 
 def explained_parts(losses: Tensor, seen: Tensor, temperature: Tensor | float) -> Tensor:

@@ -57,8 +57,8 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-def make(heads, task_loss=cross_entropy, score=accuracy, **settings):
-    return GuidedHeads(heads, task_loss, score, head_optimizer=sgd, **settings)
+def make(heads, task_loss=cross_entropy, score=accuracy, switch=None, **settings):
+    return GuidedHeads(heads, task_loss, score, switch=switch, head_optimizer=sgd, **settings)
 
 
 def of_sum(**settings):
@@ -147,6 +147,7 @@ class Anew:
         self.network, self.heads = copy.deepcopy(network), copy.deepcopy(heads)
         self.score, self.chance = torch.zeros(3), torch.zeros(3)
         self.trust, self.steps, self.temperature = torch.ones(3), 0, temperature
+        self.correlation, self.kappas = torch.zeros(()), []
 
     def step(self, inputs, target):
         names = list(self.network.encoders)
@@ -169,7 +170,13 @@ class Anew:
         heat = 1.0 if self.temperature is None else 3 * fixed.mean()
         p = torch.exp(-fixed / heat)
         p = p / p.sum(1, keepdim=True)
-        r = 1 + g * ((p / p.mean(0)).clamp_max(3) - 1)
+        pairs = torch.corrcoef(fixed.T)
+        now = (pairs[0, 1] + pairs[0, 2] + pairs[1, 2]) / 3
+        self.correlation = 0.99 * self.correlation + 0.01 * now
+        rho = self.correlation / (1 - 0.99 ** (self.steps + 1))
+        kappa = ((-rho - 0.1) / 0.2).clamp(0, 1)
+        self.kappas.append(float(kappa))
+        r = 1 + kappa * g * ((p / p.mean(0)).clamp_max(3) - 1)
 
         key = Random(f"kept 7 {self.steps} 1 0").getrandbits(63)
         drawn = torch.rand(len(target), 1, generator=torch.Generator().manual_seed(key))
@@ -195,19 +202,33 @@ class Anew:
         return loss.detach()
 
 
+def opposed(seed):
+    """A batch in which text tells the class of the first half, and audio that of the second."""
+    generator = torch.Generator().manual_seed(seed)
+    target, *others = torch.randint(4, (4, 16), generator=generator)
+    first = torch.arange(16) < 8
+    shown = [
+        torch.where(first, target, others[0]),
+        torch.where(first, others[1], target),
+        others[2],
+    ]
+    return torch.stack([4 * F.one_hot(x, 5).float() for x in shown], 1), target
+
+
 @pytest.mark.parametrize("temperature", ["auto", "mean"])
 def test_training_equals_the_rule_written_anew(temperature):
     network, heads = make_late()
     anew = Anew(network, heads, None if temperature == "auto" else temperature)
-    method = make(heads, temperature=temperature, seed=7).bind(network)
+    method = make(heads, temperature=temperature, seed=7, switch="auto").bind(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    for inputs, target in BATCHES * 5:
+    for inputs, target in map(opposed, range(40)):
         optimizer.zero_grad()
         loss = method(network(inputs), target)
         loss.backward()
         optimizer.step()
         assert_close(loss.detach(), anew.step(inputs, target), rtol=1e-4, atol=1e-5)
     assert_close(method.guidance.trust, anew.trust)
+    assert max(anew.kappas) > 0
     for p, q in zip(network.parameters(), anew.network.parameters(), strict=True):
         assert_close(p, q, rtol=1e-3, atol=1e-5)
     for name in NAMES:
@@ -281,6 +302,28 @@ def _step(method, network, inputs, target):
     method.loss = kept
     method._count(torch.zeros(16, 3), torch.ones(16, 3, dtype=torch.bool))
     return found[0]
+
+
+def test_shares_count_as_far_as_losses_oppose_each_other():
+    seen = torch.ones(4, 2, dtype=torch.bool)
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for y, rho, expected in (
+        (-x, -1.0, 1.0),
+        (x, 1.0, 0.0),
+        # deviations -1.5, -.5, .5, 1.5 and -.5, 1.5, -1.5, .5: the sum of products is -.5 + .. = 0
+        (torch.tensor([2.0, 4.0, 1.0, 3.0]), 0.0, 0.0),
+        # and 1.5, -.5, -1.5, .5 of 5 and 5: -2.25 + .25 - .75 + .75 = -2, so -0.4
+        (torch.tensor([4.0, 2.0, 1.0, 3.0]), -0.4, 1.0),
+        # .5, .5 - ... : 1.5, -1.5, .5, -.5 give -2.25 + .75 + .25 - .75 = -2, and 3, 2, 4, 1 too
+        (torch.tensor([2.0, 4.0, 3.0, 1.0]), -0.4, 1.0),
+    ):
+        moments = _parts.pair_moments(torch.stack([x, y], 1), seen)
+        assert _parts.mean_correlation(moments).item() == pytest.approx(rho, abs=1e-6)
+        found = _parts.Guidance(2, 0.9).opposition({"moments": moments})
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+    few = _parts.pair_moments(torch.rand(2, 2), seen[:2])
+    assert _parts.mean_correlation(few).isnan()
+    assert _parts.Guidance(2, 0.9).opposition({"moments": few}) == 1.0
 
 
 def test_shuffled_rows_stay_with_samples_that_have_the_modality():
@@ -547,6 +590,7 @@ def test_autocast_and_loss_scaling_give_the_same_direction(dtype):
         ({"gate": "open"}, "`gate` to be one of"),
         ({"temperature": 0.0}, "`temperature` positive"),
         ({"temperature": "hot"}, "`temperature` positive"),
+        ({"switch": "on"}, "`switch` to be one of"),
         ({"patience": 1.5}, r"`patience` in \[0, 1\]"),
         ({"factors": -1.0}, "`factors` finite"),
         ({"factors": {"a": 1.0}}, "`factors` for the modalities"),
