@@ -39,6 +39,10 @@ class Balancer(nn.Module):
     Attributes:
         replaces_loss: Whether the method puts a loss of its own in place of the task loss, where
             others add to it; a chain can have one such.
+        trains_through_heads: Whether the heads' losses are part of what the network learns from.
+        heads_follow: Whether heads learn at the rate that the network's optimizer has, with its
+            schedule, in place of their own; the training scripts set it where
+            ``trains_through_heads``.
         serves_absence: Whether the method can leave out a modality that samples lack, see
             :meth:`present`.
         serves_late_fusion: Whether a late-fusion network's own heads can take the place of
@@ -57,6 +61,7 @@ class Balancer(nn.Module):
 
     serves_absence = False
     replaces_loss = False
+    trains_through_heads = False
     serves_late_fusion = False
     heads: Heads | None
     scores: ScoreTracker | None
@@ -70,6 +75,7 @@ class Balancer(nn.Module):
         self.window = Window()
         self.readings: dict[str, Tensor] = {}
         self.calls = 0
+        self.heads_follow = False
         self.measure_norms = False
         self.norms: Tensor | None = None
         self._micro_batches = 0
@@ -330,6 +336,9 @@ class Balancer(nn.Module):
 
     def before_step(self, optimizer: Optimizer | None) -> None:
         """Called before the network is updated, with the optimizer where it is one of torch's."""
+        if self.heads_follow and self.heads is not None and optimizer is not None:
+            for group in self.heads.optimizer.param_groups:
+                group["lr"] = optimizer.param_groups[0]["lr"]
         self._measure(optimizer)
         if self._micro_batches and not self._finished:
             self.edit_gradients()

@@ -46,6 +46,7 @@ class Trials:
         valid: The same of held-out data; never the test split.
         optimizer: Builds an optimizer from parameters.
         seed: Of what draws random numbers in a copy, such as dropout.
+        epochs: Epochs of the training that copies are made for.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Trials:
         optimizer: OptimizerFactory,
         *,
         seed: int = 0,
+        epochs: int = 10,
     ) -> None:
+        self.epochs = epochs
         self.network = network
         self.task_loss = task_loss
         self.train = train

@@ -69,6 +69,7 @@ def test_recommended_recipe_is_the_papers_but_for_what_small_lesions_need():
     changed = {
         "loss": replace(paper.loss, dice="regions"),
         "slices": replace(paper.slices, focus="regions"),
+        "balancer": replace(paper.balancer, settings={"rho": "unit", "lam": 0.1}),
     }
     assert replace(paper, **changed) == train
 
@@ -95,7 +96,8 @@ def test_paper_is_the_papers_recipe():
     assert (config.max_epochs, config.batch_size, config.slices.size) == (75, 64, 160)
     assert config.network.encoder_name == "resnet101"
     assert config.optimizer.lr_peak == 0.01
-    assert config.balancer.settings == {"rho": "unit", "lam": 0.1}
+    settings = {"rho": 1.0, "lam": 0.1, "gain": "batch", "terms": "raw"}
+    assert config.balancer.settings == {**settings, "direction": "gradients", "gate": None}
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class GradientBlending(Balancer):
     """
 
     replaces_loss = True
+    trains_through_heads = True
     serves_absence = True
     heads: Heads
     scores: ScoreTracker

@@ -64,6 +64,7 @@ class MMPareto(Balancer):
     """
 
     serves_absence = True
+    trains_through_heads = True
     heads: Heads
     scores: ScoreTracker
 

@@ -48,6 +48,8 @@ class PMR(Balancer):
         mu: Weight of the entropy term, not negative; the paper takes 0.001 or 0.01.
         momentum: Share of the old prototypes, in [0, 1).
         entropy_epochs: Epochs with the entropy term; the default is our choice.
+        last_epoch: Last epoch with any term, after which training is joint, as in the authors' runs
+            of 150 epochs; ``None`` for no end.
 
     Raises:
         ValueError: If an argument is out of range, or if the task has no class per sample.
@@ -63,6 +65,7 @@ class PMR(Balancer):
         mu: float = 0.01,
         momentum: float = 0.2,
         entropy_epochs: int = 10,
+        last_epoch: int | None = 100,
     ) -> None:
         super().__init__(task_loss)
         if not (min(alpha, mu, entropy_epochs) >= 0 and 0 <= momentum < 1):
@@ -72,6 +75,7 @@ class PMR(Balancer):
             )
         self.alpha, self.mu = alpha, mu
         self.momentum, self.entropy_epochs = momentum, entropy_epochs
+        self.last_epoch = last_epoch
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         # by modality (C, D + 1): the last column counts samples, or is 1 for a known prototype
         self._sums: dict[str, Tensor] = {}
@@ -95,7 +99,8 @@ class PMR(Balancer):
             losses, entropies, hits = self._judge(vectors, labels)
             weights = _imbalance(self._gather(vectors, labels, hits)[:-1])
         self.readings |= {"weight": weights, "prototype_loss": losses.detach()}
-        if self.alpha == 0 and self.mu == 0:
+        ended = self.last_epoch is not None and self.clock.current > self.last_epoch
+        if ended or (self.alpha == 0 and self.mu == 0):
             return step.loss
         flat = (_mean_of_others(weights) * entropies).sum() * (self.epoch <= self.entropy_epochs)
         return step.loss + self.alpha * (weights * losses).sum() - self.mu * flat

@@ -109,6 +109,9 @@ def bound_balancer(
 ) -> Balancer:
     """Build a method, see :func:`build_balancer`, and bind it to a network; draws nothing.
 
+    Heads whose losses the network learns from follow its learning rate, as if they were a part of
+    it.
+
     Args:
         name: See :func:`find_method`.
         settings: Plain values for the method's keyword arguments.
@@ -121,6 +124,8 @@ def bound_balancer(
     """
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
         balancer = build_balancer(name, settings, parts)
+    for method in balancer.parts if isinstance(balancer, Chain) else [balancer]:
+        method.heads_follow = method.trains_through_heads
     try:
         return balancer.bind(network)
     except ValueError as error:

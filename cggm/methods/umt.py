@@ -46,7 +46,7 @@ class UnimodalTeacher(Balancer):
         trials: Trains the teachers; unused where they are given.
         teachers: Modality name to trained encoder; copied.
         weight: Weight :math:`\lambda`, not negative; 0 is joint training without teachers.
-        epochs: Epochs that teachers are trained for.
+        epochs: Epochs that teachers are trained for; as many as the students' where not given.
 
     Raises:
         ValueError: If an argument is out of range, if there are neither teachers nor what trains
@@ -65,10 +65,10 @@ class UnimodalTeacher(Balancer):
         *,
         teachers: Mapping[str, nn.Module] | None = None,
         weight: float = 1.0,
-        epochs: int = 10,
+        epochs: int | None = None,
     ) -> None:
         super().__init__(task_loss)
-        if not 0 <= weight < float("inf") or epochs < 1:
+        if not 0 <= weight < float("inf") or (epochs is not None and epochs < 1):
             raise ValueError(
                 "Expected `weight` not negative and finite, and `epochs` of at least 1, "
                 f"but got {weight} and {epochs}."
@@ -111,7 +111,7 @@ class UnimodalTeacher(Balancer):
         trial = self.trials.copy(self._teaching_heads)
         weights = torch.ones(len(self.teachers) + 1)
         weights[-1] = 0
-        trial.fit(weights, self.epochs)
+        trial.fit(weights, self.epochs or self.trials.epochs)
         for name, teacher in self.teachers.items():
             teacher.load_state_dict(trial.encoders[name].state_dict())
         broadcast_from_first([*self.teachers.parameters(), *self.teachers.buffers()])

@@ -47,6 +47,7 @@ class UnimodalLosses(Balancer):
     """
 
     serves_absence = True
+    trains_through_heads = True
     heads: Heads
     scores: ScoreTracker
 

@@ -93,4 +93,5 @@ def _trials(
         partial(batches, dataset=data.valid),
         adam_factory(config.optimizer, config.optimizer.lr, config.optimizer.weight_decay),
         seed=config.seed,
+        epochs=config.max_epochs,
     )

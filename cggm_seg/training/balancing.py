@@ -1,6 +1,7 @@
 """The parts that a BraTS training provides to a balancing method: heads, score, loss, batches."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -170,14 +171,16 @@ def _trials(
 ) -> Trials:
     method = f"{config.balancer.name}, which trains copies of the network"
     check_complete(cache, split, method)
+    plain = replace(config, slices=replace(config.slices, augment=False))
     batches = partial(_batches, config=config, device=next(network.parameters()).device)
     return Trials(
         network,
         task_loss,
         partial(batches, dataset=training_slices(config, cache, split.training)),
-        partial(batches, dataset=training_slices(config, cache, split.validation)),
+        partial(batches, dataset=training_slices(plain, cache, split.validation)),
         sgd_factory(config.optimizer, config.optimizer.lr_peak),
         seed=config.seed,
+        epochs=config.max_epochs,
     )
 
 

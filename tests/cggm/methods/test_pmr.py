@@ -350,3 +350,16 @@ def test_tasks_without_a_class_per_sample_are_refused():
 def test_wrong_arguments_are_named(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         PMR(cross_entropy, **settings)
+
+
+def test_ends_with_the_last_epoch():
+    network, _ = make_late()
+    method = PMR(cross_entropy, last_epoch=2).bind(network)
+    for epoch in (1, 2, 3):
+        method.start_epoch(epoch)
+        inputs, target = late_batch(seed=epoch)
+        prediction = network(inputs)
+        loss = method(prediction, target)
+        assert torch.equal(loss, cross_entropy(prediction, target)) == (epoch in (1, 3))
+        loss.backward()
+        torch.optim.SGD(network.parameters(), lr=0.1).step()

@@ -194,3 +194,16 @@ def test_autocast_and_loss_scaling_give_the_same_direction(dtype):
 def test_a_wrong_weight_is_named(weight):
     with pytest.raises(ValueError, match="`weight` not negative"):
         make({n: LinearHead() for n in NAMES}, weight)
+
+
+def test_heads_that_follow_learn_at_the_rate_of_the_network():
+    network, heads = make_late()
+    method = make(heads).bind(network)
+    method.heads_follow = True
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    for rate in (0.3, 0.02):
+        optimizer.param_groups[0]["lr"] = rate
+        inputs, target = late_batch()
+        method(network(inputs), target).backward()
+        optimizer.step()
+        assert {group["lr"] for group in method.heads.optimizer.param_groups} == {rate}
