@@ -347,3 +347,60 @@ def test_compiled_network_on_ignites_trainer():
         assert_close(a, b, rtol=1e-4, atol=1e-5)
     for p, q in zip(session.network.parameters(), expected.network.parameters(), strict=True):
         assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+class Noting(Balancer):
+    """Joint training that notes what it is told of."""
+
+    def __init__(self):
+        super().__init__(nn.CrossEntropyLoss())
+        self.told = []
+
+    def start_epoch(self, epoch):
+        self.told.append(("start", epoch))
+
+    def end_epoch(self, epoch):
+        self.told.append(("end", epoch))
+
+    def commit(self):
+        self.told.append("step")
+
+
+def test_a_handler_tells_the_boundaries_of_epochs():
+    network, _ = make_late()
+    balancer = Noting().bind(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def update(engine, batch):
+        optimizer.zero_grad()
+        balancer(network(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    engine = Engine(update)
+    BalanceHandler(balancer).attach(engine)
+    engine.run(loader(), max_epochs=EPOCHS)
+    epoch = ["step"] * ITERATIONS
+    assert balancer.told == [
+        *(("start", 1), *epoch, ("end", 1)),
+        *(("start", 2), *epoch, ("end", 2)),
+    ]
+
+
+def test_a_loss_that_is_given_is_the_one_that_is_returned():
+    network, _ = make_late()
+    balancer = Noting().bind(network)
+    prediction = network(INPUTS[:4])
+    given = 7 * nn.functional.cross_entropy(prediction, TARGET[:4])
+    assert balancer(prediction, TARGET[:4], given).item() == given.item()
+
+
+@pytest.mark.parametrize(("found_inf", "moves"), [(0.0, True), (1.0, False), (None, True)])
+def test_state_moves_unless_a_fused_optimizer_was_told_to_skip(found_inf, moves):
+    network, _ = make_late()
+    balancer = Noting().bind(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=found_inf is not None)
+    if found_inf is not None:
+        optimizer.found_inf = torch.tensor(found_inf)  # as a GradScaler sets it
+    balancer(network(INPUTS[:4]), TARGET[:4]).backward()
+    optimizer.step()
+    assert balancer.told == ["step"] * moves

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cggm_cls.data.sequences import MaskedSequence, RaggedSequences, SequenceDataset, move
+from cggm.errors import UserError
+from cggm_cls.data.sequences import (
+    MaskedSequence,
+    RaggedSequences,
+    SequenceDataset,
+    TaskData,
+    move,
+)
 
 
 def ragged(*lengths, width=2):
@@ -102,3 +109,18 @@ def test_inputs_move_to_a_device():
     inputs = {"text": MaskedSequence(torch.rand(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))}
     moved = move(inputs, torch.device("meta"))
     assert {x.device.type for x in moved["text"]} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["text", "audio"])
+def test_the_modalities_that_are_asked_for_stay(name):
+    data = TaskData(dataset(), dataset(n=3), dataset(n=2), classes=4, digest="")
+    kept = data.only([name])
+    for split in ("train", "valid", "test"):
+        before, after = getattr(data, split), getattr(kept, split)
+        assert list(after.inputs) == [name]
+        assert after.inputs[name] is before.inputs[name]
+        assert torch.equal(after.target, before.target)
+    assert list(data.only(["audio", "text"]).widths) == ["text", "audio"]
+    for wrong in ([], ["video"], ["text", "text"]):
+        with pytest.raises(UserError, match="modalities"):
+            data.only(wrong)
