@@ -16,6 +16,7 @@ from cggm.scores import Score, Window, score_counts
 from cggm.tensors import Features, Presence, batch_size, kind_of, map_tensors, take_samples
 
 Criterion = Callable[[Any, Any], Tensor]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 default_optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=5e-4)
@@ -349,3 +350,97 @@ def _as_head_takes(tensor: Tensor, head: nn.Module, in_full: bool) -> Tensor:
     if torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(_output_weight(head).dtype)
+
+
+class _LinearHead(nn.Module):
+    """The mean over all axes but the first and the last, a hidden layer, and the last layer."""
+
+    def __init__(self, width: int, last: nn.Linear) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(width, last.in_features), nn.ReLU())
+        self.output_layer = nn.Linear(last.in_features, last.out_features, last.bias is not None)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        vector = feature.flatten(1, -2).mean(1) if feature.ndim > 2 else feature
+        prediction: Tensor = self.output_layer(self.hidden(vector))
+        return prediction
+
+
+class _ConvHead(nn.Module):
+    """A hidden 1x1 convolution, the last layer, and the prediction at the size of the target."""
+
+    def __init__(self, channels: int, last: Convolution, scale: float) -> None:
+        super().__init__()
+        convolution = type(last)
+        inner, out = last.in_channels, last.out_channels
+        self.hidden = nn.Sequential(convolution(channels, inner, 1), nn.ReLU())
+        self.output_layer = convolution(inner, out, 1, bias=last.bias is not None)
+        self.scale = scale
+        self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(last.weight.shape) - 2]
+
+    def forward(self, feature: Tensor) -> Tensor:
+        prediction: Tensor = self.output_layer(self.hidden(feature))
+        if self.scale == 1:
+            return prediction
+        return nn.functional.interpolate(prediction, scale_factor=self.scale, mode=self.mode)
+
+
+def linear_heads(output_layer: nn.Module, widths: Mapping[str, int]) -> nn.ModuleDict:
+    """Heads for encoders that return vectors ``(B, D)`` or sequences ``(B, ..., D)``.
+
+    Each averages what lies between the first and the last axis, and ends as the network does.
+    Sequences must not be padded, for the mean knows no mask; write a head of your own for these.
+
+    Args:
+        output_layer: The network's last layer, a linear one; a head's own has its shape.
+        widths: Modality name to the D of its encoder's output, in the order of the encoders.
+
+    Returns:
+        To be given to a method as ``heads``.
+
+    Raises:
+        ValueError: If the last layer is not linear.
+
+    Example:
+        >>> heads = linear_heads(nn.Linear(16, 3), {"text": 300, "audio": 74})
+        >>> heads["text"](torch.zeros(2, 20, 300)).shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(output_layer, nn.Linear):
+        raise ValueError(
+            f"Expected a linear last layer, but got {type(output_layer).__name__}; conv_heads "
+            "serves convolutions."
+        )
+    heads = {name: _LinearHead(width, output_layer) for name, width in widths.items()}
+    return nn.ModuleDict(heads)
+
+
+def conv_heads(
+    output_layer: nn.Module, channels: Mapping[str, int], *, scale: float = 1
+) -> nn.ModuleDict:
+    """Heads for encoders that return maps ``(B, C, H, W)``, or of one or three spatial axes.
+
+    Args:
+        output_layer: The network's last layer, a convolution; a head's own is a 1x1 one of its
+            channels.
+        channels: Modality name to the C of its encoder's output, in the order of the encoders.
+        scale: How much larger the target is than that output, along each axis.
+
+    Returns:
+        To be given to a method as ``heads``.
+
+    Raises:
+        ValueError: If the last layer is no 1x1 convolution.
+
+    Example:
+        >>> heads = conv_heads(nn.Conv2d(8, 4, 1), {"t1": 32, "t2": 32}, scale=16)
+        >>> heads["t2"](torch.zeros(1, 32, 10, 10)).shape
+        torch.Size([1, 4, 160, 160])
+    """
+    if not isinstance(output_layer, Convolution) or {*output_layer.kernel_size} != {1}:
+        raise ValueError(
+            f"Expected a 1x1 convolution as the last layer, but got {output_layer}; linear_heads "
+            "serves linear ones."
+        )
+    heads = {name: _ConvHead(width, output_layer, scale) for name, width in channels.items()}
+    return nn.ModuleDict(heads)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs import parse_options, require, run
+from cggm.runs import DEVICES, parse_options, require, run
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
@@ -59,7 +59,7 @@ class CompareOptions:
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     config: Path | None = field(default=None, metadata={"metavar": "YAML"})
     max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
-    device: str | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    device: str | None = field(default=None, metadata={"metavar": DEVICES})
     figures: Literal["png", "pdf", "svg"] = "png"
     tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cggm.errors import UserError
-from cggm.runs import choose_device, parse_options, run
+from cggm.runs import DEVICES, choose_device, parse_options, run
 
 DEMO = Path("demo/food101")
 
@@ -50,7 +50,7 @@ class FeatureOptions:
     batch_size: int = 32
     workers: int = 2
     skip_bad: bool = False
-    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    device: str | None = field(default=None, metadata={"metavar": DEVICES})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -75,7 +75,8 @@ def _options(script: Path) -> dict[str, list[str]]:
     sys.argv = [str(script), "--help"]
     with redirect_stdout(StringIO()) as shown, suppress(SystemExit):
         runpy.run_path(str(script), run_name="__main__")
-    found = re.findall(r"^  (?:-h, )?(--[\w.]+)(?: \[?([\w.|]+))?", shown.getvalue(), re.MULTILINE)
-    options = {key: re.findall(r"[a-z][\w.]*", kind) * ("|" in kind) for key, kind in found}
+    found = re.findall(r"^  (?:-h, )?(--[\w.]+)(?: \[?([\w.:|]+))?", shown.getvalue(), re.MULTILINE)
+    word = re.compile(r"\b[a-z][\w.]*\b(?!:)")  # cuda:N stands for many
+    options = {key: word.findall(kind) if "|" in kind else [] for key, kind in found}
     methods = sorted(f.stem for f in (script.parent.parent / "configs" / "methods").glob("*.yaml"))
     return options | ({"--method": methods} if "--method" in options else {})

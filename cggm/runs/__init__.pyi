@@ -35,11 +35,13 @@ from .metrics import keep_metrics as keep_metrics
 from .metrics import learn_metrics as learn_metrics
 from .metrics import register_metrics as register_metrics
 from .metrics import selection_score as selection_score
+from .options import DEVICES as DEVICES
 from .options import BalancerConfig as BalancerConfig
 from .options import RunConfig as RunConfig
 from .options import RunOptions as RunOptions
 from .options import SessionOptions as SessionOptions
 from .options import require as require
+from .options import require_device as require_device
 from .options import require_names as require_names
 from .parts import TrainingData as TrainingData
 from .parts import TrainingParts as TrainingParts

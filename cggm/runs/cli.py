@@ -13,7 +13,7 @@ from cggm.errors import MethodRefusal, UserError
 from cggm.runs.config import ConfigReader, options_of, to_yaml
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
-from cggm.runs.options import RunConfig, RunOptions
+from cggm.runs.options import RunConfig, RunOptions, require_device
 from cggm.runs.storage import check_free, let_go_of_all, parse_json, read_yaml, write_json
 from cggm.runs.streams import lasting_streams
 
@@ -241,18 +241,32 @@ def choose_device(name: str | None) -> "torch.device":
     """The device of a name.
 
     Args:
-        name: ``cpu`` or ``cuda``; CUDA if there is one, where ``None``.
+        name: ``cpu``, ``cuda``, a GPU by its number such as ``cuda:1``, which becomes the current
+            one, or ``mps``; CUDA if there is one, where ``None``.
 
     Raises:
         UserError: If it is not there.
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
+    require_device(name)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name or ("cuda" if gpus else "cpu"))
+    if device.type == "cuda" and not gpus:
         raise UserError(
             "Expected a CUDA device, but PyTorch finds none.", "Leave --device out, or give cpu."
         )
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= gpus:
+            numbers = ", ".join(f"cuda:{number}" for number in range(gpus))
+            raise UserError(f"Expected a GPU {name}, but there is none.", f"Give one of {numbers}.")
+        torch.cuda.set_device(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "Expected Apple's GPU (mps), but PyTorch finds none.",
+            "Leave --device out, or give cpu.",
+        )
+    return device
 
 
 def _config_file(configs: Path, given: Path) -> Path:

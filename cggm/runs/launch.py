@@ -86,6 +86,11 @@ def joined(device: str | None) -> Iterator["torch.device"]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
         yield choose_device(device)
         return
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(
+            f"Expected --device cpu or cuda for several ranks, but got {device}.",
+            "Each rank takes a GPU of its own; choose them by CUDA_VISIBLE_DEVICES.",
+        )
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or Ignite would move every rank to a GPU
     # Ignite would take SLURM's tasks for ranks, but torchrun starts several in one.

@@ -1,12 +1,15 @@
 """Options that every training has, whatever its task."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from cggm.errors import UserError
 from cggm.runs.config import changed_values
+
+DEVICES = "cpu|cuda|cuda:N|mps"
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:
@@ -38,6 +41,19 @@ def require_names(name: str, value: Sequence[str], known: Sequence[str]) -> None
     """
     fits = bool(value) and len(set(value)) == len(value) and set(value) <= set(known)
     require(fits, name, f"to name some of {', '.join(known)}, each once", ", ".join(value))
+
+
+def require_device(name: str | None) -> None:
+    """Refuse what names no device; whether it is there is seen when it is needed.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1`` and so on, or ``mps``; anything goes where ``None``.
+
+    Raises:
+        UserError: For any other name.
+    """
+    fits = name is None or re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) is not None
+    require(fits, "device", "to be cpu, cuda, cuda:0 and so on, or mps", repr(name))
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,8 @@ class RunConfig(SessionOptions):
         modalities: Modalities to train on; all of them where not given.
         gradients: Training batches whose last-layer gradients are kept in the end, see
             cggm.runs.gradients; needs heads.
-        device: Where to compute; CUDA if there is one, where not given.
+        device: Where to compute, a GPU by its number as cuda:1; CUDA if there is one, where not
+            given.
         balancer: The balancing method.
     """
 
@@ -180,7 +197,7 @@ class RunConfig(SessionOptions):
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     gradients: int = field(default=0, metadata={"metavar": "N"})
-    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    device: str | None = field(default=None, metadata={"metavar": DEVICES})
     balancer: BalancerConfig = field(default_factory=BalancerConfig)
 
     @property
@@ -191,3 +208,4 @@ class RunConfig(SessionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.gradients >= 0, "gradients", "of at least 0", self.gradients)
+        require_device(self.device)

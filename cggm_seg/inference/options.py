@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cggm.runs import DEVICES
+
 
 @dataclass(frozen=True)
 class InferOptions:
@@ -75,4 +77,4 @@ class ComputeOptions:
     flips: bool = False
     precision: Literal["auto", "float32", "bf16"] = "auto"
     batch_size: int | None = field(default=None, metadata={"metavar": "N"})
-    device: Literal["cpu", "cuda"] | None = field(default=None, metadata={"metavar": "cpu|cuda"})
+    device: str | None = field(default=None, metadata={"metavar": DEVICES})

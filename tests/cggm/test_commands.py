@@ -140,6 +140,7 @@ def test_packages_mount_commands(tmp_path):
         (["compare", "--dev"], ["--device"]),
         (["brats", "train", "--optimizer.lr_p"], ["--optimizer.lr_peak"]),
         (["brats", "train", "--method", "cggm_d"], ["cggm_direction"]),
+        (["brats", "train", "--device", ""], ["cpu", "cuda", "mps"]),
         (["brats", "evaluate", "--rule", ""], ["brats2021", "brats2023"]),
         (["demo", "--held"], ["--held_out"]),
         (["brats", "train", "--data", ""], []),  # the shell's own files

@@ -262,6 +262,29 @@ def test_device_is_the_one_asked_for():
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_a_gpu_is_chosen_by_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(UserError, match=r"GPU cuda:2, but there is none\. Give one of cuda:0"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_what_names_no_device_is_refused(name):
+    with pytest.raises(UserError, match="Expected device to be cpu, cuda, cuda:0 and so on"):
+        choose_device(name)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple's GPU is there")
+def test_apples_gpu_is_refused_where_there_is_none():
+    with pytest.raises(UserError, match="Apple's GPU"):
+        choose_device("mps")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_missing_device_is_refused():
     with pytest.raises(UserError, match="Expected a CUDA device"):
