@@ -187,6 +187,26 @@ class Binding:
         Raises:
             RuntimeError: If the loss of this step was computed in eval mode.
         """
+        if not closure:
+            self.before_step(optimizer)
+        # a closure fills the factors, and the gradients, within the step
+        if self.updates_scaled and (closure or self.factors.update is not None):
+            held = self._parameter_ids if optimizer is None else set(map(id, _held_by(optimizer)))
+            for encoder in self.encoders.values():
+                owned = [p for p in encoder.parameters() if id(p) in held and p.requires_grad]
+                moving = [p for p in owned if closure or p.grad is not None]
+                self.factors.remember(moving)
+
+    def before_step(self, optimizer: Optimizer | None) -> None:
+        """Call the balancer once the gradients are there, in a closure's end where there is one.
+
+        Args:
+            optimizer: What is about to use them; ``None`` for anything but a
+                ``torch.optim.Optimizer``.
+
+        Raises:
+            RuntimeError: If the loss of this step was computed in eval mode.
+        """
         if self._unbalanced.backward:
             self._unbalanced.backward = False
             raise RuntimeError(
@@ -196,13 +216,6 @@ class Binding:
                 "dropout layers alone where those are to stay frozen."
             )
         self._owner.before_step(optimizer)
-        # a closure fills the factors, and the gradients, within the step
-        if self.updates_scaled and (closure or self.factors.update is not None):
-            held = self._parameter_ids if optimizer is None else set(map(id, _held_by(optimizer)))
-            for encoder in self.encoders.values():
-                owned = [p for p in encoder.parameters() if id(p) in held and p.requires_grad]
-                moving = [p for p in owned if closure or p.grad is not None]
-                self.factors.remember(moving)
 
     @torch.no_grad()
     def after_update(self, *, made: bool = True) -> None:
@@ -272,10 +285,23 @@ class Binding:
         return any(id(p) in self._parameter_ids for p in _held_by(optimizer))
 
 
-def _before_optimizer(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_optimizer(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    bindings = [b for b in _BINDINGS if b.owns(optimizer)]
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    for binding in [b for b in _BINDINGS if b.owns(optimizer)]:
+    for binding in bindings:
         binding.before_update(optimizer, closure=closure is not None)
+    if closure is None or not bindings:
+        return None
+
+    def evaluated() -> Any:  # noqa: ANN401
+        loss = closure()
+        for binding in bindings:
+            binding.before_step(optimizer)
+        return loss
+
+    return (args[0], evaluated, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
 
 def _after_optimizer(optimizer: Optimizer, *arguments: Any) -> None:  # noqa: ANN401

@@ -53,7 +53,10 @@ add_module_names = False
 toc_object_entries = False
 nitpick_ignore_regex = [
     ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib|zlib_ng)\..*"),
-    ("py:.*", r"(batchgeneratorsv2|ignite|monai|nibabel|nnunetv2|np|numpy|PIL|torch)\..*"),
+    (
+        "py:.*",
+        r"(batchgeneratorsv2|ignite|lightning|monai|nibabel|nnunetv2|np|numpy|PIL|torch)\..*",
+    ),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),
     ("py:data", ".*"),  # a constant has an entry if it has a docstring

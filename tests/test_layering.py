@@ -33,7 +33,14 @@ FOREIGN = {
 }  # fmt: skip
 # A package may import those that stand before it in its line.
 LEVELS = {
-    "cggm": ("cggm.methods", "cggm.display", "cggm.runs", "cggm.reports", "cggm.comparison"),
+    "cggm": (
+        "cggm.methods",
+        "cggm.hosts",
+        "cggm.display",
+        "cggm.runs",
+        "cggm.reports",
+        "cggm.comparison",
+    ),
     "cggm_seg": (
         "cggm_seg.data",
         "cggm_seg.verification",

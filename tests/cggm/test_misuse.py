@@ -134,6 +134,31 @@ def test_a_closure_equals_plain_steps(optimizer):
         assert torch.equal(p, q)
 
 
+def test_gradients_are_edited_at_the_end_of_a_closure():
+    """A closure fills gradients within the step; what was there before is not what steps."""
+    seen = []
+
+    class Noted(Balancer):
+        def edit_gradients(self):
+            seen.append((self.micro_batches, float(network.output_layer.weight.grad.abs().sum())))
+
+    network, _ = make_late()
+    balancer = Noted(nn.CrossEntropyLoss()).bind(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def evaluate():
+        optimizer.zero_grad()
+        loss = balancer(network(INPUTS), TARGET)
+        loss.backward()
+        return loss
+
+    for step in (1, 2):
+        optimizer.step(evaluate)
+        assert len(seen) == step
+        assert seen[-1][0] == 1
+        assert seen[-1][1] == float(network.output_layer.weight.grad.abs().sum())
+
+
 def test_two_optimizers_scale_their_own_updates_and_step_once():
     ends = []
     for split in (False, True):

@@ -1,0 +1,2 @@
+from .lightning import BalanceCallback as BalanceCallback
+from .transformers import balanced_loss as balanced_loss

@@ -1,0 +1,70 @@
+"""Hugging Face's Trainer: BERT and ViT from tiny random configurations, LoRA, accumulation."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers: pip install 'cggm[features]'")
+pytest.importorskip("peft", reason="needs peft: pip install peft")
+pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+
+from examples.hugging_face_trainer import balanced_trainer, simulated_samples
+
+SETTINGS = {
+    "optim": "sgd",
+    "learning_rate": 0.05,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_trains_like_a_bare_loop(tmp_path, accumulation):
+    folder = str(tmp_path)
+    # samples are all alike, because the trainer shuffles them
+    settings = SETTINGS | {"max_steps": 3, "gradient_accumulation_steps": accumulation}
+    settings |= {"per_device_train_batch_size": 8 // accumulation}
+    samples = simulated_samples(1) * 8
+    trainer, balancer = balanced_trainer(folder, samples, **settings)
+    batches = [*trainer.get_train_dataloader()]
+    trainer.train()
+    twin, expected = balanced_trainer(folder, samples, **settings)
+    model = twin.model
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        for batch in batches[:accumulation]:
+            loss = expected(model(**batch)["logits"], batch["labels"])
+            (loss / accumulation).backward()
+        optimizer.step()
+    assert balancer.clock.steps == expected.clock.steps == 3
+    for key, value in model.state_dict().items():
+        assert torch.allclose(trainer.model.state_dict()[key], value, atol=1e-6), key
+    assert torch.equal(balancer.readings["term"], expected.readings["term"])
+
+
+def test_only_adapters_and_the_last_layer_learn(tmp_path):
+    trainer, balancer = balanced_trainer(str(tmp_path), simulated_samples(8), **SETTINGS)
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or name.startswith("output_layer") for name in trained)
+    for name in ("text", "image"):
+        assert any(key.startswith(f"encoders.{name}.") for key in trained)
+    assert balancer.bound
+    assert not [key for key in trainer.model.state_dict() if "widen" in key]
+
+
+def test_evaluation_is_the_loss_alone(tmp_path):
+    samples = simulated_samples(8)
+    trainer, balancer = balanced_trainer(str(tmp_path), samples, **SETTINGS)
+    found = trainer.evaluate(samples)["eval_loss"]
+    with torch.no_grad():
+        losses = [
+            torch.nn.functional.cross_entropy(trainer.model.eval()(**b)["logits"], b["labels"])
+            for b in trainer.get_eval_dataloader(samples)
+        ]
+    assert found == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
+    assert balancer.calls == 0
