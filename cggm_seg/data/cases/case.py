@@ -21,17 +21,25 @@ _WORDS = (
     "ses|session|time|timepoint|tp|visit|week|month|day|scan|exam|baseline|followup|fu|"
     "pre|post|preop|postop"
 )
-_WHEN = rf"(?:{_WORDS})(?![a-z])[-_ ]?\w*(?:[-_.]\d+)*|(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d"
+_DATE = r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:[-_]\d{1,2})?|[0-3]\d[-.][01]\d[-.](?:19|20)\d\d"
+_WHEN = rf"(?:{_WORDS})(?![a-z])[-_ ]?\w*(?:[-_.]\d+)*|{_DATE}"
+# Before a number these say where somebody was examined, or to what a case belongs, and not who.
+_NOBODY = (
+    "(?:site|cent(?:er|re)|hospital|institution|scanner|cohort|fold|batch|group|set|train|val|test)"
+)
 _TIME_POINTS = tuple(
-    re.compile(rf"(?P<patient>{patient}){time}", re.IGNORECASE)
-    for patient, time in (
-        (r".+?", rf"[-_. ](?:{_WHEN})"),
-        (r".+", r"[-_]t\d{1,2}"),  # _T0, before or after treatment
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        rf"(?P<patient>.+?)[-_. ](?:{_WHEN})",
+        # Visit1_P001, postop_12
+        rf"(?:(?:{_WORDS})[-_]?\d{{1,3}}|{_DATE})[-_](?P<patient>(?=.*[a-z]).*\d.*)",
+        r"(?:baseline|followup|pre|post|preop|postop)[-_](?P<patient>.*\d.*)",
+        r"(?P<patient>.+)[-_]t\d{1,2}",  # _T0, before or after treatment
+        r"(?P<patient>.*\d)[-_](?:[vdmwys]\d{1,4}|(?:19|20)\d\d)",  # P1_v2, P1_d30, P1_2019
+        r"(?P<patient>.*\d{2})[-_]?[a-e]",  # GBM_07_a, 07B
         # 02002-000, 0003_1, P07-2: a number after that of the patient, which is no year
-        (
-            r"(?:.*[-_. ])?(?:p|pt|pat|patient|sub|subj|subject|case)?(?!(?:19|20)\d\d[-_])\d+",
-            r"[-_]\d{1,3}",
-        ),
+        rf"(?P<patient>(?!(?:.*[-_. ])?{_NOBODY}[-_. ]?\d+[-_]\d+$)(?:.*[-_. ])?"
+        r"(?:p|pt|pat|patient|sub|subj|subject|case)?(?!(?:19|20)\d\d[-_])\d+)[-_]\d{1,3}",
     )
 )
 

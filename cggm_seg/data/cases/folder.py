@@ -13,7 +13,9 @@ from cggm_seg.data.cases.naming import (
     NamedFile,
     forget_datasets,
     is_image,
+    is_of,
     is_volume,
+    may_be_contrast,
     names_modality,
     read_name,
 )
@@ -27,6 +29,19 @@ _SHOWN = 20  # names in one sentence
 # Words of images that no modality of BraTS can be mistaken for.
 _OTHER_IMAGES = re.compile(
     r"(?<![a-z])(adc|dwi|swi|asl|dti|fa|md|perf|dsc|cbv|cbf|pet|ct|mask|brain|parenchyma)(?![a-z])",
+    re.IGNORECASE,
+)
+_LABEL_MAPS = re.compile(r"mask|seg|gtv|label|lesion|tumou?r|(?<![a-z])(roi|pred)", re.IGNORECASE)
+# Label maps of something that is no tumor.
+_OTHER_LABELS = re.compile(
+    r"brain|head|skull|tissue|ventric|cereb|hippo|vessel|(?<![a-z])(csf|gm|wm|aseg|aparc|parc)"
+    r"(?![a-z])|parenchyma",
+    re.IGNORECASE,
+)
+# Folders of many patients.
+_COHORTS = re.compile(
+    r"(.*[-_ ])?(hgg|lgg|gbm|site|cent(er|re)|hospital|institut\w*|cohort|fold|batch|group|set|"
+    r"train(ing)?|val(id(ation)?)?|test(ing)?)([-_ ]?\w{1,3})?([-_ ](data|set|cases))?",
     re.IGNORECASE,
 )
 
@@ -59,15 +74,21 @@ class CaseFolder:
         """Folder to the cases that have files in it."""
         return _owners(self.groups)
 
-    def near(self, case_id: str) -> list[Path]:
-        """Files left over that could be images of a case: in its folder, or with its name."""
+    def near(self, case_id: str, *, label: bool = False) -> list[Path]:
+        """Files left over that could be of a case: in its folder, or with its name.
+
+        Args:
+            case_id: The case.
+            label: Whether its label map is looked for, and not an image.
+        """
         homes = {item.file.parent for item in self.groups[case_id]}
         own = {folder for folder in homes if self.owners[folder] == {case_id}}
+        theirs = (f"{case_id}_", f"{case_id}-", f"{case_id}.")
         return [
             file
             for file in self.leftover
-            if (file.parent in own or file.name.startswith((f"{case_id}_", f"{case_id}-")))
-            and (names_modality(file) or not _OTHER_IMAGES.search(file.name))
+            if (file.parent in own or file.name.startswith(theirs))
+            and (_may_be_label(file) if label else _may_be_image(file))
         ]
 
     def locked_findings(self) -> list[Finding]:
@@ -112,11 +133,11 @@ def read_folder(folder: Path) -> CaseFolder:
     groups: Groups = defaultdict(list)
     for item in _identified(list(named.values()), folder):
         groups[item.id].append(item)
-    strays = _join_strays(groups, folder)
-    leftover = [path for path in paths if is_image(path) and path not in named]
+    notes = _join_capitals(groups)
+    joined, strays = _join_strays(groups, folder)
+    leftover = [path for path in paths if is_image(path) and path not in named] + strays
     leftover += _drop_small_groups(groups) + _drop_outranked(groups)
-    notes = [*strays, *_guesses(groups)]
-    notes += walk.notes()
+    notes += [*joined, *_guesses(groups), *walk.notes()]
     found = CaseFolder(folder, dict(groups), sorted(leftover), notes, walk.locked())
     if not groups:
         raise _no_cases(found, len(paths))
@@ -129,6 +150,18 @@ def file_names(files: Sequence[Path]) -> str:
     return names + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
 
 
+def _may_be_image(file: Path) -> bool:
+    other = _OTHER_IMAGES.search(file.name) or _LABEL_MAPS.search(file.name)
+    return names_modality(file) or not other
+
+
+def _may_be_label(file: Path) -> bool:
+    """A name that says nothing may be that of a label map, but not one that says image."""
+    if _OTHER_LABELS.search(file.name):
+        return False
+    return bool(_LABEL_MAPS.search(file.name)) or (_may_be_image(file) and not names_modality(file))
+
+
 def _owners(groups: Groups) -> dict[Path, set[str]]:
     found = defaultdict(set)
     for case_id, items in groups.items():
@@ -139,14 +172,41 @@ def _owners(groups: Groups) -> dict[Path, set[str]]:
 
 def _identified(named: Sequence[NamedFile], root: Path) -> Iterator[NamedFile]:
     """Gives ``flair.nii.gz`` and the like the name of their folder, or of several folders."""
-    names = _folder_names({item.file.parent for item in named if not item.id}, root)
+    homes = _homes([item for item in named if not item.id], root)
+    names = _folder_names(set(homes.values()), root)
     for item in named:
         if item.id:
             yield item
             continue
-        parts = names[item.file.parent]
-        patient = patient_of(parts[0]) if len(parts) > 1 else ""
+        parts = names[homes[item.file]]
+        who = _patient_folders(parts)
+        patient = patient_of("_".join(who)) if len(parts) > 1 else ""
         yield replace(item, id="_".join(parts), patient=patient)
+
+
+def _homes(nameless: Sequence[NamedFile], root: Path) -> dict[Path, Path]:
+    """File to the folder of its case, above a folder that is that of the image alone.
+
+    ``p1/0_FLAIR/NIFTI/FLAIR.nii.gz`` and ``p1/1_T1/NIFTI/T1.nii.gz`` are of one case, ``p1``.
+    """
+    homes = {}
+    below = defaultdict(set)
+    for item in nameless:
+        for folder in item.file.parents:
+            below[folder].add(item.part)
+    for item in nameless:
+        folders = [f for f in item.file.parents if f != root and root in f.parents]
+        own = [f for f in folders if below[f] == {item.part} and is_of(f, item.part)]
+        homes[item.file] = own[-1].parent if own else item.file.parent
+    return homes
+
+
+def _patient_folders(parts: Sequence[str]) -> Sequence[str]:
+    """Of the folders that name a case those that say who was examined, a site or cohort first."""
+    count = 1
+    while count < len(parts) and _COHORTS.fullmatch(parts[count - 1]):
+        count += 1
+    return parts[:count]
 
 
 def _folder_names(folders: Iterable[Path], root: Path) -> dict[Path, tuple[str, ...]]:
@@ -169,13 +229,36 @@ def _folder_names(folders: Iterable[Path], root: Path) -> dict[Path, tuple[str, 
             counts[level] += 1
 
 
-def _join_strays(groups: Groups, root: Path) -> list[str]:
+def _join_capitals(groups: Groups) -> list[str]:
+    """Makes one case of ``p1_flair`` and ``P1_t1ce`` in one folder, which name one image once."""
+    notes = []
+    spellings = defaultdict(list)
+    for case_id, items in groups.items():
+        spellings[case_id.lower(), items[0].file.parent].append(case_id)
+    for (_, folder), ids in spellings.items():
+        items = [item for case_id in ids for item in groups[case_id]]
+        once = len({item.part for item in items}) == len(items)
+        if len(ids) > 1 and once and {item.file.parent for item in items} == {folder}:
+            main, *others = sorted(ids, key=lambda case_id: (-len(groups[case_id]), case_id))
+            groups[main] = [replace(item, id=main) for item in items]
+            for other in others:
+                del groups[other]
+            notes.append(f"{' and '.join(others)} is taken for {main}, in other letters.")
+    return notes
+
+
+def _join_strays(groups: Groups, root: Path) -> tuple[list[str], list[Path]]:
     """Gives a case the files of another name in its folder that can only be its own.
 
     BraTS 2020 has a label map ``W39_1998.09.19_Segm.nii`` in the folder of a case; other data sets
     say ``_brain_t1.nii.gz`` of images and ``_tumorMask.nii.gz`` of the label map.
+
+    Returns:
+        A sentence on each of them, and single files beside the case that may be its own or not,
+        which are no longer in a group.
     """
-    notes = []
+    notes: list[str] = []
+    left: list[Path] = []
     for folder, ids in _owners(groups).items():
         whole = [i for i in ids if sum(f.part in MODALITIES for f in groups[i]) >= 2]
         if len(whole) != 1:
@@ -183,15 +266,30 @@ def _join_strays(groups: Groups, root: Path) -> list[str]:
         main = whole[0]
         for other in sorted(ids - {main}):
             strays = groups[other]
-            free = {item.part for item in groups[main]}.isdisjoint(s.part for s in strays)
             here = {item.file.parent for item in strays} == {folder}
             theirs = folder.resolve().name == main and folder != root
-            kin = main.startswith((f"{other}_", f"{other}-")) or other.startswith(f"{main}_")
-            if free and here and (theirs or kin):
+            kin = main.startswith((f"{other}_", f"{other}-")) or other.startswith(
+                (f"{main}_", f"{main}-")
+            )
+            if not here or not (theirs or kin):
+                continue
+            del groups[other]
+            rest = other.removeprefix(f"{main}_").removeprefix(f"{main}-")
+            if _fit(strays, groups[main], rest):
                 groups[main] += [replace(item, id=main) for item in strays]
-                del groups[other]
                 notes += [f"{s.file.name} is taken for the {s.part} of {main}." for s in strays]
-    return notes
+            else:
+                left += [item.file for item in strays]
+    return notes, left
+
+
+def _fit(strays: Sequence[NamedFile], items: Sequence[NamedFile], rest: str) -> bool:
+    """Whether files are what a case lacks, by what their names say besides."""
+    parts = {item.part for item in strays}
+    if not parts.isdisjoint(item.part for item in items):
+        return False
+    other_label = "seg" in parts and _OTHER_LABELS.search(rest)
+    return not other_label and not ("t1" in parts and may_be_contrast(rest))
 
 
 def _drop_small_groups(groups: Groups) -> list[Path]:

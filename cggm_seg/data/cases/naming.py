@@ -50,12 +50,22 @@ _OFFICIAL = {s: naming for naming, suffixes in SUFFIXES.items() for s in suffixe
 _ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # Other formats of images, and NIfTI that has to be unpacked first.
 _OTHER_FORMAT = re.compile(
-    r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|hdr|img|dcm|nii\.(bz2|xz|zst|zip|part))$",
+    r"\.(mha|mhd|nrrd|nhdr|mgz|mgh|mnc|hdr|img|dcm)$|^[^.]+\.gz$|"
+    r"\.nii(\.gz)?\.(bz2|xz|zst|zip|7z|part|partial|filepart|crdownload|download|tmp|gpg)$",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[-_. ]")
-# BIDS names a contrast agent apart from the image: sub-1_ce-gadolinium_T1w.
-_WITH_AGENT = re.compile(r"[-_]ce-[a-z0-9]+_t1w$", re.IGNORECASE)
+# BIDS names a contrast agent apart from the image: sub-1_ce-gadolinium_T1w, or _ce-gd_run-1_T1w.
+_WITH_AGENT = re.compile(r"[-_]ce-[a-z0-9]+(_[a-z]+-[a-z0-9]+)*_t1w$", re.IGNORECASE)
+# Words before that of a T1 which make a T1ce of it, or may: a_gd_t1w, sub-1_acq-postgd_T1w.
+_CONTRAST = re.compile(
+    r"(?<![a-z])(post)?(ce|c\+|gd|gad\w*|gado\w*|contrast\w*|kontrast\w*|km|enhanced)$",
+    re.IGNORECASE,
+)
+_AFTER_CONTRAST = re.compile(
+    r"(?<![a-z])(post\w*|ce|c\+|gd|gad\w*|contrast\w*|kontrast\w*|km|enhanced)(?![a-z])",
+    re.IGNORECASE,
+)
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 # BraTS-PED-00001-000: identifiers of cases whose label values changed between releases.
 _PEDIATRIC = re.compile(r"(?<![a-z])peds?(?![a-z])|pediatric", re.IGNORECASE)
@@ -113,22 +123,30 @@ def read_name(file: Path) -> NamedFile | None:
     stem, ending = name[: found.start()], found[0]
     if agent := _WITH_AGENT.search(stem):
         return NamedFile(stem[: agent.start()], "t1ce", file, None, f"*{agent[0]}{ending}")
-    starts = [0, *(match.end() for match in _SEPARATOR.finditer(stem))]
-    for start in starts[-_LONGEST:]:  # the longest word first: t2_flair before flair
-        word = _SEPARATOR.sub("", stem[start:]).lower()
-        whole = start == starts[-1] or word.startswith(_BEGINNINGS)
-        if word in _PARTS and whole:
-            suffix = stem[max(start - 1, 0) :]
-            exact = start > 1 and ending in (".nii", ".nii.gz")
-            official = _OFFICIAL.get(suffix) if exact else None
-            pattern = f"*{suffix}{ending}" if start else name
-            return NamedFile(stem[: max(start - 1, 0)], _PARTS[word], file, official, pattern)
+    start, part = _last_word(stem)
+    if part:
+        case_id, suffix = stem[: max(start - 1, 0)], stem[max(start - 1, 0) :]
+        if part == "t1" and len(_SEPARATOR.split(case_id)) > 1 and _CONTRAST.search(case_id):
+            return None
+        exact = start > 1 and ending in (".nii", ".nii.gz")
+        official = _OFFICIAL.get(suffix) if exact else None
+        return NamedFile(case_id, part, file, official, f"*{suffix}{ending}" if start else name)
     match = _CHANNEL.fullmatch(stem)
     if match and (channel := _channels(file.parent).get(int(match["channel"]))):
         return NamedFile(match["id"], channel, file, None, f"*_{match['channel']}{ending}")
     if file.parent.name.startswith("labels") and _channels(file.parent):
         return NamedFile(stem, "seg", file, None, f"{file.parent.name}/*{ending}")
     return None
+
+
+def is_of(folder: Path, part: str) -> bool:
+    """Whether a folder is called after an image, such as ``1_T1`` or ``T1_post``."""
+    return _last_word(folder.name)[1] == part
+
+
+def may_be_contrast(text: str) -> bool:
+    """Whether a part of a name may say that a T1 was taken after contrast agent: ``acq-post``."""
+    return bool(_AFTER_CONTRAST.search(text))
 
 
 def naming_of(file: Path) -> Naming | None:
@@ -160,6 +178,17 @@ def default_labels(found: list[NamedFile]) -> LabelScheme:
 def part_of_word(word: str) -> str | None:
     """The modality that a word of the field means, in any case and with any separators."""
     return _PARTS.get(_SEPARATOR.sub("", word).lower())
+
+
+def _last_word(stem: str) -> tuple[int, str | None]:
+    """Where the word for an image at the end of a name begins, and which image it is."""
+    starts = [0, *(match.end() for match in _SEPARATOR.finditer(stem))]
+    for start in starts[-_LONGEST:]:  # the longest word first: t2_flair before flair
+        word = _SEPARATOR.sub("", stem[start:]).lower()
+        whole = start == starts[-1] or word.startswith(_BEGINNINGS)
+        if word in _PARTS and whole:
+            return start, _PARTS[word]
+    return 0, None
 
 
 def _channels(folder: Path) -> dict[int, str]:

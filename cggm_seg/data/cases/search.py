@@ -75,7 +75,7 @@ def find_cases(
         if absent and (near or not allow_missing):
             problems += [_missing(files, case_id, part, near) for part in absent]
         if labelled and case.label is None:
-            problems.append(_missing(files, case_id, "seg", files.near(case_id)))
+            problems.append(_missing(files, case_id, "seg", files.near(case_id, label=True)))
         if not labelled:
             case = replace(case, label=None, labels=_to_write(case.labels))
             if not case.images and not problems:
@@ -112,10 +112,11 @@ def survey_cases(folder: Path, labels: LabelScheme | None = None) -> Survey:
     for case_id in sorted(files.groups):
         case, problems = _case(files, case_id, labels)
         absent = [part for part in MODALITIES if part not in case.images]
-        absent += ["seg"] if labelled and case.label is None else []
         near = files.near(case_id) if absent else []
         cases.append(case)
         findings += [*problems, *(_missing(files, case_id, part, near) for part in absent)]
+        if labelled and case.label is None:
+            findings.append(_missing(files, case_id, "seg", files.near(case_id, label=True)))
     findings += [*files.locked_findings(), *files.leftover_findings()]
     return Survey(_with_settled_labels(cases), findings, files.notes)
 

@@ -20,6 +20,18 @@ PATIENTS = {
     "glioma12_followup2": "glioma12",
     "anna_T0": "anna",
     "anna_postop": "anna",
+    "pat12_v2": "pat12",
+    "P1_d30": "P1",
+    "P1-m6": "P1",
+    "GBM_07_b": "GBM_07",
+    "07B": "07",
+    "P07_2019": "P07",
+    "P07_20200131_2": "P07",
+    "P07_31-01-2020": "P07",
+    "Visit1_P001": "P001",
+    "ses-01_sub-03": "sub-03",
+    "Preop_001": "001",
+    "postop_001": "001",
 }
 ALONE = [
     "BraTS2021_00003",
@@ -32,6 +44,11 @@ ALONE = [
     "scan_0001",
     "site2_2019_14",
     "Timothy_7",
+    "hospital-1-001",
+    "center_2_15",
+    "train_1_1",
+    "BraTS19_CBICA_AAB_1",
+    "HGG_0014",
     "0-0-x",
 ]
 

@@ -271,3 +271,86 @@ def test_search_says_where_it_ended(tmp_path):
     assert [case.id for case in cases] == ["sixth"]
     [note] = survey_cases(tmp_path).notes
     assert note == f"Folders were searched 6 levels deep, without {tmp_path}/1/2/3/4/5/6/seventh."
+
+
+@pytest.mark.parametrize(
+    "name", ["ce_T1", "gd_T1w", "acq-post_T1w", "contrast_t1", "T1_post_agent"]
+)
+def test_a_t1_that_may_be_after_contrast_agent_is_not_the_t1_of_a_case(tmp_path, name):
+    write_names(tmp_path, ["{}_flair.nii.gz", "{}_t2.nii.gz", "{}_seg.nii.gz"], ["a"])
+    (tmp_path / "a" / f"a_{name}.nii.gz").touch()
+    for labelled in (True, False):
+        cases, [error] = find_cases(tmp_path, labelled=labelled, allow_missing=True)
+        assert cases == []
+        assert f"found a_{name}.nii.gz" in str(error)
+
+
+def test_bids_has_a_run_between_agent_and_image(tmp_path):
+    names = ["{}_FLAIR.nii.gz", "{}_ce-gd_run-1_T1w.nii.gz", "{}_run-1_T1w.nii.gz",
+             "{}_T2w.nii.gz", "{}_seg.nii.gz"]  # fmt: skip
+    files = write_names(tmp_path, names, ["sub-1"])
+    [case], errors = find_cases(tmp_path, labelled=True)
+    assert errors == []
+    assert {**case.images, "seg": case.label} == files
+
+
+@pytest.mark.parametrize(
+    "name", ["a_brain_segmentation", "brain_seg", "a_tissue_seg", "aseg_label"]
+)
+def test_a_label_map_of_something_else_is_not_that_of_the_tumor(tmp_path, name):
+    write_names(tmp_path, SCHEMES["BraTS 2021"][:4], ["a"])
+    (tmp_path / "a" / f"{name}.nii.gz").touch()
+    cases, [error] = find_cases(tmp_path, labelled=True)
+    assert cases == []
+    assert "a_seg.nii.gz: Expected the label map of this case, but there is no such" in str(error)
+    [case], _ = find_cases(tmp_path, labelled=False)
+    assert set(case.images) == set(MODALITIES)
+
+
+def test_the_label_map_of_the_brain_is_no_second_one(tmp_path):
+    files = write_names(tmp_path, SCHEMES["UCSF-PDGM"][:5], ["a"])
+    (tmp_path / "a" / "a_brain_segmentation.nii.gz").touch()
+    [case], errors = find_cases(tmp_path, labelled=True)
+    assert (case.label, errors) == (files["seg"], [])
+
+
+def test_mask_that_may_be_the_label_map_is_named(tmp_path):
+    write_names(tmp_path, SCHEMES["BraTS 2021"][:4], ["a"])
+    (tmp_path / "a" / "a_mask.nii.gz").touch()
+    _, [error] = find_cases(tmp_path, labelled=True)
+    assert "found a_mask.nii.gz" in str(error)
+
+
+def test_one_folder_for_each_image_is_one_case(tmp_path):
+    images = ("0_FLAIR/NIFTI/FLAIR", "2_T1GD/NIFTI/T1GD", "1_T1/NIFTI/T1", "3_T2/NIFTI/T2")
+    files = write_names(tmp_path, [f"{name}.nii.gz" for name in images], ["EGD-1", "EGD-2"])
+    for folder in (tmp_path, tmp_path / "EGD-2"):
+        cases, errors = find_cases(folder, labelled=False, allow_missing=True)
+        assert errors == []
+        assert cases[-1].id == "EGD-2"
+        assert cases[-1].images == files
+
+
+def test_capital_letters_of_an_identifier_do_not_part_a_case(tmp_path):
+    for name in ("p1_flair", "p1_t1ce", "P1_t1", "P1_t2", "P1_seg"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    [case], errors = find_cases(tmp_path, labelled=True)
+    assert (case.id, list(case.images), errors) == ("P1", list(MODALITIES), [])
+
+
+@pytest.mark.parametrize("name", ["a_t1ce.gz", "a_t1ce.nii.gz.crdownload", "contrast/a.nii.gz"])
+def test_a_download_or_a_bare_name_may_be_the_image_that_a_case_lacks(tmp_path, name):
+    write_names(tmp_path, ["{}_flair.nii.gz", "{}_t1.nii.gz", "{}_t2.nii.gz"], ["a"])
+    file = tmp_path / "a" / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    cases, [error] = find_cases(tmp_path, labelled=False, allow_missing=True)
+    assert cases == []
+    assert f"found {file.name}" in str(error)
+
+
+def test_folders_of_sites_and_grades_are_no_patients(tmp_path):
+    names = ("flair.nii", "t1ce.nii", "t1.nii", "t2.nii", "seg.nii")
+    write_names(tmp_path, names, ["HGG/001", "HGG/002", "LGG/001", "site 2/001"])
+    cases, _ = find_cases(tmp_path, labelled=True)
+    assert len({case.patient for case in cases}) == 4
