@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.known import proof
 from benchmarks.known.data import SCENARIOS, TASKS
 from cggm.comparison.missing import missing_table
 from cggm.comparison.records import read_records
@@ -35,6 +36,7 @@ def all_tables() -> list[str]:
         to_markdown(heads_table(records, "mfeat", "acc")).strip(),
         to_markdown(missing_table(records, "mfeat", "acc")).strip(),
         known_tables(known),
+        proof.table(json.loads((RESULTS / "guided.json").read_text())["rows"]),
         lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
         lacking_table(json.loads((RESULTS / "lacking.json").read_text())["rows"]),
         cost_table(costs),

@@ -35,9 +35,9 @@ _SWITCHES = ("auto", "correlation", None)
 _HOT = 3.0  # of the mean loss: temperature of losses that are no log-likelihoods
 _TRUSTED = 3.0  # a modality is trusted in full down to a third of the best one's signal
 _DENSE = (
-    "GuidedHeads is bound to a dense task: one of places, such as segmentation, where it did worse "
-    "than joint training when it was measured (docs/results.md). UnimodalLosses, MMPareto or plain "
-    "joint training are the safer choice there."
+    "GuidedHeads is bound to a dense task: one of places, such as segmentation, where it varied "
+    "widely and did not reliably do better than joint training (docs/results.md). UnimodalLosses "
+    "or joint training are the safer choice, and ModalityDropout where modalities are missing."
 )
 
 Recorded = Numbers | Mapping[str, Sequence[float]]
@@ -89,7 +89,7 @@ class GuidedHeads(Balancer):
     two micro-batches, equal the whole batch in expectation.
 
     Use it where modalities carry the label in different samples, or one may be missing at test; see
-    ``docs/guided.md``. Do not use it for dense prediction, or where a loss compares the
+    ``docs/which_method.md``. Do not use it for dense prediction, or where a loss compares the
     samples of a batch with each other. A loss of a whole batch, such as Dice, is taken image by
     image. Costs two passes through the heads and one more through the fusion.
 
