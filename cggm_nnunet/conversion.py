@@ -23,8 +23,8 @@ from cggm_seg.data import (
 )
 
 NNUNET_LABELS = LabelScheme("nnunet", ((0, 0), (1, 2), (2, 1), (3, 3)))
-"""Values of converted label maps: 1 edema, 2 necrotic core, 3 enhancing tumor, so that regions lie
-one within the other."""
+"""What converted label maps hold, 1 edema, 2 necrotic core and 3 enhancing tumor, so that regions
+lie one within the other."""
 
 _REGIONS = {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
 _FOLDS = 5
