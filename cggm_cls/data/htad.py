@@ -22,7 +22,7 @@ from cggm_cls.data.mfeat import dataset_of, occurrences, standardized
 from cggm_cls.data.sequences import TaskData, content_digest
 
 STEPS = {"audio": 3, "accelerometer": 1}
-"""Steps that the features of a modality are cut into: equal chunks in file order."""
+"""How many equal chunks, in file order, the features of a modality are cut into."""
 
 CLASSES = (
     *("brush_teeth", "eat_chips", "mop_floor", "sweep", "type_on_keyboard"),
