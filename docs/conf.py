@@ -10,7 +10,9 @@ from sphinx.writers.html5 import HTML5Translator
 import cggm
 
 project = "CGGM"
-html_title = "CGGM"
+release = version = cggm.__version__
+project_copyright = "2026, the CGGM developers, Apache-2.0"
+html_title = f"CGGM {release}"
 html_theme = "furo"
 html_copy_source = False
 html_show_search_summary = False  # fetched, which browsers forbid for files
