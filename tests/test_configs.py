@@ -12,6 +12,7 @@ from cggm.methods import CGGM, build_balancer
 from cggm.runs.cli import parse_arguments
 from cggm.runs.config import read_config
 from cggm.trials import Trials
+from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.config import BratsConfig
 from pipelines.arrays_train import ArraysConfig
 from pipelines.food101_train import FoodConfig
@@ -69,6 +70,7 @@ def test_recommended_recipe_is_the_papers_but_for_what_small_lesions_need():
     changed = {
         "loss": replace(paper.loss, dice="regions"),
         "slices": replace(paper.slices, focus="regions"),
+        "network": replace(paper.network, dense=False),
         "balancer": replace(paper.balancer, settings={"rho": "unit", "lam": 0.1}),
     }
     assert replace(paper, **changed) == train
@@ -95,6 +97,11 @@ def test_paper_is_the_papers_recipe():
     config = read_config(BratsConfig, [CONFIGS / "brats" / "paper.yaml"])
     assert (config.max_epochs, config.batch_size, config.slices.size) == (75, 64, 160)
     assert config.network.encoder_name == "resnet101"
+    with torch.device("meta"):
+        network = MultiEncoderDeepLabV3Plus(dense=True)
+    # 235.23 million in the released code
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(235.23e6, rel=1e-3)
+    assert config.network.dense
     assert config.optimizer.lr_peak == 0.01
     settings = {"rho": 1.0, "lam": 0.1, "gain": "batch", "terms": "raw"}
     assert config.balancer.settings == {**settings, "direction": "gradients", "gate": None}

@@ -70,6 +70,41 @@ class FusionDecoder(nn.Module):
         return fused
 
 
+class DenseFusionDecoder(nn.Module):
+    """The authors' decoder: stride-4 features squeezed together, then two dense 3x3 convolutions.
+
+    Args:
+        modalities: How many modalities are fused.
+        decoder_channels: Channels of each ``high`` feature and of the result.
+        low_channels: Channels of each ``low`` feature.
+        squeezed: Channels that all ``low`` features together are squeezed to.
+    """
+
+    def __init__(
+        self, modalities: int, decoder_channels: int, low_channels: int, squeezed: int
+    ) -> None:
+        super().__init__()
+        self.low = conv_norm_relu(modalities * low_channels, squeezed, kernel_size=1)
+        joined = modalities * decoder_channels + squeezed
+        self.fuse = nn.Sequential(
+            conv_norm_relu(joined, decoder_channels, kernel_size=3),
+            nn.Dropout(0.5),
+            conv_norm_relu(decoder_channels, decoder_channels, kernel_size=3),
+            nn.Dropout(0.1),
+        )
+
+    def forward(self, features: ModalityFeatures) -> Tensor:
+        """Fused feature of shape ``(B, decoder_channels, H / 4, W / 4)``.
+
+        Args:
+            features: What :class:`cggm_seg.networks.encoders.ModalityEncoder` returns, by modality.
+        """
+        high = torch.cat([feature["high"] for feature in features.values()], dim=1)
+        low = self.low(torch.cat([feature["low"] for feature in features.values()], dim=1))
+        fused: Tensor = self.fuse(torch.cat([upsample(high), low], dim=1))
+        return fused
+
+
 class UnimodalDecoder(nn.Module):
     """Decoder of one modality: predicts the segmentation from that modality's features alone.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cggm.late_fusion import LateFusion
 from cggm_seg.data import MODALITIES
 from cggm_seg.networks.decoders import (
+    DenseFusionDecoder,
     FusionDecoder,
     ModalityFeatures,
     UnimodalDecoder,
@@ -38,6 +39,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         low_level_channels: Channels of the stride-4 skip of each modality.
         atrous_rates: Dilations of the ASPP.
         aspp_dropout: Dropout probability after the ASPP.
+        dense: Whether ASPP and decoder are the authors' dense ones, see ``ModalityEncoder``; with
+            resnet101 and four modalities 235.23 million parameters.
         encoder_weights: State dict of an smp encoder (safetensors or torch) loaded into every
             encoder. Weights of an RGB first convolution are summed over the colors.
 
@@ -57,6 +60,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         low_level_channels: int = 48,
         atrous_rates: tuple[int, int, int] = (2, 4, 6),
         aspp_dropout: float = 0.5,
+        dense: bool = False,
         encoder_weights: Path | None = None,
     ) -> None:
         super().__init__()
@@ -65,22 +69,34 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         self.modalities = tuple(modalities)
         self.classes = classes
         self.decoder_channels = decoder_channels
-        self.low_level_channels = low_level_channels
         self.encoders = nn.ModuleDict(
             {
                 name: ModalityEncoder(
-                    encoder_name, decoder_channels, low_level_channels, atrous_rates, aspp_dropout
+                    encoder_name,
+                    decoder_channels,
+                    low_level_channels,
+                    atrous_rates,
+                    aspp_dropout,
+                    dense,
                 )
                 for name in modalities
             }
         )
+        first = cast(ModalityEncoder, next(iter(self.encoders.values())))
+        self.low_level_channels = first.low_channels
         self.output_layer: nn.Conv2d | LateFusion
         if fusion == "features":
-            self.decoder = FusionDecoder(len(modalities), decoder_channels, low_level_channels)
+            self.decoder: nn.Module
+            if dense:
+                self.decoder = DenseFusionDecoder(
+                    len(modalities), decoder_channels, first.low_channels, low_level_channels
+                )
+            else:
+                self.decoder = FusionDecoder(len(modalities), decoder_channels, low_level_channels)
             self.output_layer = nn.Conv2d(decoder_channels, classes, kernel_size=1)
         else:
             heads = {
-                name: UnimodalDecoder(decoder_channels, low_level_channels, classes, light=False)
+                name: UnimodalDecoder(decoder_channels, first.low_channels, classes, light=False)
                 for name in modalities
             }
             rule = "probabilities" if fusion == "average" else fusion

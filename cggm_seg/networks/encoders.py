@@ -25,6 +25,9 @@ class ModalityEncoder(nn.Module):
         atrous_rates: Dilations of the ASPP. Rates beyond 9 are plain 1x1 convolutions on the
             10x10 map of a 160x160 slice.
         aspp_dropout: Dropout probability after the ASPP.
+        dense: Whether the ASPP has dense convolutions and the last stage of a ResNet dilations of
+            2, 4 and 8, and the stride-4 feature is left as the encoder gives it, as in the authors'
+            network.
 
     Raises:
         UserError: If the encoder is unknown or has no output stride 16.
@@ -37,13 +40,21 @@ class ModalityEncoder(nn.Module):
         low_level_channels: int,
         atrous_rates: tuple[int, int, int],
         aspp_dropout: float,
+        dense: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = _strided_encoder(encoder_name)
         channels = cast(Sequence[int], self.encoder.out_channels)
         self.aspp = ASPP(
-            channels[-1], high_channels, atrous_rates, separable=True, dropout=aspp_dropout
+            channels[-1], high_channels, atrous_rates, separable=not dense, dropout=aspp_dropout
         )
+        self.low_channels = channels[LOW_LEVEL] if dense else low_level_channels
+        self.high: nn.Module
+        self.low: nn.Module
+        if dense:
+            self.high, self.low = nn.Identity(), nn.Identity()
+            _set_multigrid(self.encoder)
+            return
         self.high = nn.Sequential(
             SeparableConv2d(high_channels, high_channels, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(high_channels),
@@ -77,6 +88,13 @@ class ModalityEncoder(nn.Module):
                 "Expected a batch of at least 2 slices in training, but got 1: BatchNorm after the "
                 "global pooling has one value per channel. Use a larger batch or drop the last one."
             )
+
+
+def _set_multigrid(encoder: nn.Module) -> None:
+    """Give the three blocks of a ResNet's last stage dilations of 2, 4 and 8."""
+    blocks = getattr(encoder, "layer4", ())
+    for block, dilation in zip(blocks, (2, 4, 8), strict=False):
+        block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
 
 def _strided_encoder(name: str) -> nn.Module:

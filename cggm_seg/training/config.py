@@ -28,6 +28,7 @@ class NetworkConfig:
         low_level_channels: Channels of each modality's stride-4 skip.
         atrous_rates: Dilations of the ASPP.
         aspp_dropout: Dropout probability after the ASPP.
+        dense: Whether ASPP and decoder are the authors' dense ones, with multigrid in a ResNet.
         encoder_weights: State dict loaded into every encoder.
         sync_batchnorm: Whether BatchNorm takes its statistics over all ranks; on GPUs alone.
     """
@@ -38,6 +39,7 @@ class NetworkConfig:
     low_level_channels: int = 48
     atrous_rates: tuple[int, int, int] = (2, 4, 6)
     aspp_dropout: float = 0.5
+    dense: bool = False
     encoder_weights: Path | None = None
     sync_batchnorm: bool = True
 
@@ -71,6 +73,7 @@ class NetworkConfig:
             low_level_channels=self.low_level_channels,
             atrous_rates=self.atrous_rates,
             aspp_dropout=self.aspp_dropout,
+            dense=self.dense,
             encoder_weights=self.encoder_weights if pretrained else None,
         )
 
