@@ -86,13 +86,8 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
         self.low_level_channels = first.low_channels
         self.output_layer: nn.Conv2d | LateFusion
         if fusion == "features":
-            self.decoder: nn.Module
-            if dense:
-                self.decoder = DenseFusionDecoder(
-                    len(modalities), decoder_channels, first.low_channels, low_level_channels
-                )
-            else:
-                self.decoder = FusionDecoder(len(modalities), decoder_channels, low_level_channels)
+            sizes = (len(modalities), decoder_channels, low_level_channels)
+            self.decoder = _decoder(*sizes, first.low_channels if dense else None)
             self.output_layer = nn.Conv2d(decoder_channels, classes, kernel_size=1)
         else:
             heads = {
@@ -143,6 +138,13 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
                 f"Expected height and width to be multiples of {OUTPUT_STRIDE}, but got "
                 f"{height}x{width}. Pad the slices with zeros or use predict_volume, which does."
             )
+
+
+def _decoder(modalities: int, channels: int, low: int, raw: int | None) -> nn.Module:
+    """The decoder of all modalities; dense where the channels of raw stride-4 features are told."""
+    if raw is None:
+        return FusionDecoder(modalities, channels, low)
+    return DenseFusionDecoder(modalities, channels, raw, low)
 
 
 # The direction loss of CGGM differentiates the gradient between the loss and the output layer once
