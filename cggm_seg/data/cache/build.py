@@ -42,7 +42,7 @@ def build_cache(
     named after its content, that appears complete or not at all: an interrupted build goes on
     where it stopped, several processes may build at once, and cohorts with equal names of cases may
     share a folder. What was made from an earlier content of the same files is removed, unless
-    another process uses the folder, see :func:`cggm.runs.share`.
+    another process uses the folder, see ``cggm.runs.share``.
 
     Args:
         cases: Labelled cases, each with at least one image.

@@ -30,7 +30,7 @@ class SliceCache:
     goes to DataLoader workers cheaply.
 
     Args:
-        files: Case identifier to its file, as made by :func:`build_cache`.
+        files: Case identifier to its file, as made by ``build_cache``.
         modalities: What is read, in this order; zeros where a case lacks it.
     """
 

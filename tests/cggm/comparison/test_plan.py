@@ -53,7 +53,7 @@ def test_settings_are_laid_over_those_of_the_file():
     before = read_config(MosiConfig, files).balancer
     after = read_config(MosiConfig, files, run.arguments[4:]).balancer
     assert after.settings == {**before.settings, "rho": 0.5, "lam": 0.001}
-    assert before.settings["rho"] == "unit"
+    assert before.settings["rho"] == 1.3
     assert run.folder(Path("out")) == Path("out/runs/mosi/cggm-rho=0.5-lam=1e-3/seed-0")
 
 
