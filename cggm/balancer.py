@@ -1,7 +1,7 @@
 """The contract of a balancing method, and joint training, which balances nothing."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cggm import contract
 from cggm.binding import Binding
-from cggm.contract import Decode, check_heads, gradient_norms, gradients_kept, modules_of
-from cggm.heads import Criterion, HeadReadings, Heads, check_scalar
-from cggm.passes import REPEATED, Step
-from cggm.scores import Clock, Score, ScoreTracker, Window
+from cggm.heads import Criterion, HeadReadings, Heads
+from cggm.passes import NO_STEP, REPEATED, TAKEN_OVER, Step
+from cggm.scores import Clock, Score, ScoreTracker, Window, kept_in_full
 from cggm.tensors import Features, presence_of, without_subclass
 
-# A gradient scaler skips up to 17 steps at first, which are no sign of a missing optimizer.
-_CALLS_WITHOUT_STEP = 20
+# After so many calls parameters were replaced, and after so many an optimizer is missed.
+_CALLS_UNTIL_LOOKED, _CALLS_WITHOUT_STEP = 3, 20
 
 
 class Balancer(nn.Module):
@@ -115,7 +115,7 @@ class Balancer(nn.Module):
         *,
         encoders: Mapping[str, nn.Module] | Sequence[nn.Module] | None = None,
         output_layer: nn.Module | None = None,
-        decode: Decode | None = None,
+        decode: contract.Decode | None = None,
     ) -> Self:
         """Tie this balancer to a network's modules.
 
@@ -139,7 +139,7 @@ class Balancer(nn.Module):
         """
         if self._binding is not None:
             raise RuntimeError("Expected an unbound balancer, but it is bound. Call `unbind()`.")
-        named, layer, decode = modules_of(network, encoders, output_layer, decode)
+        named, layer, decode = contract.modules_of(network, encoders, output_layer, decode)
         binding = Binding(named, layer, self, decode)
         try:
             self.join(binding)
@@ -148,6 +148,8 @@ class Balancer(nn.Module):
             self.leave()
             raise
         binding.updates_scaled = type(self).update_scales is not Balancer.update_scales
+        if binding.take_over():
+            self._warn(TAKEN_OVER.format(method=type(self).__name__))
         return self
 
     def join(self, binding: Binding) -> None:
@@ -159,15 +161,16 @@ class Balancer(nn.Module):
         Raises:
             ValueError: If the method cannot serve its modules.
         """
+        self.clock.name(binding.names)
         self.window = Window()
         if binding.late_fusion and self.serves_late_fusion:
             self.heads = None
         if self.heads is not None:
-            check_heads(self.heads, binding.names, binding.output_layer, type(self).__name__)
+            contract.check_heads(
+                self.heads, binding.names, binding.output_layer, type(self).__name__
+            )
         self.prepare(binding)
-        self.to(binding.device)
-        if self.heads is not None:
-            self.heads.place(binding.device)
+        self._place(binding)
         self._binding = binding
         self.calls = 0
 
@@ -200,13 +203,19 @@ class Balancer(nn.Module):
         prediction, target = without_subclass(prediction), without_subclass(target)
         if loss is None:
             loss = self.task_loss(prediction, target)
-        check_scalar(loss, "the network")
+        contract.check_scalar(loss, "the network")
         if not self.binding.active:
+            self._present = {}
             return self.binding.unbalanced(loss)
+        if self.clock.device != self.binding.device:  # moved since
+            self._place(self.binding)
         if self._micro_batches:
-            self._keep_window(gradients_kept(self.binding.modules))
+            self._keep_window(contract.gradients_kept(self.binding.modules))
         self._open()
+        if self.calls == 1 and type(self) is not Balancer:
+            contract.check_ranks(loss, type(self).__name__)
         step = self._step(prediction, target, loss)
+        contract.check_graph(loss, "the network")
         total = self.loss(step)
         self._set_factors(step)
         return total
@@ -372,7 +381,7 @@ class Balancer(nn.Module):
 
     def _measure(self, optimizer: Optimizer | None) -> None:
         if self.measure_norms:
-            self.norms = gradient_norms(self.binding.encoders.values(), optimizer)
+            self.norms = contract.gradient_norms(self.binding.encoders.values(), optimizer)
 
     def _step(self, prediction: Any, target: Any, loss: Tensor) -> Step:  # noqa: ANN401
         binding = self.binding
@@ -392,9 +401,11 @@ class Balancer(nn.Module):
         factors, presence = self.binding.factors, step.presence
         factors.gradient, factors.update = self.scales(step), self.update_scales(step)
         factors.masks = {}
+        for message in self.binding.shared_paths(step.loss):
+            self._warn(message)
         if presence is None:
             return
-        factors.leave_out(presence, self.binding.device)
+        factors.leave_out(presence, step.features, self.binding.device)
         some = presence.matrix().any(0).to(self.binding.device, non_blocking=True)
         if factors.update is not None and "seen" in self.window:  # alike on all ranks
             factors.update = torch.where(self.window["seen"] > 0, factors.update, 1.0)
@@ -402,19 +413,31 @@ class Balancer(nn.Module):
             if value.shape == some.shape and value.is_floating_point():
                 self.readings[name] = torch.where(some, value, torch.nan)
 
+    def _place(self, binding: Binding) -> None:
+        """Move to the network's device; what is remembered is float32 at least."""
+        self.to(binding.device)
+        if self.heads is not None:
+            self.heads.place(binding.device)
+        self.clock.device = binding.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let moves and casts leave averages and counts exact, which half precision would stop."""
+        with kept_in_full(self, self.heads, self.task_loss):
+            return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+
     def _keep_window(self, kept: Tensor | bool) -> None:
         self.window.keep(kept)
         if self.heads is not None:
             self.heads.window.keep(kept)
         self._calls_without_step += 1
-        never = self.clock.steps == 0 and self._calls_without_step == _CALLS_WITHOUT_STEP
-        if never and not bool(kept):  # asks the device this once
-            self._warn(
-                f"{type(self).__name__} was called {_CALLS_WITHOUT_STEP} times and saw no "
-                "optimizer step, so that its state and its heads do not move. If something else "
-                "than a torch.optim.Optimizer updates the network, do it within "
-                "`with balancer.updating():`."
-            )
+        if self._calls_without_step == _CALLS_UNTIL_LOOKED:
+            self.binding.find_parameters()
+        if self.clock.steps or self._calls_without_step < _CALLS_WITHOUT_STEP:
+            return
+        if self.binding.factors.overflow():  # of a gradient scaler that still skips steps
+            self._calls_without_step = _CALLS_WITHOUT_STEP // 2
+        elif self._calls_without_step > _CALLS_WITHOUT_STEP and not bool(kept):
+            self._warn(NO_STEP.format(method=type(self).__name__, calls=_CALLS_WITHOUT_STEP))
 
     def _check_heads(self) -> None:
         """Say once of each head that it is lost; waits for the device."""

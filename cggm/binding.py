@@ -20,17 +20,21 @@ from cggm.contract import (
     Decoder,
     check_encoders,
     check_output_layer,
+    check_scalable,
     check_scaled,
     last_weight,
 )
 from cggm.late_fusion import LateFusion
 from cggm.passes import (
+    PARTLY_SCALED,
+    SCALED_TWICE,
     Captured,
     Factors,
     Recorder,
     ScaledGradient,
     Seen,
     SeenBackward,
+    shared_paths,
 )
 from cggm.tensors import Features, Presence, map_tensors, without_subclass
 
@@ -49,6 +53,9 @@ class Owner(Protocol):
 
     def after_step(self) -> None:
         """Called after the update was really made."""
+
+    def unbind(self) -> None:
+        """Remove every hook."""
 
 
 class Binding:
@@ -94,9 +101,8 @@ class Binding:
         self._decoder = Decoder(decode, list(encoders.values()))
         self._recorder = Recorder(list(encoders))
         self._unbalanced = Seen()
-        self._parameter_ids = {
-            id(p) for module in (*encoders.values(), output_layer) for p in module.parameters()
-        }
+        self._paths_seen = False
+        self.find_parameters()
         self._handles: list[RemovableHandle] = [
             encoder.register_forward_hook(_Hook(self, "_after_encoder", name), with_kwargs=True)
             for name, encoder in encoders.items()
@@ -105,6 +111,31 @@ class Binding:
             output_layer.register_forward_hook(_Hook(self, "_after_layer"), with_kwargs=True),
         ]
         _BINDINGS.add(self)
+
+    def take_over(self) -> bool:
+        """Let other balancers of these modules go, which would scale as well; whether some did."""
+        own = set(map(id, self.modules))
+        others = [b for b in _BINDINGS if b is not self and own & set(map(id, b.modules))]
+        for other in others:
+            other._owner.unbind()
+        return bool(others)
+
+    def shared_paths(self, loss: Tensor) -> list[str]:
+        """A message for each encoder of whose gradient the factor scales less, or of others too.
+
+        Args:
+            loss: Task loss, with its graph; of the first one whose gradient is scaled.
+        """
+        if self._paths_seen or self.factors.gradient is None:
+            return []
+        self._paths_seen = True
+        partly, twice = shared_paths(loss, self.factors, self.encoders)
+        found = [PARTLY_SCALED.format(name=name) for name in partly]
+        return found + [SCALED_TWICE.format(name=name) for name in twice]
+
+    def find_parameters(self) -> None:
+        """Look again for the modules' parameters, which may have been replaced since."""
+        self._parameter_ids = {id(p) for module in self.modules for p in module.parameters()}
 
     @property
     def names(self) -> list[str]:
@@ -254,6 +285,7 @@ class Binding:
             nonlocal scaled
             if not tensor.requires_grad:
                 return tensor
+            check_scalable(name, tensor)
             scaled += 1
             return ScaledGradient.apply(tensor, self.factors, index)  # type: ignore[no-any-return]
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from cggm.distributed import world_size
+from cggm.functional import graph_nodes
 from cggm.late_fusion import LateFusion
 from cggm.tensors import Features, kind_of, map_tensors, tensors_in, without_subclass
 
@@ -90,10 +92,13 @@ def check_output_layer(layer: nn.Module, names: list[str]) -> None:
         return
     weight = getattr(layer, "weight", None)
     remedy = "Give the last layer with parameters; interpolation and softmax may follow it."
+    kind, module = type(layer).__name__, type(layer).__module__
+    if not module.startswith("torch."):  # others have a Linear of their own, such as an adapter
+        kind = f"{module}.{kind}"
     if not isinstance(layer, _LAST_LAYERS) or not isinstance(weight, Tensor):
         raise ValueError(
             "Expected `output_layer` to be a linear or convolutional layer, "
-            f"but got {type(layer).__name__}. {remedy}"
+            f"but got {kind}. {remedy}"
         )
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"Expected an initialized `output_layer`, but got {layer}. Run it once.")
@@ -210,6 +215,86 @@ def check_scaled(name: str, encoder: nn.Module, output: Features) -> None:
             "none of which has a gradient. Return tensors, or containers or dataclasses of "
             "tensors, or freeze the encoder's parameters."
         )
+
+
+def check_scalable(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor on which no gradient can be scaled.
+
+    Args:
+        name: Modality.
+        tensor: Part of what its encoder returned.
+
+    Raises:
+        ValueError: If it is of the old nested kind, or traced by a transform of ``torch.func``.
+    """
+    if tensor.is_nested and tensor.layout is torch.strided:
+        raise ValueError(
+            f"Expected encoder {name!r} to return tensors, but got a nested one of the strided "
+            "layout, which PyTorch cannot pass through a function. Use layout=torch.jagged."
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise ValueError(
+            f"Expected encoder {name!r} to run outside of the transforms of torch.func (grad, "
+            "vmap), because its gradient is scaled in an ordinary backward pass. Call "
+            "`.backward()` or `torch.autograd.grad`, and give encoders whole batches."
+        )
+
+
+def check_scalar(loss: Any, owner: str) -> None:  # noqa: ANN401
+    """Refuse a loss that is no scalar tensor.
+
+    Args:
+        loss: What a task loss returned.
+        owner: Whose prediction it judged, for the message.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(
+            f"Expected `task_loss` to return a scalar tensor for {owner}, but got "
+            f"{kind_of(loss)}. Use a loss that averages over samples, such as `reduction='mean'`."
+        )
+
+
+def check_graph(loss: Tensor, owner: str) -> None:
+    """Refuse a loss that nothing can be learnt from.
+
+    Args:
+        loss: What a task loss returned.
+        owner: Whose prediction it judged, for the message.
+
+    Raises:
+        ValueError: If it has no graph.
+    """
+    if not loss.requires_grad:
+        raise ValueError(
+            f"Expected a loss with a gradient for {owner}, but got one without. Compute it from "
+            "the prediction itself, without `detach`, `argmax`, `item` or `torch.no_grad`."
+        )
+
+
+def check_ranks(loss: Tensor, method: str) -> None:
+    """Refuse DDP's static graph, for a method that takes gradients in the criterion.
+
+    Such a gradient passes DDP's mark for the end of the first backward pass, so that the step's own
+    gradients would not be exchanged, and replicas part.
+
+    Args:
+        loss: Task loss, with its graph.
+        method: Name of the method, for the message.
+
+    Raises:
+        ValueError: If the network is wrapped so.
+    """
+    for node in graph_nodes(loss) if world_size() > 1 else ():
+        network = node.ddp_weakref() if hasattr(node, "ddp_weakref") else None
+        if getattr(network, "static_graph", False):
+            raise ValueError(
+                f"Expected DistributedDataParallel with static_graph=False, because {method} takes "
+                "gradients before the backward pass, but got static_graph=True. Leave it out; "
+                "find_unused_parameters=True serves a network that skips modules."
+            )
 
 
 def gradients_kept(modules: Sequence[nn.Module]) -> Tensor | bool:

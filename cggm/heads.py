@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from cggm.contract import check_graph, check_scalar
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks, world_size
 from cggm.scores import Score, Window, score_counts
-from cggm.tensors import Features, Presence, batch_size, kind_of, map_tensors, take_samples
+from cggm.tensors import (
+    Features,
+    Presence,
+    map_tensors,
+    samples_with,
+)
 
 Criterion = Callable[[Any, Any], Tensor]
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -72,13 +78,21 @@ class Heads(nn.ModuleDict):
     ) -> None:
         super().__init__(dict(heads))
         for name, head in self.items():
-            if not isinstance(getattr(getattr(head, "output_layer", None), "weight", None), Tensor):
+            weight = getattr(getattr(head, "output_layer", None), "weight", None)
+            if isinstance(weight, Tensor) and type(weight) is not nn.Parameter:
+                raise ValueError(
+                    f"Expected the `output_layer` of head {name!r} to have a weight of its own, "
+                    f"but got a {type(weight).__name__}. Run a lazy layer once; leave weight or "
+                    "spectral normalization to the network."
+                )
+            if not isinstance(weight, Tensor):
                 raise ValueError(
                     f"Expected head {name!r} to have an attribute `output_layer` with a weight, "
                     f"but {type(head).__name__} has none. Name its last layer `output_layer`."
                 )
         self.optimizer = optimizer(list(self.parameters()))
         self.window = Window()
+        self._lacking: list[str] = []
 
     def output_weight(self, name: str) -> Tensor:
         """Weight of a head's last layer."""
@@ -115,6 +129,7 @@ class Heads(nn.ModuleDict):
         seen = dict.fromkeys(self, 1.0)
         if presence is not None:
             seen = {name: presence.share(name) for name in self}
+        self._lacking = [name for name in self if not seen[name]]
         found = {}
         for name in self:
             if seen[name] > 0:
@@ -175,8 +190,11 @@ class Heads(nn.ModuleDict):
         found = self.window.named("gradient/")
         # Ranks exchange them in one row: their order must not depend on who saw what first.
         gradients = {name: found[name] for name in parameters if name in found}
-        for name, mean in zip(gradients, self._means(gradients), strict=True):
-            parameters[name].grad = mean
+        (total,) = sum_over_ranks([self.window["seen"]])
+        idle = self._idle(total)
+        for name, mean in zip(gradients, self._means(gradients, total), strict=True):
+            if self._owner(name) not in idle:
+                parameters[name].grad = mean
         self.optimizer.step()
         for parameter in parameters.values():
             parameter.grad = None
@@ -203,10 +221,18 @@ class Heads(nn.ModuleDict):
         """Restore what :meth:`get_extra_state` gave."""
         self.optimizer.load_state_dict(state)
 
-    def _means(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
+    def _idle(self, total: Tensor) -> set[str]:
+        """Heads that no rank had a sample for, which momentum must not move either.
+
+        The device is asked only where this rank's last micro-batch lacked a modality.
+        """
+        if not self._lacking:
+            return set()
+        return {name for name, seen in zip(self, total.tolist(), strict=True) if not seen}
+
+    def _means(self, gradients: Mapping[str, Tensor], total: Tensor) -> list[Tensor]:
         """Mean of each gradient over micro-batches and ranks, by shares of samples."""
-        (total,) = sum_over_ranks([seen := self.window["seen"]])
-        (share,) = mean_over_ranks([seen])
+        seen, share = self.window["seen"], total / world_size()
         # each rank's mean, times its weight among the ranks: 1 where all saw as much
         weights = torch.where(total > 0, seen / share, 0.0)
         index = {name: i for i, name in enumerate(self)}
@@ -240,6 +266,7 @@ class Heads(nn.ModuleDict):
             )
             loss = task_loss(prediction, target)
         check_scalar(loss, f"head {name!r}")
+        check_graph(loss, f"head {name!r}")
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         last = None
         for (key, parameter), gradient in zip(parameters.items(), gradients, strict=True):
@@ -264,53 +291,6 @@ class Heads(nn.ModuleDict):
                     self.window.add(f"gradient/{name}.{key}", torch.zeros_like(p))
         nothing = torch.full((), torch.nan, device=weight.device)
         return nothing, weight.new_zeros(counts).float(), torch.zeros_like(weight).flatten(1)
-
-
-def check_scalar(loss: Any, owner: str) -> None:  # noqa: ANN401
-    """Refuse a loss that is no scalar tensor.
-
-    Args:
-        loss: What a task loss returned.
-        owner: Whose prediction it judged, for the message.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(
-            f"Expected `task_loss` to return a scalar tensor for {owner}, but got "
-            f"{kind_of(loss)}. Use a loss that averages over samples, such as `reduction='mean'`."
-        )
-
-
-def samples_with(
-    features: Features,
-    target: Any,  # noqa: ANN401
-    name: str,
-    presence: Presence | None,
-) -> tuple[Features, Any]:
-    """Features and targets of the samples that have a modality.
-
-    Args:
-        features: What its encoder returned, or a prediction made of that, for the whole batch.
-        target: What predictions are compared with, for the whole batch.
-        name: The modality.
-        presence: Which samples have it; ``None`` for all.
-
-    Raises:
-        ValueError: If the batch is not the first axis of the features.
-    """
-    rows = None if presence is None else presence.rows(name)
-    if presence is None or rows is None:
-        return features, target
-    size = len(presence.masks[name])
-    if batch_size(features) != size:
-        raise ValueError(
-            f"Expected the batch of {size} samples as the first axis of what encoder {name!r} "
-            f"returns, to leave out those without {name!r}, but got {kind_of(features)}. "
-            "Return the batch first, or feed batches of samples that have all modalities."
-        )
-    return take_samples(features, rows, size), take_samples(target, rows, size)
 
 
 def _mean_by_share(gradients: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:

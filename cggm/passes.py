@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cggm.functional import graph_nodes
-from cggm.tensors import Features, Presence, tensors_in, without_subclass
+from cggm.tensors import Features, Presence, check_batch_first, tensors_in, without_subclass
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module."""
@@ -19,6 +19,33 @@ REPEATED = (
     "{method} sees the last of its calls alone. Call it once, on all of them stacked along the "
     "batch axis."
 )
+
+PARTLY_SCALED = (
+    "The loss depends on parameters of encoder {name!r} by another path than what it returned (one "
+    "of its modules called alone, something that it keeps, a weight used elsewhere?), and the "
+    "gradient of that path is not scaled. Let the encoder return all that the network uses of it."
+)
+
+SCALED_TWICE = (
+    "Encoder {name!r} takes what depends on another encoder or on parameters that are used "
+    "elsewhere, too, and the gradient that reaches them through it is scaled by the factor of "
+    "{name!r}. Detach what it takes, or scale updates in place of gradients where the method can "
+    '(acts_on="update").'
+)
+
+TAKEN_OVER = (
+    "Another balancer was bound to this network, and both would act on it. It is unbound now, and "
+    "{method} takes its place."
+)
+
+NO_STEP = (
+    "{method} was called {calls} times and saw no optimizer step, so that its state and its heads "
+    "do not move. If something else than a torch.optim.Optimizer updates the network, do it within "
+    "`with balancer.updating():`."
+)
+
+# Gradients of a loss that a gradient scaler multiplied are huge, as long as it skips steps.
+_LARGE = 64.0
 
 # Passes kept until the criterion is called: one of them, and those whose loss is another's.
 _KEPT_PASSES = 4
@@ -241,17 +268,37 @@ class Factors:
         update: Factor of each encoder's parameter update, ``(M,)``, or ``None`` for none.
         masks: By place of a modality that samples lack: samples whose gradient is scaled, bool
             ``(B,)``, or ``None`` where none is.
+        watching: Whether the next backward pass notes how large a gradient is.
+        largest: What it noted, a scalar.
     """
 
     gradient: Tensor | None = None
     update: Tensor | None = None
     masks: dict[int, Tensor | None] = field(default_factory=dict)
+    watching: bool = False
+    largest: Tensor | None = None
     _before: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)
 
-    def leave_out(self, presence: Presence, device: torch.device) -> None:
+    def overflow(self) -> bool:
+        """Whether the last backward pass had huge gradients; the first time, note it from now on.
+
+        Waits for the device.
+        """
+        if self.largest is None:
+            self.watching = True
+            return False
+        large = not float(self.largest) < _LARGE  # NaN is large, too
+        self.largest = None if large else self.largest
+        return large
+
+    def leave_out(
+        self, presence: Presence, features: Mapping[str, Features], device: torch.device
+    ) -> None:
         """Scale no gradient of a sample that lacks the modality."""
         for index, name in enumerate(presence.masks):
             rows = presence.rows(name)
+            if rows and name in features:
+                check_batch_first(features[name], len(presence.masks[name]), name)
             if rows is not None:
                 mask = presence.masks[name].to(device, non_blocking=True)
                 self.masks[index] = mask if rows else None
@@ -284,6 +331,9 @@ class ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401, D102
         factors: Factors = ctx.factors
+        if factors.watching:
+            factors.largest = gradient.detach().abs().amax() if gradient.numel() else None
+            factors.watching = False
         if factors.gradient is None:
             return gradient, None, None
         scale = factors.gradient[ctx.index]
@@ -292,9 +342,68 @@ class ScaledGradient(torch.autograd.Function):
             # samples without the modality keep the gradient that the network gives them
             if mask is None:
                 return gradient, None, None
-            shape = [-1, *[1] * (gradient.ndim - 1)]
-            scale = torch.where(mask, scale, 1.0).reshape(shape).to(gradient.dtype)
+            if gradient.ndim:  # a number belongs to no sample
+                shape = [-1, *[1] * (gradient.ndim - 1)]
+                scale = torch.where(mask, scale, 1.0).reshape(shape).to(gradient.dtype)
         return gradient * scale, None, None
+
+
+def shared_paths(
+    loss: Tensor, factors: Factors, encoders: Mapping[str, nn.Module]
+) -> tuple[list[str], list[str]]:
+    """Encoders whose gradient is scaled in part, and those that scale the gradient of others.
+
+    A factor acts where an encoder returns. Parameters that feed a single encoder, such as its
+    embedding, count as a part of it.
+
+    Args:
+        loss: Scalar with its graph.
+        factors: Those of the binding.
+        encoders: Modality name to encoder.
+
+    Returns:
+        Encoders on whose parameters the loss depends by another path than what they returned, and
+        encoders that take what depends on another encoder, or on parameters that also reach the
+        loss otherwise.
+    """
+    names = list(encoders)
+    owners = {id(p): name for name, e in encoders.items() for p in e.parameters()}
+    direct, gates = _leaves_and_gates([loss.grad_fn], factors)
+    partly = {owners[leaf] for leaf in direct & set(owners)}
+    taken: dict[str, set[int]] = {}
+    chained: set[str] = set()
+    done: set[Any] = set()
+    while open_gates := gates - done:
+        done |= open_gates
+        for index in {gate.index for gate in open_gates}:
+            roots = [n for g in open_gates if g.index == index for n, _ in g.next_functions]
+            leaves, inner = _leaves_and_gates(roots, factors)
+            own = {leaf for leaf in leaves if owners.get(leaf) == names[index]}
+            taken.setdefault(names[index], set()).update(leaves - own)
+            chained |= {names[index]} if inner else set()
+            gates = gates | inner
+    for name, leaves in taken.items():
+        others = set().union(direct, owners, *(taken[n] for n in taken if n != name))
+        chained |= {name} if leaves & others else set()
+    return [n for n in names if n in partly], [n for n in names if n in chained]
+
+
+def _leaves_and_gates(roots: Sequence[Any], factors: Factors) -> tuple[set[int], set[Any]]:
+    """Parameters, by id, and scaled outputs of encoders that a graph depends on first."""
+    found: set[Any] = set()
+    leaves, gates, waiting = set(), set(), list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        if getattr(node, "factors", None) is factors:
+            gates.add(node)
+            continue
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            leaves.add(id(node.variable))
+        waiting += [below for below, _ in node.next_functions]
+    return leaves, gates
 
 
 @dataclass

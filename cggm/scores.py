@@ -1,6 +1,7 @@
 """Steps and windows of micro-batches, and the scores and gains that are taken from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,25 +23,76 @@ class Clock(nn.Module):
     Attributes:
         epoch: The epoch under way, counted from 1; 0 where none was started.
         steps: Optimizer steps made.
+        modalities: Those of the network it was bound to, in order; empty before.
+        device: Where the balancer was put; ``None`` before it was bound.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.epoch = 0
         self.steps = 0
+        self.modalities: list[str] = []
+        self.device: torch.device | None = None
+
+    def name(self, modalities: Sequence[str]) -> None:
+        """Say whose state it is, which is kept by place.
+
+        Args:
+            modalities: Names, in order.
+
+        Raises:
+            ValueError: If it has moved with others.
+        """
+        if self.steps:
+            _check_modalities(list(modalities), self.modalities)
+        self.modalities = list(modalities)
 
     @property
     def current(self) -> int:
         """The epoch under way, the first one in a loop that starts none."""
         return max(self.epoch, 1)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Both numbers."""
-        return {"epoch": self.epoch, "steps": self.steps}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Both numbers, and the modalities where they are known."""
+        state = {"epoch": self.epoch, "steps": self.steps}
+        places = {name: place for place, name in enumerate(self.modalities)}
+        return state | ({"modalities": places} if places else {})
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave; a state of other modalities is refused."""
+        theirs = list(state.get("modalities", {}))  # older states name none
+        _check_modalities(self.modalities, theirs)
         self.epoch, self.steps = state["epoch"], state["steps"]
+        self.modalities = self.modalities or theirs
+
+
+@contextmanager
+def kept_in_full(balancer: nn.Module, *apart: nn.Module | Score | None) -> Iterator[None]:
+    """Keep what a balancer remembers at float32 at least while it is moved or cast.
+
+    In half precision a count stops at 256, and averages stand still.
+
+    Args:
+        balancer: The balancer.
+        apart: Parts of it that remember nothing of the training's balance, such as heads.
+    """
+    others = {inner for m in apart if isinstance(m, nn.Module) for inner in m.modules()}
+    modules = [module for _, module in balancer.named_modules(memo=others)]
+    before = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None]
+    yield
+    for module, name, buffer in before:
+        now = module._buffers[name]
+        if now is not None and now.is_floating_point() and torch.finfo(now.dtype).bits < 32:
+            full = torch.promote_types(buffer.dtype, torch.float32)
+            module._buffers[name] = buffer.to(now.device, full)
+
+
+def _check_modalities(own: list[str], theirs: list[str]) -> None:
+    if own and theirs and own != theirs:
+        raise ValueError(
+            f"Expected the state of a balancer of the modalities {own}, but got one of {theirs}. "
+            "Name the encoders as then, in the same order, or begin anew."
+        )
 
 
 class Window:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Features: TypeAlias = Any
 """A tensor, or a container of tensors, nested at will.
@@ -232,6 +233,51 @@ def presence_of(
     return None if bool(presence.matrix().all()) else presence
 
 
+def samples_with(
+    features: Features,
+    target: Any,  # noqa: ANN401
+    name: str,
+    presence: Presence | None,
+) -> tuple[Features, Any]:
+    """Features and targets of the samples that have a modality.
+
+    Args:
+        features: What its encoder returned, or a prediction made of that, for the whole batch.
+        target: What predictions are compared with, for the whole batch.
+        name: The modality.
+        presence: Which samples have it; ``None`` for all.
+
+    Raises:
+        ValueError: If the batch is not the first axis of the features.
+    """
+    rows = None if presence is None else presence.rows(name)
+    if presence is None or rows is None:
+        return features, target
+    size = len(presence.masks[name])
+    check_batch_first(features, size, name)
+    return take_samples(features, rows, size), take_samples(target, rows, size)
+
+
+def check_batch_first(features: Features, size: int, name: str) -> None:
+    """Refuse features whose samples cannot be told apart, because the batch does not come first.
+
+    Args:
+        features: What an encoder returned, or a prediction made of that.
+        size: Samples in the batch.
+        name: Modality.
+
+    Raises:
+        ValueError: If a tensor that a gradient reaches has another first axis.
+    """
+    found = {len(t) for t in tensors_in(features) if t.ndim and t.requires_grad}
+    if (found or {batch_size(features)}) != {size}:
+        raise ValueError(
+            f"Expected the batch of {size} samples as the first axis of what encoder {name!r} "
+            f"returns, to leave out those without {name!r}, but got {kind_of(features)}. "
+            "Return the batch first, or feed batches of samples that have all modalities."
+        )
+
+
 def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Subsets of modalities by size without the empty one, so that all of them come last.
 
@@ -255,7 +301,9 @@ def kind_of(value: Any) -> str:  # noqa: ANN401
 
 
 def _base_tensor(tensor: Tensor) -> Tensor:
-    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.as_subclass(Tensor)
+    if type(tensor) in (Tensor, nn.Parameter) or is_traceable_wrapper_subclass(tensor):
+        return tensor  # a wrapper, such as a nested or a distributed tensor, is empty without it
+    return tensor.as_subclass(Tensor)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401
@@ -308,8 +356,13 @@ def _attributes(value: Any) -> dict[Any, Any]:  # noqa: ANN401
     names = [*getattr(value, "__dict__", ())]
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else slots
+        own = [slots] if isinstance(slots, str) else slots
+        names += [f"_{kind.__name__.lstrip('_')}{n}" if _is_private(n) else n for n in own]
     return {(False, n): getattr(value, n) for n in names if n[:2] != "__" and hasattr(value, n)}
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("__") and not name.endswith("__")
 
 
 def _rebuilt(value: Any, parts: Mapping[Any, Any]) -> Any:  # noqa: ANN401
@@ -324,13 +377,23 @@ def _rebuilt(value: Any, parts: Mapping[Any, Any]) -> Any:  # noqa: ANN401
     elif isinstance(value, Mapping) and not isinstance(value, MutableMapping):
         return items
     else:
-        result = copy(value)
+        result = _copied(value)
         for key, part in items.items():
             result[key] = part
     for (item, name), part in parts.items():
         if not item:
             object.__setattr__(result, name, part)  # frozen dataclasses, too
     return result
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401
+    try:
+        return copy(value)
+    except (AttributeError, TypeError):  # a class that lets nobody set its attributes
+        result = object.__new__(type(value))
+        for (_, name), part in _attributes(value).items():
+            object.__setattr__(result, name, part)
+        return result
 
 
 def _tuple_of(kind: type[tuple[Any, ...]], items: list[Any]) -> Any:  # noqa: ANN401

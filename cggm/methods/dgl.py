@@ -7,10 +7,10 @@ from torch import Tensor
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.heads import Criterion, samples_with
+from cggm.heads import Criterion
 from cggm.methods._parts import features_of
 from cggm.passes import Step
-from cggm.tensors import Features, map_tensors
+from cggm.tensors import Features, map_tensors, samples_with
 
 
 class DGL(Balancer):

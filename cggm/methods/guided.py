@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import rank, sum_over_ranks, world_size
-from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer, samples_with
+from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.methods._parts import (
     Guidance,
     Numbers,
@@ -26,7 +26,7 @@ from cggm.methods._parts import (
 )
 from cggm.passes import Step
 from cggm.scores import Score, SignalTracker, score_counts, with_chance
-from cggm.tensors import batch_size, keep_samples, map_tensors, tensors_in
+from cggm.tensors import batch_size, keep_samples, map_tensors, samples_with, tensors_in
 
 _SHARES = ("live", "shuffled", None)
 _GATES = ("signal", None)

@@ -6,8 +6,9 @@ from torch import Tensor
 from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.contract import check_late_fusion
-from cggm.heads import Criterion, samples_with
+from cggm.heads import Criterion
 from cggm.passes import Step
+from cggm.tensors import samples_with
 
 
 class UnimodalEnsemble(Balancer):

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.distributed import broadcast_from_first
-from cggm.heads import Criterion, samples_with
+from cggm.heads import Criterion
 from cggm.methods._parts import feature_distance, frozen
 from cggm.passes import Step
+from cggm.tensors import samples_with
 from cggm.trials import Trials
 
 

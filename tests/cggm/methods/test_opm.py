@@ -324,7 +324,7 @@ def test_state_survives_a_checkpoint():
     resumed.load_state_dict(states[1])
     rest = train(other, resumed, BATCHES[3:])
     assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
-    assert states[1]["clock._extra_state"] == {"epoch": 2, "steps": 3}
+    assert states[1]["clock._extra_state"].items() >= {"epoch": 2, "steps": 3}.items()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
