@@ -130,16 +130,8 @@ class Greedy(Balancer):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Move sums, decision and means.
-
-        Raises:
-            RuntimeError: If the optimizer computes gradients itself, so that none was measured.
-        """
-        if self._updates is None:
-            raise RuntimeError(
-                "Expected gradients before the optimizer's step, to measure them, but it computes "
-                "them in a closure. Use another optimizer."
-            )
+        """Move sums, decision and means."""
+        assert self._updates is not None
         gradients = self.window.gradients()
         sums = self.window.named("channels/")
         parts = sum_over_ranks([*gradients.values(), *sums.values()])

@@ -60,7 +60,6 @@ class MMPareto(Balancer):
 
     Raises:
         ValueError: If an argument is out of range.
-        RuntimeError: If the optimizer computes gradients itself, in a closure.
     """
 
     serves_absence = True
@@ -88,7 +87,6 @@ class MMPareto(Balancer):
         self.score, self.scores = score, ScoreTracker(len(heads))
         self.weight, self.gamma = weight, gamma
         self._loss_scale: Tensor | None = None
-        self._edited = False
         self._directions: dict[str, Tensor] = {}
 
     def loss(self, step: Step) -> Tensor:
@@ -103,7 +101,6 @@ class MMPareto(Balancer):
     @torch.no_grad()
     def edit_gradients(self) -> None:
         """Combine the gradients of each encoder."""
-        self._edited = True
         if self.weight == 0:
             return
         rows = []
@@ -115,19 +112,6 @@ class MMPareto(Balancer):
         cosines, terms = (torch.stack(column) for column in zip(*rows, strict=True))
         self._directions = {"cosine": cosines, "term": terms}
         self.readings |= self._directions
-
-    def commit(self) -> None:
-        """Hold that gradients were combined.
-
-        Raises:
-            RuntimeError: If the optimizer computes gradients itself, so that none were combined.
-        """
-        if self.weight > 0 and not self._edited:
-            raise RuntimeError(
-                "Expected gradients before the optimizer's step, to combine, but it computes them "
-                "in a closure. Use another optimizer."
-            )
-        self._edited = False
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Readings of the last step, which those of the next window begin with."""

@@ -109,7 +109,6 @@ class OGM(Balancer):
         self.noise, self.epochs, self.acts_on = noise, epochs, acts_on
         self.serves_absence = logits == "heads"
         self._seed = torch.initial_seed() % 2**32
-        self._edited = False
 
     @property
     def modulates(self) -> bool:
@@ -140,7 +139,6 @@ class OGM(Balancer):
     @torch.no_grad()
     def edit_gradients(self) -> None:
         """Add the noise of OGM-GE, the same on all ranks."""
-        self._edited = True
         if not (self.noise and self.modulates):
             return
         total, calls = self.window["factors"]
@@ -151,19 +149,6 @@ class OGM(Balancer):
         generator = torch.Generator(self.binding.device).manual_seed(mixed)
         for spread, encoder in zip(spreads, self.binding.encoders.values(), strict=True):
             add_noise(encoder, spread, generator)
-
-    def commit(self) -> None:
-        """Hold that noise was added to the gradients of this step.
-
-        Raises:
-            RuntimeError: If the optimizer computes gradients itself, so that noise came too early.
-        """
-        if self.noise and not self._edited:
-            raise RuntimeError(
-                "Expected gradients before the optimizer's step, to add noise to, but it computes "
-                "them in a closure. Use another optimizer, or `noise=False`."
-            )
-        self._edited = False
 
     def get_extra_state(self) -> dict[str, int]:
         """The noise's seed."""

@@ -355,23 +355,30 @@ def test_wrong_arguments_are_named(settings, message):
         make(Scalars({"a": 1.0, "b": 1.0}), **settings)
 
 
-def test_what_cannot_be_averaged_or_measured_is_refused():
+def test_what_cannot_be_averaged_is_refused():
     network = Units({"a": 1.0, "b": 1.0})
     idle = {"a": network.units["a"], "b": nn.Linear(1, 1)}
     greedy = make(network, bypass=idle)
     with pytest.raises(ValueError, match="tensors of floats with channels from 'b'"):
         greedy(network(ones()[0]), None)
-    network = Scalars({"a": 1.0, "b": 1.0})
-    greedy = make(network)
-    optimizer = torch.optim.LBFGS(network.parameters(), max_iter=1)
 
-    def closure():
-        loss = greedy(network(ones()[0]), None)
-        loss.backward()
-        return loss
 
-    with pytest.raises(RuntimeError, match="computes them in a closure"):
-        optimizer.step(closure)
+def test_gradients_are_measured_within_a_closure():
+    states = []
+    for closed in (False, True):
+        network = Scalars({"a": 1.0, "b": 1.0})
+        greedy, optimizer = make(network), torch.optim.SGD(network.parameters(), 0.1)
+
+        def closure(network=network, greedy=greedy, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = greedy(network(ones()[0]), None)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure) if closed else (closure(), optimizer.step())
+        states.append({k: v for k, v in greedy.state_dict().items() if isinstance(v, torch.Tensor)})
+    assert states[0]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 RANK = """

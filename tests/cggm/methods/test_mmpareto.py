@@ -282,17 +282,22 @@ def test_an_encoder_out_of_the_fused_losss_reach_learns_from_its_head():
     assert not any(torch.equal(p, q) for p, q in pairs)
 
 
-def test_an_optimizer_with_a_closure_is_refused():
-    network, heads = make_late()
-    method = make(heads).bind(network)
+def test_gradients_are_combined_within_a_closure():
+    ends = []
+    for closed in (False, True):
+        network, heads = make_late()
+        method, optimizer = make(heads).bind(network), torch.optim.SGD(network.parameters(), 0.1)
 
-    def closure():
-        loss = method(network(BATCHES[0][0]), BATCHES[0][1])
-        loss.backward()
-        return loss
+        def closure(network=network, method=method, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = method(network(BATCHES[0][0]), BATCHES[0][1])
+            loss.backward()
+            return loss
 
-    with pytest.raises(RuntimeError, match="in a closure"):
-        torch.optim.LBFGS(network.parameters(), max_iter=1).step(closure)
+        for _ in range(3):
+            optimizer.step(closure) if closed else (closure(), optimizer.step())
+        ends.append([p.detach() for p in network.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{"weight": -0.1}, {"weight": 1.1}, {"gamma": 0.0}])
