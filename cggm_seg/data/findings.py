@@ -52,7 +52,7 @@ MEANINGS: dict[Code, str] = {
     Code.CHANGED: "another content than the manifest records",
     Code.DUPLICATE: "the same voxels as another file of the data",
     Code.NOT_NIFTI: "not a single-file NIfTI-1 image",
-    Code.BAD_HEADER: "a header that contradicts itself, or an affine that is not invertible",
+    Code.BAD_HEADER: "contradictory, without an orientation, or with voxels outside 0.05 to 50 mm",
     Code.TOO_LARGE: "more voxels than the limit, or than the file can hold",
     Code.NOT_3D: "not three-dimensional",
     Code.BAD_TYPE: "voxels that are no real numbers of at most 64 bits",

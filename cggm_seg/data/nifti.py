@@ -7,6 +7,7 @@ stream is read to its end, once, and no header is believed before the size of th
 import gzip
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
@@ -22,6 +23,8 @@ from zlib_ng import zlib_ng
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.orientation import Grid, is_invertible
 
+_SMALLEST_VOXEL, _LARGEST_VOXEL = 0.05, 50.0  # mm, of any clinical image
+_PARALLEL = 0.5  # cosine of axes that are taken for the same
 _CHUNK = 1 << 16
 _MOST = 1 << 20  # inflated at once: a chunk of zeros would become 66 MB
 _GZIP = 31  # window bits that make zlib expect a gzip stream and compare its checksum and length
@@ -231,8 +234,36 @@ def _header(head: bytes) -> nib.Nifti1Header:
     if offset < _HEADER_SIZE or not is_invertible(affine):
         what = f"Expected a valid NIfTI header, but got offset {offset}, affine {affine.tolist()}."
         raise _Fault(Code.BAD_HEADER, what)
+    _check_grid(header, affine)
     header.set_data_shape(shape)
     return header
+
+
+def _check_grid(header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    """Refuse a grid whose orientation or size cannot be known."""
+    coded = int(header["sform_code"]), int(header["qform_code"])
+    if coded == (0, 0):
+        what = "Expected an orientation, but neither sform nor qform is set (both codes are 0)."
+        fix = "Which side is left cannot be known: set the affine of the image, or convert it anew."
+        raise _Fault(Code.BAD_HEADER, what, fix)
+    if min(coded) > 0:
+        # Readers differ in which of the two they take.
+        with suppress(HeaderDataError):
+            forms = header.get_sform(), header.get_qform()
+            axes_of = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in forms]
+            if (axes_of[0] * axes_of[1]).sum(0).min() < _PARALLEL:
+                axes = " and ".join("".join(map(str, nib.aff2axcodes(form))) for form in forms)
+                what = f"Expected one orientation, but sform and qform say {axes}."
+                raise _Fault(Code.BAD_HEADER, what, "Set both to the right one, or one code to 0.")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (spacing.min() >= _SMALLEST_VOXEL and spacing.max() <= _LARGEST_VOXEL):
+        sizes = " x ".join(f"{size:g}" for size in spacing)
+        what = (
+            f"Expected voxels of {_SMALLEST_VOXEL:g} to {_LARGEST_VOXEL:g} mm, but the header "
+            f"says {sizes}."
+        )
+        fix = "Correct the voxel sizes; those in meters or micrometers are not converted."
+        raise _Fault(Code.BAD_HEADER, what, fix)
 
 
 def _volume(header: nib.Nifti1Header, data: np.ndarray, digest: str) -> Volume:

@@ -71,6 +71,10 @@ FAULTS = [
     (Code.BAD_HEADER, "t1", change_header(srow_x=0)),
     # Beside 3e38 the other axes have no direction in 64 bits, though the determinant is not 0.
     (Code.BAD_HEADER, "t1", change_header(srow_z=[3e38, 0, 1, 0])),
+    (Code.BAD_HEADER, "t1", change_header(sform_code=0, qform_code=0)),
+    (Code.BAD_HEADER, "t1", change_header(qform_code=1, quatern_b=0, quatern_c=0, quatern_d=0)),
+    (Code.BAD_HEADER, "t1", change_header(srow_x=[-1e-3, 0, 0, 0])),
+    (Code.BAD_HEADER, "t1", change_header(srow_x=[-1e3, 0, 0, 0])),
     (Code.TOO_LARGE, "seg", change_header(dim=[3, 4000, 4000, 1000, 1, 1, 1, 1])),
     (Code.NOT_3D, "t1", change_voxels(lambda array: np.stack([array, array], -1))),
     (Code.BAD_TYPE, "t1", change_voxels(lambda array: array.astype(np.complex64))),
