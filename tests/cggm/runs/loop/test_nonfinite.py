@@ -56,7 +56,8 @@ def test_a_bad_batch_ends_the_run_before_its_step(value, fault, clip):
     equal(training.state(), whole.state())
 
 
-@pytest.mark.parametrize("method", method_names())
+# PASSION compares maps of classes, which the network of this test has none of.
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "PASSION"])
 def test_a_skipped_step_leaves_no_trace_in_any_method(method):
     found = []
     for bad in ((), (1,)):
