@@ -136,7 +136,7 @@ class RedCore(Balancer):
         mean, beta = self._moved()
         advantage = relative_advantages(mean)
         scores = self.scores.scores(self.window)
-        self.readings = {"score": scores, "head_loss": said.losses, "weight": beta}
+        self.readings = {"score": scores, "head_loss": said.losses, "weight": beta.clone()}
         self.readings["advantage"] = advantage
         if self.weight == 0:
             return step.loss

@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[3]
 ELSEWHERE = ("greedy", "passion")
 FILES = sorted((ROOT / "configs" / "methods").glob("*.yaml"))
 METHODS = [file for file in FILES if file.stem not in ELSEWHERE]
-# Its weights after a resume in mid-epoch are not yet those of an uninterrupted run.
-OPEN = pytest.mark.xfail(reason="RedCore resumed within an epoch parts from the run", strict=True)
 LOGS = ("metrics.jsonl", "balance.jsonl", "results.json")
 CPU = torch.device("cpu")
 # three epochs of three steps
@@ -112,10 +110,7 @@ def assert_same(a, b):
         assert (a.folder.path / log).read_text() == (b.folder.path / log).read_text()
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, id=m.stem, marks=OPEN if m.stem == "redcore" else ()) for m in METHODS],
-)
+@pytest.mark.parametrize("method", METHODS, ids=lambda file: file.stem)
 def test_every_method_goes_on_exactly_from_the_middle_of_an_epoch(
     method, configured, data, tmp_path
 ):
