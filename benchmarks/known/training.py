@@ -136,7 +136,9 @@ def make_balancer(
             network, task_loss(case.task), feed, lambda epoch: [valid], optimizer
         ),
     }
-    return bound_balancer(row.method, row.settings, parts, network)
+    balancer = bound_balancer(row.method, row.settings, parts, network)
+    balancer.heads_follow = False  # heads of all methods learn alike, so that controls match
+    return balancer
 
 
 def batches(

@@ -34,15 +34,7 @@ def assert_equal_to_rounding(found, index, network):
     assert (gaps < 1e-5).float().mean() > 0.99
 
 
-# Attached heads of UnimodalLosses follow the network's rate since, those of the engine do not.
-APART = pytest.mark.xfail(
-    reason="the engine's attached heads keep a rate of their own", strict=True
-)
-
-
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=APART if row == "unimodal" else ()) for row in ROWS]
-)
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize(
     ("task", "scenario", "optimizer"),
     [("classification", "c", "sgd"), ("regression", "c", "adam"), ("classification", "e", "adam")],
