@@ -3,7 +3,7 @@
 #   docker build -t cggm .
 #   docker build -t cggm --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 \
 #       --build-arg TORCH_INDEX=https://pypi.org/simple .
-#   docker run --rm --shm-size=2g -v "$PWD:/work" cggm brats train --data /work/cases
+#   docker run --rm --shm-size=2g -v "$PWD:/data" cggm brats train --data /data/cases
 #
 # The second one is for NVIDIA GPUs (docker run --gpus all); PyTorch's wheels bring CUDA's libraries.
 ARG BASE=ubuntu:24.04
@@ -25,6 +25,6 @@ RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" -c constraints.txt t
     && useradd --create-home --non-unique --uid 1000 cggm
 
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["cggm"]
 CMD ["--help"]
