@@ -74,8 +74,7 @@ def picture_file(
             _set_title(axes, chart)
             if isinstance(chart, LineChart) and chart.named:
                 axes.legend(handles=line_handles(chart.known), fontsize=9)
-        _add_legend(figure, charts)
-        figure.suptitle(head, fontsize=11, fontweight="bold", color=_WARNING)
+        _add_legend(figure, charts, head)
         metadata = {"Description": head} if head and kind == "png" else {}
         figure.savefig(data, dpi=_DPI, format=kind, metadata=_UNDATED.get(kind, metadata))
     return data.getvalue()
@@ -125,8 +124,13 @@ def _set_title(axes: "Axes", chart: Chart) -> None:
     axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color=FAINT, va="bottom")
 
 
-def _add_legend(figure: "Figure", charts: Sequence[Chart]) -> None:
-    """One legend for all charts: above lines, below what has verdicts or kinds of points."""
+def _add_legend(figure: "Figure", charts: Sequence[Chart], head: str) -> None:
+    """One legend for all charts: above lines, below what has verdicts or kinds of points.
+
+    What stands above all is the title of the legend where there is one, for a title of the figure
+    would be drawn over it.
+    """
+    style = {"size": 11, "weight": "bold"}
     shared = [c for c in charts if isinstance(c, LineChart) and not c.named]
     lines = [line for chart in shared for line in chart.known if line.color != INK]
     below = [
@@ -135,7 +139,16 @@ def _add_legend(figure: "Figure", charts: Sequence[Chart]) -> None:
     ]
     if lines:
         handles = line_handles(lines)
-        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(figure, handles))
+        legend = figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=_columns(figure, handles),
+            title=head or None,
+            title_fontproperties=style,
+        )
+        legend.get_title().set_color(_WARNING)
+    else:
+        figure.suptitle(head, fontproperties=style, color=_WARNING)
     if below:
         figure.legend(handles=below, loc="outside lower center", ncols=_columns(figure, below))
 
