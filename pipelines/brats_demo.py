@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> None:
     predictions, evaluation = model / "predictions", model / "evaluation.json"
 
     print("All images and lesions of this demo are SIMULATED; its figures say nothing of patients.")
-    _simulate(training, options.cases, seed=0)
-    _simulate(held_out, options.held_out, seed=1)
+    _simulate(training, options.cases, seed=0, prefix="DEMO")
+    _simulate(held_out, options.held_out, seed=1, prefix="HELD")
     epochs = [] if options.max_epochs is None else ["--max_epochs", options.max_epochs]
     _run("brats_train.py", "--data", training, "--config", CONFIG, "--output", model, *epochs)
     _run("brats_infer.py", "--model", model, "--input", held_out, "--output", predictions)
@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def _simulate(folder: Path, cases: int, seed: int) -> None:
+def _simulate(folder: Path, cases: int, seed: int, prefix: str) -> None:
     from cggm_seg.simulation import simulate_cohort
 
     print(f"\nsimulating {cases} cases in {folder}", flush=True)
-    simulate_cohort(folder, cases=cases, seed=seed)
+    simulate_cohort(folder, cases=cases, seed=seed, prefix=prefix)
 
 
 def _run(script: str, *arguments: object) -> None:

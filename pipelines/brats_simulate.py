@@ -25,6 +25,7 @@ class SimulationOptions:
             voxels in radius, with a rim a third brighter than white matter in T1ce.
         seed: Seed of anatomy, lesions and noise; another one gives cases to hold out.
         workers: Cases at once, each of about 0.4 GB.
+        prefix: What the names of the cases begin with; give cases that are held out another one.
     """
 
     output: Path = field(metadata={"metavar": "DIR"})
@@ -32,11 +33,13 @@ class SimulationOptions:
     lesions: Literal["large", "small"] = "large"
     seed: int = 0
     workers: int = 2
+    prefix: str = "DEMO"
 
     def __post_init__(self) -> None:
         require(self.cases is None or self.cases >= 1, "cases", "of at least 1", self.cases)
         require(self.seed >= 0, "seed", "of at least 0", self.seed)
         require(self.workers >= 1, "workers", "of at least 1", self.workers)
+        require(self.prefix.isalnum(), "prefix", "of letters and digits", self.prefix)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         seed=options.seed,
         lesions=options.lesions,
         workers=options.workers,
+        prefix=options.prefix,
     )
     print(f"{len(cases)} SIMULATED cases with {options.lesions} lesions in {options.output}")
 

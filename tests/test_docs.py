@@ -83,7 +83,7 @@ def test_tutorial_leads_to_a_prediction(tmp_path, monkeypatch, capsys, small_coh
         main = import_module(script.removesuffix(".py").replace("/", ".")).main
         given = [str(demo) if a == "configs/brats/demo.yaml" else a for a in arguments]
         assert run(main, given) == 0, capsys.readouterr().err
-    made = ("run/report.html", "predictions/DEMO_00000.nii.gz", "scores.json", "joint/results.json")
+    made = ("run/report.html", "predictions/HELD_00000.nii.gz", "scores.json", "joint/results.json")
     assert all((tmp_path / "demo" / name).is_file() for name in made)
     assert "SIMULATED" in (tmp_path / "demo/run/export/bundle/MODEL_CARD.md").read_text()
 

@@ -55,6 +55,7 @@ def simulate_cohort(
     workers: int = 2,
     shape: tuple[int, int, int] | None = None,
     progress: bool = True,
+    prefix: str = "DEMO",
 ) -> list[str]:
     """Writes `cases` simulated cases as ``<folder>/DEMO_00000/DEMO_00000_flair.nii.gz`` and so on.
 
@@ -71,6 +72,8 @@ def simulate_cohort(
         shape: Voxels per axis of the field of view of 240 mm x 240 mm x 155 mm; all 240 x 240 x 155
             with large lesions or 120 x 120 x 78 with small ones where not given.
         progress: Whether to show a progress bar.
+        prefix: What the identifiers begin with; another one for cases that are held out, so that
+            none is taken for one that was trained on.
 
     Returns:
         The identifiers of all cases.
@@ -81,8 +84,9 @@ def simulate_cohort(
     load_template()
     model = LESIONS[lesions]
     shape = shape or model.shape
-    _claim(folder, _settings(lesions, model, seed, shape))
-    names = [f"DEMO_{index:05d}" for index in range(model.cases if cases is None else cases)]
+    settings = _settings(lesions, model, seed, shape)
+    _claim(folder, settings if prefix == "DEMO" else {**settings, "prefix": prefix})
+    names = [f"{prefix}_{index:05d}" for index in range(model.cases if cases is None else cases)]
     missing = [index for index, name in enumerate(names) if not _is_complete(folder / name)]
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         written = pool.map(lambda i: _write_case(folder / names[i], i, seed, shape, model), missing)
@@ -128,7 +132,8 @@ def _check_settings(record: Path, settings: dict[str, object]) -> None:
         found = dict(parse_json(record.read_bytes()))
     except (ValueError, TypeError):
         found = {}
-    expected, found = {"lesions": "large", **settings}, {"lesions": "large", **found}
+    default = {"lesions": "large", "prefix": "DEMO"}
+    expected, found = {**default, **settings}, {**default, **found}
     other = [key for key in expected if found.get(key) != expected[key]]
     if other:
         raise UserError(

@@ -172,6 +172,15 @@ def test_files_depend_on_seed_and_number_alone(cohort, tmp_path):
     assert one[name] != digests(tmp_path / "other")[name]
 
 
+def test_cases_to_hold_out_have_names_of_their_own_in_a_folder_of_their_own(cohort, tmp_path):
+    folder = tmp_path / "held-out"
+    assert simulate(folder, 1, prefix="HELD") == ["HELD_00000"]
+    name = "DEMO_00000/DEMO_00000_t1.nii.gz"
+    assert digests(folder)[name.replace("DEMO", "HELD")] == digests(cohort)[name]
+    with pytest.raises(UserError, match="another prefix"):
+        simulate(folder, 1)
+
+
 def test_interrupted_cohort_is_completed_and_whole_cases_are_kept(tmp_path):
     folder = tmp_path / "demo"
     simulate(folder, 2)
