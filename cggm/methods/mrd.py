@@ -2,15 +2,14 @@
 
 from torch import Tensor
 
-from cggm.balancer import Balancer
 from cggm.binding import Binding
 from cggm.heads import Criterion
-from cggm.methods._parts import ModalityDraws, Numbers
+from cggm.methods._parts import DrawingBalancer, ModalityDraws, Numbers
 from cggm.passes import Step
 from cggm.tensors import Features, batch_size, map_tensors
 
 
-class ModalityDropout(Balancer):
+class ModalityDropout(DrawingBalancer):
     r"""Modality dropout (ModDrop: Neverova et al., TPAMI 2016), MRD in the paper of CGGM.
 
     A network that may lose any modality cannot lean on one of them. While training, what the
@@ -83,12 +82,8 @@ class ModalityDropout(Balancer):
 
     def prepare(self, binding: Binding) -> None:
         """Put the probabilities into the order of the encoders."""
-        self.draws.prepare(binding.names)
+        super().prepare(binding)
         self._shares = self.draws.shares().tolist()
-
-    def identify(self, samples: Tensor) -> None:
-        """Note which samples the coming batch holds."""
-        self.draws.positions = samples
 
     def fuse(self, name: str, features: Features) -> Features:
         """Features of the kept samples, zeros for the others."""

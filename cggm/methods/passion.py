@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
 
-from cggm.balancer import Balancer
 from cggm.binding import Binding, recorded
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.methods._parts import ModalityDraws, Numbers, features_of, relative_advantages
+from cggm.methods._parts import (
+    DrawingBalancer,
+    ModalityDraws,
+    Numbers,
+    features_of,
+    relative_advantages,
+)
 from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
 from cggm.tensors import Features, Presence, keep_samples
@@ -20,7 +25,7 @@ _EPS = 1e-5
 _LOWEST = 0.005  # probabilities of the published distillation are no smaller
 
 
-class PASSION(Balancer):
+class PASSION(DrawingBalancer):
     r"""Preference-aware self-distillation (PASSION; Shi et al., ACM MM 2024), for segmentation.
 
     Where modalities are missing in training at different rates, each is taught by the fusion of
@@ -148,15 +153,7 @@ class PASSION(Balancer):
                 f" because PASSION compares maps of classes, but got a weight of shape "
                 f"{tuple(shape)}. Choose another method, such as RedCore."
             )
-        self.draws.prepare(binding.names)
-
-    def identify(self, samples: Tensor) -> None:
-        """Note which samples the coming batch holds."""
-        self.draws.positions = samples
-
-    def fuse(self, name: str, features: Features) -> Features:
-        """Features of the samples that keep the modality."""
-        return self.draws.drop(self, name, features) if self.draws.active else features
+        super().prepare(binding)
 
     def start_epoch(self, epoch: int) -> None:
         """Move the weights by the epoch that ended, equation (5)."""

@@ -6,16 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cggm.balancer import Balancer
-from cggm.binding import Binding
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
-from cggm.methods._parts import ModalityDraws, Numbers, relative_advantages
+from cggm.methods._parts import DrawingBalancer, ModalityDraws, Numbers, relative_advantages
 from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
-from cggm.tensors import Features
 
 
-class RedCore(Balancer):
+class RedCore(DrawingBalancer):
     r"""Relative advantage aware supervision (RedCore; Sun et al., AAAI 2024), its rule of weights.
 
     Where modalities are missing at different rates, the rare ones fall behind. Each is supervised
@@ -114,18 +111,6 @@ class RedCore(Balancer):
         self.eta, self.growth, self.growth_every, self.every = eta, growth, growth_every, every
         self.register_buffer("mean", torch.zeros(len(heads)))
         self.register_buffer("beta", torch.ones(len(heads)))
-
-    def prepare(self, binding: Binding) -> None:
-        """Put the probabilities into the order of the encoders."""
-        self.draws.prepare(binding.names)
-
-    def identify(self, samples: Tensor) -> None:
-        """Note which samples the coming batch holds."""
-        self.draws.positions = samples
-
-    def fuse(self, name: str, features: Features) -> Features:
-        """Features of the samples that keep the modality."""
-        return self.draws.drop(self, name, features) if self.draws.active else features
 
     def loss(self, step: Step) -> Tensor:
         """Equation (1)."""

@@ -15,6 +15,7 @@ from .confidence import first_ranks_seed as first_ranks_seed
 from .confidence import is_classification as is_classification
 from .confidence import ogm_factors as ogm_factors
 from .confidence import split_logits as split_logits
+from .draws import DrawingBalancer as DrawingBalancer
 from .draws import ModalityDraws as ModalityDraws
 from .epoch_scores import EpochScores as EpochScores
 from .numbers import Numbers as Numbers

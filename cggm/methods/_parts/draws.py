@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cggm.balancer import Balancer
+from cggm.binding import Binding
 from cggm.distributed import world_size
 from cggm.methods._parts.numbers import Numbers, per_modality
 from cggm.tensors import Features, Presence, batch_size, keep_samples
@@ -162,6 +163,28 @@ class ModalityDraws:
                 f"{last}. Correct `identify` or `samples`."
             )
         return positions
+
+
+class DrawingBalancer(Balancer):
+    """Base of methods that take modalities from samples while training.
+
+    Attributes:
+        draws: Which modalities of which samples.
+    """
+
+    draws: ModalityDraws
+
+    def prepare(self, binding: Binding) -> None:
+        """Put the probabilities into the order of the encoders."""
+        self.draws.prepare(binding.names)
+
+    def identify(self, samples: Tensor) -> None:
+        """Note which samples the coming batch holds."""
+        self.draws.positions = samples
+
+    def fuse(self, name: str, features: Features) -> Features:
+        """Features of the samples that keep the modality."""
+        return self.draws.drop(self, name, features) if self.draws.active else features
 
 
 def _draw(dropped: Tensor, generator: torch.Generator) -> Tensor:
