@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, reduction, set_start_method
+from multiprocessing import forkserver, get_context, reduction, resource_tracker, set_start_method
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +28,7 @@ def share_imports(modules: Sequence[str], *, threads: int) -> None:
         threads: That each process computes with.
     """
     _CONTEXT.set_forkserver_preload([*modules])
+    resource_tracker.ensure_running()  # it lets interrupts through once it has started
     with _started_with(threads):
         forkserver.ensure_running()
 

@@ -1,8 +1,12 @@
 """Scripts in processes that share imports behave as scripts that were started by hand."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from cggm.comparison.processes import Script, share_imports
 from cggm.errors import MethodRefusal
 from cggm.runs.cli import read_reported_error
 
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys
 from multiprocessing import get_start_method
@@ -108,3 +113,29 @@ def test_descriptor_is_open_in_the_script(script, tmp_path):
     assert ended(process) == -15
     assert os.read(read, 1) == b""
     os.close(read)
+
+
+MASK = """
+import signal
+from cggm.comparison import processes
+
+def show(queue):
+    queue.put(signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+
+if __name__ == "__main__":
+    processes.share_imports((), threads=1)
+    queue = processes._CONTEXT.SimpleQueue()
+    processes._CONTEXT.Process(target=show, args=(queue,)).start()
+    print(queue.get(), signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+"""
+
+
+def test_an_interrupt_waits_until_a_script_runs(tmp_path):
+    """Ctrl-C goes to the whole group: before that it would end in a traceback of the server's."""
+    file = tmp_path / "mask.py"
+    file.write_text(MASK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, file], capture_output=True, text=True, check=True, env=environment
+    )
+    assert said.stdout == f"{ {signal.SIGINT} } set()\n"
