@@ -100,7 +100,7 @@ def test_bar_of_the_whole_run_with_a_line_for_each_modality():
 
 def test_what_is_too_wide_is_cut_off_and_takes_no_second_line():
     with Terminal(columns=40) as terminal:
-        train(terminal, names=NAMES)
+        train(terminal, names=NAMES, seconds=0.002)  # no remark on slow loading
         screen = terminal.screen()
     assert max(map(len, screen)) <= 40
     assert [line.split()[:1] for line in screen[1:]] == [
