@@ -136,7 +136,9 @@ class CaseLoader(DataLoader[T]):
         """What to say of dead workers."""
         dead = self._deaths()
         rows = self._reading.tolist()
-        cases = [self._name(place) for pid, _, place in rows if pid in dead and place >= 0]
+        # Once, where several workers died of the same case in different epochs.
+        places = [place for pid, _, place in rows if pid in dead and place >= 0]
+        cases = dict.fromkeys(map(self._name, places))
         doing = f"while it read {', '.join(cases)}" if cases else "between two cases"
         code = next(iter(dead.values()), None)
         if code == _UNSENT:
