@@ -15,6 +15,8 @@ LARGEST_BRAIN = 2500
 LARGEST_INTENSITY = 1e30
 """Far above anything measured, and far enough from where single precision ends."""
 
+_FAINT = 1e-3  # of a bright intensity; no tissue is that dark, suppressed fluid neither
+_MOST_FAINT = 0.02
 _AFFINE_TOLERANCE = 9e-4  # below 0.001, so that this is found in float32 as well
 
 
@@ -73,7 +75,26 @@ def _background_findings(case_id: str, file: Path, volume: Volume) -> Iterator[F
         fix = "Strip the skull, and check the size of the voxels in the header."
         yield Finding(Code.NOT_STRIPPED, case_id, file, what, fix)
         return
+    faint = _share_of_faint(volume.array[::2, ::2, ::2], value)
+    if faint > _MOST_FAINT:
+        what = (
+            f"Expected a background of one value ({value:g}) around the brain, but {faint:.0%} of "
+            "the other voxels are next to it: faint noise, or ringing of a resampling, which "
+            "counts as brain."
+        )
+        fix = "Set what is outside the brain to the value of the background."
+        yield Finding(Code.BACKGROUND, case_id, file, what, fix)
+        return
     yield from _extreme_findings(case_id, file, volume.array, value)
+
+
+def _share_of_faint(array: np.ndarray, background: float) -> float:
+    """Share of what is not background that differs from it by next to nothing."""
+    distances = np.abs(without_background(array, background)[array != background])
+    if not distances.size:
+        return 0.0
+    bright = np.percentile(distances, 90)  # of the brain, though most of the voxels were noise
+    return np.count_nonzero(distances < bright * _FAINT) / distances.size
 
 
 def _extreme_findings(

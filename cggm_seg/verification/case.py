@@ -24,7 +24,7 @@ from cggm_seg.data import (
 from cggm_seg.verification.alignment import FARTHEST, best_shift, lesion_voxels, outside_share
 from cggm_seg.verification.modalities import modality_statistics, subsampled
 
-FORMAT = 5
+FORMAT = 6
 """Version of the checks and of what their records say, to be raised by hand with either.
 
 Files that were verified in another version are read again. A test holds the outcome of a fixed

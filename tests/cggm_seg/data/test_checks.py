@@ -35,6 +35,14 @@ def noisy(array):
     return np.where(array, array, noise).astype(array.dtype)
 
 
+def faint(array):
+    """Noise of a thousandth of the brain's intensities around it, zeros at the border."""
+    noise = np.random.default_rng(3).normal(0, 3e-4 * np.median(array[array > 0]), array.shape)
+    inside = np.zeros(array.shape, bool)
+    inside[2:-2, 2:-2, 2:-2] = True
+    return np.where(array, array, noise * inside).astype(np.float32)
+
+
 def spiked(array):
     array = array.astype(np.float32)
     array[24, 20, 12] = 1e7
@@ -70,6 +78,15 @@ def test_noise_around_the_head_is_named_and_refused(data, tmp_path):
     assert (caught.value.code, caught.value.file) == (Code.BACKGROUND, file)
     _, [error] = build_cache(cases, tmp_path / "cache", workers=1, progress=False)
     assert error.file == file
+
+
+def test_faint_noise_within_a_border_of_zeros_is_no_brain(data):
+    file = case_file(data, "b", "t1")
+    change(file, faint)
+    assert found(data) == [(Code.BACKGROUND, "b", file.name)]
+    cases, _ = find_cases(data, labelled=True)
+    with pytest.raises(DataError, match=r"% of the other voxels are next to it: faint noise"):
+        read_case(cases[1])
 
 
 def test_more_than_a_brain_is_named_and_refused(data):
