@@ -20,6 +20,7 @@ from tests.cggm_seg.simulated import SHAPE
 from tests.document_parts import SETUPS
 from tests.documents import PAGES, ROOT, blocks, commands
 from tests.pipelines.commands import tiny_config
+from tests.quantifiers import every
 
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
 OTHERS = {
@@ -84,7 +85,7 @@ def test_tutorial_leads_to_a_prediction(tmp_path, monkeypatch, capsys, small_coh
         given = [str(demo) if a == "configs/brats/demo.yaml" else a for a in arguments]
         assert run(main, given) == 0, capsys.readouterr().err
     made = ("run/report.html", "predictions/HELD_00000.nii.gz", "scores.json", "joint/results.json")
-    assert all((tmp_path / "demo" / name).is_file() for name in made)
+    assert every((tmp_path / "demo" / name).is_file() for name in made)
     assert "SIMULATED" in (tmp_path / "demo/run/export/bundle/MODEL_CARD.md").read_text()
 
 

@@ -16,6 +16,7 @@ from cggm import runs
 from cggm.runs.cli import run
 from pipelines import compare
 from tests.documents import PAGES, ROOT, blocks
+from tests.quantifiers import every
 
 
 def written_as_the_how_to_says(folder):
@@ -129,8 +130,8 @@ def test_a_metric_shows_in_files_terminal_and_report_from_its_record_alone(measu
     with np.load("run/predictions.npz") as kept:
         found = (kept["prediction"].argmax(1) == 1)[1::2]
     assert results["test"]["found_sick"] == pytest.approx(100 * found.mean())
-    assert all("found_sick" in row for row in (*results["subsets"].values(),))
-    assert all("found_sick" in row for row in results["heads"].values())
+    assert every("found_sick" in row for row in (*results["subsets"].values(),))
+    assert every("found_sick" in row for row in results["heads"].values())
     first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
     assert "val_found_sick" in first
     assert "sick patients found (%)" in told

@@ -221,7 +221,7 @@ def test_pipelines_parse_assemble_and_run():
         tree = tree_of(file)
         assert len(file.read_text().splitlines()) <= 130, file
         classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-        assert all(map(_holds_options, classes)), file
+        assert [*filter(_holds_options, classes)] == classes, file
         top = {n.partition(".")[0] for node in tree.body for n in _top_imports(node)}
         assert not top & {"torch", "monai", "numpy", "matplotlib"}, f"{file}: slow --help"
 
@@ -251,3 +251,16 @@ def test_yaml_and_json_that_others_may_have_written_go_through_one_reader():
             ):
                 readers[name].add(node.func.attr)
     assert readers == {"cggm.runs.storage.reading": {"loads", "safe_load"}}
+
+
+def test_nothing_does_not_satisfy_an_assertion():
+    """``all([])`` is true, ``tests.quantifiers.every([])`` is not."""
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(tree_of(file))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) == "all")
+        or (isinstance(node, ast.Assert) and "not any(" in ast.unparse(node.test))
+        if file.stem != "quantifiers"
+    ]
+    assert found == []

@@ -12,6 +12,7 @@ from torch import nn
 
 from cggm.commands.scripts import find_scripts, split_words
 from tests.document_parts import late_parts
+from tests.quantifiers import every
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,7 +66,7 @@ def test_make_targets_exist():
     targets = [c.removeprefix("make ") for c in COMMANDS if c.startswith("make")]
     assert set(targets) == {"test"}
     assert len([c for c in COMMANDS if c.startswith("cggm ")]) >= 9
-    assert all(f"\n{target}:" in makefile for target in targets)
+    assert every(f"\n{target}:" in makefile for target in targets)
 
 
 def test_linked_files_exist():
@@ -118,7 +119,7 @@ def test_figures_of_the_readme_are_in_the_table():
 
 def test_figures_of_faults_are_those_of_the_suite():
     families = result("faults")
-    assert all(family["holds"] and not family["quick"] for family in families.values())
+    assert every(family["holds"] and not family["quick"] for family in families.values())
     figures = {name: family["figures"] for name, family in families.items()}
     flips, checkpoints = figures["bit_flips"], figures["checkpoint_flips"]
     changing = flips["content-changing flips"]
@@ -132,6 +133,6 @@ def test_figures_of_faults_are_those_of_the_suite():
     loaded = [checkpoints[peer]["accepted with other weights"] for peer in CHECKPOINT_PEERS]
     assert "loads {} with other weights, safetensors {}".format(*loaded) in BENCHMARKS
     kills = [figures["kills"][kind] for kind in ("forks", "real starts")]
-    assert all(killed["identical"] == killed["kills"] for killed in kills)
+    assert every(killed["identical"] == killed["kills"] for killed in kills)
     hit = sum(killed["kills during the training"] for killed in kills)
     assert f"{hit} of {hit} resume to the same bytes" in BENCHMARKS

@@ -25,6 +25,7 @@ from tests.cggm.networks import (
     accuracy,
     late_batch,
 )
+from tests.quantifiers import every
 
 Batch = tuple[Tensor, Tensor]
 EPOCHS = (1, 1, 2, 2, 3, 4)
@@ -198,9 +199,9 @@ def _readings(balancer: Balancer | None) -> dict[str, Tensor]:
 def same(a: nn.Module, b: nn.Module) -> bool:
     """Whether two networks are equal bit for bit."""
     theirs = b.state_dict()
-    return all(torch.equal(value, theirs[key]) for key, value in a.state_dict().items())
+    return every(torch.equal(value, theirs[key]) for key, value in a.state_dict().items())
 
 
 def near(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states are equal but for rounding."""
-    return all(torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-5) for key in a)
+    return every(torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-5) for key in a)

@@ -21,6 +21,7 @@ from tests.cggm.networks import (
     make_cggm,
     make_late,
 )
+from tests.quantifiers import every
 
 
 def hooks_on(network):
@@ -61,7 +62,7 @@ def test_state_dict_of_the_network_never_contains_a_head():
     inputs, target = late_batch()
     balancer(network(inputs), target).backward()
     assert set(network.state_dict()) == before
-    assert all(p is not q for p in network.parameters() for q in balancer.parameters())
+    assert every(p is not q for p in network.parameters() for q in balancer.parameters())
 
 
 def freeze(network):

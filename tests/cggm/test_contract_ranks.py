@@ -11,6 +11,7 @@ from cggm.methods import method_names
 from tests.cggm import contract_worker
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import make, near
+from tests.quantifiers import every, none
 
 every_method = pytest.mark.parametrize("name", method_names())
 
@@ -29,7 +30,7 @@ def test_replicas_are_bit_equal(name, ranks):
     first, second = (rank[name] for rank in ranks)
     assert not isinstance(first, str), first
     moved, start = first["network"], make(name).state_dict()
-    assert not any(torch.equal(moved[key], start[key]) for key in start)
+    assert none(torch.equal(moved[key], start[key]) for key in start)
     groups = ("network", "state") if CONTRACTS[name].drawn else ("network", "state", "terms")
     for group in groups:
         assert first[group].keys() == second[group].keys()
@@ -44,7 +45,7 @@ def test_two_ranks_equal_one_process_where_samples_lack_a_modality(name, ranks):
     for group in ("network", "heads"):
         tensors = {k: v for k, v in whole[group].items() if isinstance(v, torch.Tensor)}
         assert near(tensors, first[group])
-        assert all(torch.equal(first[group][key], second[group][key]) for key in tensors)
+        assert every(torch.equal(first[group][key], second[group][key]) for key in tensors)
     complete = contract_worker.run(name, 0, 1)
     assert not near(whole["network"], complete["network"])
 

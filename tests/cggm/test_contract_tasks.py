@@ -20,6 +20,7 @@ from tests.cggm.contract_runs import (
     same,
     train,
 )
+from tests.quantifiers import every, none
 
 SERVED = [(n, t) for n in method_names() for t in TASKS if t not in CONTRACTS[n].refuses]
 REFUSED = [(n, t) for n in method_names() for t in CONTRACTS[n].refuses]
@@ -39,12 +40,12 @@ def test_trains_with_finite_losses(name, task, count):
     balancer = acting(name, network, task)
     heads = copy.deepcopy(balancer.heads)
     rows = train(network, balancer, batches, epochs=epochs)
-    assert all(row["loss"].ndim == 0 and row["loss"].isfinite() for row in rows)
-    assert all(row[key].isfinite().all() for row in rows for key in row if key != "ratio")
-    assert not any(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert every(row["loss"].ndim == 0 and row["loss"].isfinite() for row in rows)
+    assert every(row[key].isfinite().all() for row in rows for key in row if key != "ratio")
+    assert none(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     if balancer.heads is not None:
         learned = zip(heads.parameters(), balancer.heads.parameters(), strict=True)
-        assert not any(torch.equal(start, end) for start, end in learned)
+        assert none(torch.equal(start, end) for start, end in learned)
 
 
 @cache
@@ -87,7 +88,7 @@ def test_next_steps_are_the_same_after_a_state_round_trip(name, task):
     for row, expected in zip(rows, whole, strict=True):
         # a reading taken when the optimizer stepped is a report of that step, and no state
         assert {"loss"} <= row.keys() <= expected.keys()
-        assert all(torch.equal(row[key], expected[key]) for key in row)
+        assert every(torch.equal(row[key], expected[key]) for key in row)
     assert same(again, network)
 
 

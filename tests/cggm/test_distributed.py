@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from cggm.distributed import mean_over_ranks, sum_over_ranks, world_size
 from tests.cggm import ddp_worker
+from tests.quantifiers import every
 
 STEPS = 50
 
@@ -41,5 +42,5 @@ def test_two_ranks_on_halves_equal_one_process_on_the_whole(ranks):
 def test_one_process_is_left_alone():
     tensors = [torch.tensor([1.0, 2.0]), torch.tensor(3.0)]
     assert world_size() == 1
-    assert all(a is b for a, b in zip(sum_over_ranks(tensors), tensors, strict=True))
-    assert all(a is b for a, b in zip(mean_over_ranks(tensors), tensors, strict=True))
+    assert every(a is b for a, b in zip(sum_over_ranks(tensors), tensors, strict=True))
+    assert every(a is b for a, b in zip(mean_over_ranks(tensors), tensors, strict=True))

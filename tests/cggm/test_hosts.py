@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cggm import CGGM, BalanceHandler, Balancer, BalanceRecorder
 from tests.cggm.networks import NAMES, accuracy, late_batch, make_late
+from tests.quantifiers import every
 
 ITERATIONS, EPOCHS = 8, 2
 INPUTS, TARGET = late_batch(ITERATIONS * 4)
@@ -150,7 +151,7 @@ def test_same_coefficients_bit_for_bit(host, accumulation):
 
 def test_monai_train_handlers_that_attach_before_the_network_exists():
     found, expected = monai_trainer(1, as_train_handler=True), bare_loop(1)
-    assert all(torch.equal(a, b) for a, b in zip(found.terms, expected.terms, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(found.terms, expected.terms, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{}, {"direction": None}, {"acts_on": "update"}])

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from cggm import CGGM, Balancer
 from tests.cggm.networks import NAMES, Late, LinearHead, accuracy, late_batch, make_cggm, make_late
+from tests.quantifiers import every, none
 
 INPUTS, TARGET = late_batch()
 
@@ -39,7 +40,7 @@ def test_a_network_in_eval_mode_that_is_trained_is_refused_at_its_first_step():
     before = copy.deepcopy(network.state_dict())
     with pytest.raises(RuntimeError, match=r"training mode while it trains.*network.train\(\)"):
         steps(network, cggm)
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert every(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_validation_with_gradients_is_no_training():
@@ -165,7 +166,7 @@ def test_two_optimizers_scale_their_own_updates_and_step_once():
         network, heads = make_late()
         cggm = make_cggm(heads, acts_on="update", gate=None, gain="batch").bind(network)
         first = list(network.encoders["text"].parameters())
-        rest = [p for p in network.parameters() if all(p is not q for q in first)]
+        rest = [p for p in network.parameters() if every(p is not q for q in first)]
         chosen = [sgd(first), sgd(rest)] if split else [sgd([*first, *rest])]
         for _ in range(3):
             network.zero_grad()
@@ -385,7 +386,7 @@ def test_a_bound_network_and_its_balancer_can_be_copied_and_saved():
     twin = copy.deepcopy(cggm)
     assert not twin.bound
     assert cggm.bound
-    assert all(torch.equal(v, twin.state_dict()[k]) for k, v in tensors(cggm).items())
+    assert every(torch.equal(v, twin.state_dict()[k]) for k, v in tensors(cggm).items())
     twin.bind(copy.deepcopy(network))
     file = io.BytesIO()
     torch.save(cggm, file)
@@ -433,7 +434,7 @@ def test_any_error_in_prepare_leaves_no_hook(error):
     with pytest.raises(error):
         balancer.bind(network)
     assert not balancer.bound
-    assert not any(module._forward_hooks for module in network.modules())
+    assert none(module._forward_hooks for module in network.modules())
 
 
 def test_a_head_that_is_lost_is_mentioned_once():
@@ -445,7 +446,7 @@ def test_a_head_that_is_lost_is_mentioned_once():
         steps(network, cggm, 5)
     cggm.start_epoch(2)
     assert len(caught) == 1
-    assert all(p.isfinite().all() for p in network.parameters())
+    assert every(p.isfinite().all() for p in network.parameters())
 
 
 def test_the_raw_term_is_the_papers_ratio_of_batch_gains():

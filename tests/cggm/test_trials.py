@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cggm import Balancer
 from cggm.trials import Trials, unhooked_copy
 from tests.cggm.networks import NAMES, late_batch, make_cggm, make_late
+from tests.quantifiers import every, none
 
 cross_entropy = nn.functional.cross_entropy
 TRAIN, VALID = late_batch(12), late_batch(5, seed=9)
@@ -39,7 +40,7 @@ def with_norms(network):
 
 def same(states):
     first, second = states
-    return all(torch.equal(first[key], second[key]) for key in first)
+    return every(torch.equal(first[key], second[key]) for key in first)
 
 
 def only(*positions):
@@ -65,8 +66,10 @@ def test_a_trial_leaves_the_original_untouched():
     assert torch.equal(random, torch.get_rng_state())
     assert same([before[0], network.state_dict()])
     assert same([before[1], nn.ModuleDict(heads).state_dict()])
-    assert all(torch.equal(g, p.grad) for g, p in zip(gradients, network.parameters(), strict=True))
-    assert not any(module.training for module in network.modules())
+    assert every(
+        torch.equal(g, p.grad) for g, p in zip(gradients, network.parameters(), strict=True)
+    )
+    assert none(module.training for module in network.modules())
     assert not same([before[0], trial.network.state_dict()])
     assert not same([before[1], trial.heads.state_dict()])
 
@@ -101,7 +104,7 @@ def test_a_branch_without_weight_may_diverge():
     nn.init.constant_(heads["audio"].output_layer.weight, float("nan"))
     trial = make_trials(network).copy(heads)
     trial.fit(only(0, 3), 1)
-    assert all(p.isfinite().all() for p in trial.network.parameters())
+    assert every(p.isfinite().all() for p in trial.network.parameters())
 
 
 class Given(nn.Module):

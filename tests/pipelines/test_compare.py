@@ -14,6 +14,7 @@ from cggm.display.tables import RENDERERS
 from cggm.errors import UserError
 from cggm.runs.watch.logs import read_jsonl
 from tests.pipelines.comparing import call, start, tiny_config, wait_for
+from tests.quantifiers import every
 
 ROWS = [("plain", 0), ("joint", 0), ("plain", 1), ("joint", 1)]
 
@@ -41,7 +42,7 @@ def test_every_training_is_a_record_with_its_cost(finished):
     output, _ = finished
     records = read_records(output / "runs.jsonl")
     assert sorted((r.method, r.seed) for r in records) == sorted(ROWS)
-    assert all(r.seconds > 0 and r.peak_mb > 50 and not r.simulated for r in records)
+    assert every(r.seconds > 0 and r.peak_mb > 50 and not r.simulated for r in records)
     assert {r.method for r in records if r.heads} == {"joint"}
     for record in records:
         results = json.loads((output / record.path / "results.json").read_text())
@@ -54,7 +55,7 @@ def test_page_tables_and_figures_are_whole(finished):
     page = (output / "comparison.md").read_text()
     images = re.findall(r"!\[.*?\]\((.*?)\)", page)
     assert images == [f"figures/{n}.png" for n in ("mfeat-differences", "mfeat-gradients", "ranks")]
-    assert all((output / image).read_bytes().startswith(b"\x89PNG\r\n") for image in images)
+    assert every((output / image).read_bytes().startswith(b"\x89PNG\r\n") for image in images)
     names = {"mfeat-performance", "mfeat-heads", "mfeat-cost", "ranks", "verdicts"}
     made = {path.name for path in (output / "tables").iterdir()}
     assert made == {f"{name}.{suffix}" for name in names for suffix in RENDERERS}

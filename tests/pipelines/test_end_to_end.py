@@ -14,6 +14,7 @@ from cggm.runs.watch.logs import read_jsonl
 from cggm_seg.data.cases import MODALITIES
 from tests.cggm_seg.nifti import case_file, write_case
 from tests.pipelines.commands import ROOT, call, left_over, start, tiny_config
+from tests.quantifiers import every
 
 SHAPE = (48, 40, 20)
 EPOCHS = 4
@@ -40,7 +41,7 @@ def killed(cohort, config, tmp_path_factory):
     run = tmp_path_factory.mktemp("killed") / "run"
     argv = ("--data", cohort, "--config", config, "--output", run, "--workers", 1)
     process = start("train", *argv)
-    while not any(run.glob("checkpoints/epoch-0002-*")):
+    while not [*run.glob("checkpoints/epoch-0002-*")]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.kill()
@@ -52,7 +53,7 @@ def killed(cohort, config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def resumed(killed):
     run, _, _ = killed
-    assert not any(run.glob("checkpoints/epoch-0004-*"))
+    assert not [*run.glob("checkpoints/epoch-0004-*")]
     assert call("train", "--resume", run) == 0
     return run
 
@@ -92,8 +93,8 @@ def test_every_iteration_and_epoch_is_logged(whole):
     assert [line["epoch"] for line in metrics] == [*range(1, EPOCHS + 1)]
     for line in balance:
         assert figures(line) == FIGURES
-        assert all(tuple(line[name]) == MODALITIES for name in FIGURES)
-        assert all(norm > 0 for norm in line["gradient_norm"].values())
+        assert every(tuple(line[name]) == MODALITIES for name in FIGURES)
+        assert every(norm > 0 for norm in line["gradient_norm"].values())
     assert metrics[-1]["lr"] == 1e-3
     assert {"train_loss", "val_dice_WT", "val_dice_mean"} <= set(metrics[-1])
 
@@ -109,7 +110,7 @@ def test_piped_output_is_plain_lines(killed):
 
 def test_killed_and_resumed_run_equals_one_that_was_left_alone(resumed, whole):
     expected = weights(whole)
-    assert all(torch.equal(value, expected[key]) for key, value in weights(resumed).items())
+    assert every(torch.equal(value, expected[key]) for key, value in weights(resumed).items())
     assert weights(resumed).keys() == expected.keys()
     for log in ("metrics.jsonl", "balance.jsonl"):
         assert read_jsonl(resumed / log) == read_jsonl(whole / log)
@@ -122,7 +123,7 @@ def test_resuming_a_finished_run_trains_no_further(resumed, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "resumed  after epoch 4 of 4" in printed.out
-    assert all(torch.equal(value, before[key]) for key, value in weights(resumed).items())
+    assert every(torch.equal(value, before[key]) for key, value in weights(resumed).items())
     assert len(read_jsonl(resumed / "balance.jsonl")) == 2 * EPOCHS
 
 
@@ -180,7 +181,7 @@ def test_joint_training_with_heads_is_joint_training(cohort, tmp_path):
         argv = ("--data", cohort, "--config", config, "--method", method, "--subsets", "false")
         assert call("train", *argv, "--output", tmp_path / method) == 0
     joint, plain = weights(tmp_path / "joint", 1), weights(tmp_path / "plain", 1)
-    assert all(torch.equal(value, plain[key]) for key, value in joint.items())
+    assert every(torch.equal(value, plain[key]) for key, value in joint.items())
     balances = [read_jsonl(tmp_path / method / "balance.jsonl") for method in ("joint", "plain")]
     assert [line["loss"] for line in balances[0]] == [line["loss"] for line in balances[1]]
     for balance, expected in zip(balances, (FIGURES, {"gradient_norm"}), strict=True):

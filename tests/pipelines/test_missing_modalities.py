@@ -12,6 +12,7 @@ from cggm.runs.watch.logs import read_jsonl
 from tests.cggm_seg.nifti import case_file, write_case
 from tests.pipelines.commands import TINY, call, start
 from tests.pipelines.launching import run_all
+from tests.quantifiers import every
 
 LACKING = ("case1", "case3")
 
@@ -45,7 +46,7 @@ def test_run_says_what_is_lacking(whole):
     assert "Cases that lack modalities" in (whole / "report.html").read_text()
     steps = read_jsonl(whole / "balance.jsonl")
     assert len(steps) == 12
-    assert all(step["score"]["flair"] is not None for step in steps)
+    assert every(step["score"]["flair"] is not None for step in steps)
 
 
 def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
@@ -54,7 +55,7 @@ def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
     assert call("train", *refusing, *short, "--output", tmp_path / "run") == 0
     said = capsys.readouterr().err
     assert "2 cases were skipped" in said
-    assert all(case_id in said for case_id in LACKING)
+    assert every(case_id in said for case_id in LACKING)
     assert "lacking" not in json.loads((tmp_path / "run" / "split.json").read_text())
 
 
@@ -88,7 +89,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(common, whole, tmp_p
     assert not (run / "results.json").exists()
     assert call("train", "--resume", run) == 0
     found, expected = weights(run), weights(whole)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert every(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_two_ranks_train_on_the_same_cases(common, whole, tmp_path):

@@ -15,6 +15,7 @@ from cggm_cls.reports.samples import write_predictions
 from pipelines import report
 from tests.cggm_seg.report_runs import add_evaluation, write_run
 from tests.pipelines.browser import opened, overflow
+from tests.quantifiers import every
 
 
 def write_sequences(folder, classes):
@@ -185,7 +186,7 @@ def test_sequence_runs(tmp_path, classes):
         found = {float(v.get_attribute("data-v")) for v in values}
         assert found == {v for v in test.values() if isinstance(v, float)}
         names = ["predictions"] if classes is None else ["confusions", "calibration"]
-        assert all(page.locator(f"section#{name}").is_visible() for name in names)
+        assert every(page.locator(f"section#{name}").is_visible() for name in names)
         intervals = page.locator(".card .interval").all_inner_texts()
         for value, text in zip(values, intervals, strict=True):
             ends = text.replace("\N{MINUS SIGN}", "-").removeprefix("95 %: ").split(" to ")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from cggm.runs.checkpoints.files import find_checkpoints
 from tests.cggm_seg.nifti import write_case
 from tests.pipelines.commands import TINY, call, left_over, start
+from tests.quantifiers import every
 
 SEQUENCES = """
 max_epochs: 3
@@ -45,7 +46,7 @@ def assert_same(run, whole):
         for folder in (run, whole)
     ]
     assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert every(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for log in ("metrics.jsonl", "balance.jsonl", "results.json"):
         assert (run / log).read_text() == (whole / log).read_text()
     assert left_over(run) == []

@@ -17,6 +17,7 @@ from cggm_cls.data.food101.simulation import simulate_features
 from cggm_cls.data.iemocap.simulation import simulate_iemocap
 from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.pipelines.commands import ROOT, call, left_over, refused, start
+from tests.quantifiers import every
 
 TASKS = ("mosi", "iemocap", "food101", "mfeat", "arrays")
 METRIC = {"mosi": "mae"}
@@ -84,20 +85,20 @@ def test_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(data, co
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     common = (*data["mosi"], "--config", config(4))
     process = start("mosi", *common, "--output", killed)
-    while not any(killed.glob("checkpoints/epoch-0002-*")):
+    while not [*killed.glob("checkpoints/epoch-0002-*")]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not any(killed.glob("checkpoints/epoch-0004-*"))
+    assert not [*killed.glob("checkpoints/epoch-0004-*")]
     assert call("mosi", "--resume", killed) == 0
     assert call("mosi", *common, "--output", whole) == 0
     weights = [
         load_file(next(run.glob("checkpoints/epoch-0004-*")) / "model.safetensors")
         for run in (whole, killed)
     ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert every(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for name in ("metrics.jsonl", "balance.jsonl", "results.json"):
         assert (whole / name).read_text() == (killed / name).read_text()
 

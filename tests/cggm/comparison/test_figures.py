@@ -11,6 +11,7 @@ from cggm.comparison.statistics import average_ranks
 from cggm.display import PALETTE, picture_file
 from cggm.reports.tasks import Task
 from tests.cggm.comparison.runs import runs
+from tests.quantifiers import every
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"
 JOINT = [0.70, 0.74, 0.69, 0.73, 0.71]
@@ -75,7 +76,7 @@ def test_sweep_shows_every_verdict_in_both_panels(tmp_path):
     rho, lam = ([i.position for i in chart.intervals] for chart in charts)
     assert (rho, lam) == ([0.5, 1.0, 2.0], [0.05, 0.2, 0.4])
     assert charts[0].limits == charts[1].limits
-    assert all("(SIMULATED)" in chart.title for chart in charts)
+    assert every("(SIMULATED)" in chart.title for chart in charts)
     for color in (BLUE, ORANGE, GRAY):
         rows, columns = pixels(tmp_path, charts, color).T
         height, width, _ = imread(tmp_path / "chart.png").shape

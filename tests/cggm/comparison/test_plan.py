@@ -10,6 +10,7 @@ from cggm.errors import UserError
 from cggm.reports.tasks import load_tasks
 from cggm.runs.config import read_config
 from pipelines.mosi_train import MosiConfig
+from tests.quantifiers import every
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
@@ -66,7 +67,7 @@ def test_quick_gives_every_task_its_small_size():
     runs = Plan(tasks("mosi", "brats"), ("plain",), (0,), quick=True).runs(CONFIGS)
     sizes = [run.arguments[run.arguments.index("--config") + 1] for run in runs]
     assert sizes == [str(CONFIGS / task / "quick.yaml") for task in ("mosi", "brats")]
-    assert all(Path(size).is_file() for size in sizes)
+    assert every(Path(size).is_file() for size in sizes)
 
 
 def test_where_modalities_are_missing_methods_that_can_draw_all_subsets_alike():
@@ -81,7 +82,7 @@ def test_where_modalities_are_missing_methods_that_can_draw_all_subsets_alike():
         ["--balancer.settings.per=case", uniform],
         ["--balancer.settings.subsets=independent", sample],
     ]
-    assert all(arguments[2:4] == ("--subsets", "true") for arguments in told)
+    assert every(arguments[2:4] == ("--subsets", "true") for arguments in told)
     with pytest.raises(UserError, match=r"protocol of .*complete.*but got most"):
         Plan(tasks("brats"), methods, (0,), protocol="most").runs(CONFIGS)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cggm.display.intervals import bootstrap_interval, bootstrap_intervals
+from tests.quantifiers import every
 
 
 def test_interval_agrees_with_all_resamples():
@@ -37,8 +38,8 @@ def test_coverage_of_five_differences_is_near_nominal():
 
 
 def test_interval_of_few_or_equal_values():
-    assert all(map(math.isnan, bootstrap_interval([0.3])))
-    assert all(map(math.isnan, bootstrap_interval([0.1, 0.2, 0.4, 0.5])))
+    assert every(map(math.isnan, bootstrap_interval([0.3])))
+    assert every(map(math.isnan, bootstrap_interval([0.1, 0.2, 0.4, 0.5])))
     assert bootstrap_interval([0.1, 0.2, 0.4, 0.4, 0.5])[0] >= 0.1
     assert bootstrap_interval([0.5, 0.5, 0.5, 0.5, 0.5]) == (0.5, 0.5)
 

@@ -8,6 +8,7 @@ pytest.importorskip("peft", reason="needs peft: pip install peft")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
 
 from examples.hugging_face_trainer import balanced_trainer, simulated_samples
+from tests.quantifiers import every
 
 SETTINGS = {
     "optim": "sgd",
@@ -50,7 +51,7 @@ def test_trains_like_a_bare_loop(tmp_path, accumulation):
 def test_only_adapters_and_the_last_layer_learn(tmp_path):
     trainer, balancer = balanced_trainer(str(tmp_path), simulated_samples(8), **SETTINGS)
     trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
-    assert all("lora_" in name or name.startswith("output_layer") for name in trained)
+    assert every("lora_" in name or name.startswith("output_layer") for name in trained)
     for name in ("text", "image"):
         assert any(key.startswith(f"encoders.{name}.") for key in trained)
     assert balancer.bound

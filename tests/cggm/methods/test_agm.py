@@ -13,13 +13,14 @@ from cggm.methods.agm import AGM, agm_factors
 from cggm.tensors import subsets_of
 from tests.cggm.networks import Convolutional, Late, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 cross_entropy = nn.functional.cross_entropy
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def train(network, criterion, batches, accumulation=1):
@@ -206,7 +207,7 @@ def test_masked_passes_leave_no_trace_on_a_network_in_training():
     state = torch.get_rng_state()
     method(prediction, target).backward()
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in network.modules())
+    assert every(module.training for module in network.modules())
     for key, value in alone.state_dict().items():
         assert torch.equal(network.state_dict()[key], value)
 
@@ -229,7 +230,7 @@ def test_another_pass_in_training_keeps_running_statistics():
     features = {n: torch.randn(16, 4, requires_grad=True) for n in "xy"}
     method.binding.decode(features).sum().backward()
     assert features["x"].grad is not None
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert every(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     network.fusion.eval()
     frozen = method.binding.decode(features)
     fixed = method.binding.decode(features, training=False)
@@ -284,7 +285,7 @@ def test_dense_classes_with_nested_features(dims):
     loss.backward()
     assert loss.isfinite()
     assert method.readings["term"].shape == (3,)
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert every(p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_permuted_modalities_permute_the_factors():
@@ -339,7 +340,7 @@ def test_state_survives_a_checkpoint():
     other.load_state_dict(states[0])
     resumed.load_state_dict(states[1])
     rest = train(other, resumed, BATCHES[3:])
-    assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
     assert resumed.clock.epoch == 2
 
 
@@ -351,7 +352,7 @@ def test_autocast_keeps_losses_and_factors_in_full_precision(dtype):
         loss = method(network(BATCHES[0][0]), BATCHES[0][1])
     loss.backward()
     assert {value.dtype for value in method.readings.values()} == {torch.float32}
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert every(p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_a_step_never_waits_for_the_device():
@@ -367,7 +368,7 @@ def test_networks_that_cannot_serve_are_refused():
     network, _ = make_late([f"m{i}" for i in range(7)])
     with pytest.raises(ValueError, match=r"at most 6 modalities.*got 7, which is 128 passes"):
         AGM(cross_entropy).bind(network)
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())
     network, _ = make_late()
     with pytest.raises(ValueError, match=r"a module or a method of one.*got function"):
         AGM(cross_entropy).bind(network, decode=lambda features: network.decode(features))

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from cggm import CGGM
 from tests.cggm.networks import NAMES, Late, LinearHead, late_batch, make_cggm, make_late, train
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(12)]
 PAPER = {"rho": 1.0, "gain": "batch", "terms": "raw", "gate": None}
@@ -22,7 +23,7 @@ def sgd(network, **settings):
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("acts_on", ["gradient", "update"])
@@ -94,7 +95,7 @@ def test_warmup_leaves_the_first_steps_alone():
         nn.functional.cross_entropy(joint(inputs), target).backward()
         optimizer.step()
     assert equal(network, joint)
-    assert all(t.tolist() == [1, 1, 1] for t in terms)
+    assert every(t.tolist() == [1, 1, 1] for t in terms)
     (later,) = train(network, sgd(network), cggm, BATCHES[3:4])
     assert later.tolist() != [1, 1, 1]
 
@@ -213,7 +214,7 @@ def test_resume_from_state_dict_is_exact(gate):
     for target, state in zip((other, other_optimizer, resumed), torch.load(file), strict=True):
         target.load_state_dict(state)
     again = train(other, other_optimizer, resumed, BATCHES[5:])
-    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     assert equal(network, other)
     assert equal(cggm, resumed)
 
@@ -237,7 +238,7 @@ def test_every_setting_trains(settings):
     start = copy.deepcopy(network)
     cggm = make_cggm(heads, **settings).bind(network)
     terms = train(network, sgd(network), cggm, BATCHES)
-    assert all(t.isfinite().all() for t in terms)
+    assert every(t.isfinite().all() for t in terms)
     assert not equal(network, start)
     gate = {"gate"} if settings.get("gate", "signal") else set()
     assert set(cggm.readings) == {"score", "raw_term", "term", "cosine", "head_loss"} | gate
@@ -338,7 +339,7 @@ def test_direction_loss_reaches_encoders_fusion_and_head():
     prediction = network(inputs)
     loss = cggm(prediction, target) - nn.functional.cross_entropy(prediction, target)
     gradients = torch.autograd.grad(loss, list(network.parameters()))
-    assert all(g.abs().sum() > 0 for g in gradients)
+    assert every(g.abs().sum() > 0 for g in gradients)
 
 
 def test_released_setting_aligns_last_steps_weights():
@@ -398,7 +399,7 @@ def test_heads_do_not_touch_the_network():
     cggm = make_cggm(heads).bind(network)
     inputs, target = BATCHES[0]
     cggm(network(inputs), target)
-    assert all(p.grad is None for p in network.parameters())
+    assert every(p.grad is None for p in network.parameters())
     gathered = cggm.heads.window.named("gradient/")
     assert set(gathered) == {name for name, _ in cggm.heads.named_parameters()}
 
@@ -442,7 +443,7 @@ def test_activation_checkpointing_gives_the_same_step():
     assert equal(network, other)
     terms = train(network, sgd(network), make_cggm(heads).bind(network), BATCHES[:5])
     again = train(other, sgd(other), make_cggm(saved).bind(other), BATCHES[:5])
-    assert all(torch.equal(a, b) for a, b in zip(terms, again, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(terms, again, strict=True))
     assert equal(network, other)
     other.reentrant = True
     with pytest.raises(RuntimeError, match="use_reentrant=False"):

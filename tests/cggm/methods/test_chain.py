@@ -23,6 +23,7 @@ from tests.cggm.contract_runs import (
     train,
 )
 from tests.cggm.networks import NAMES, accuracy, late_batch, make_late
+from tests.quantifiers import every, none
 
 cross_entropy = nn.functional.cross_entropy
 CHAINED = ["ModalityDropout", "UnimodalLosses", "CGGM", "OGM", "MMPareto", "OPM", "ConstantFactors"]
@@ -53,7 +54,7 @@ def test_a_chain_of_one_is_the_method(name):
     alone = train(other, acting(name, other), batches_of())
     assert same(network, other)
     for row, expected in zip(rows, alone, strict=True):
-        assert all(torch.equal(row[key].nan_to_num(), expected[key].nan_to_num()) for key in row)
+        assert every(torch.equal(row[key].nan_to_num(), expected[key].nan_to_num()) for key in row)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -62,7 +63,7 @@ def test_pairs_train_and_resume(pair):
     balancer = chain(network, *pair)
     batches = batches_of()
     rows = train(network, balancer, batches[:3], epochs=(1, 1, 2))
-    assert all(row["loss"].isfinite() for row in rows)
+    assert every(row["loss"].isfinite() for row in rows)
     file = io.BytesIO()
     torch.save([network.state_dict(), balancer.state_dict()], file)
     whole = train(network, balancer, batches[3:], epochs=(2, 3, 4), announced=2)
@@ -72,12 +73,12 @@ def test_pairs_train_and_resume(pair):
     for part, state in zip((again, resumed), torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
     rest = train(again, resumed, batches[3:], epochs=(2, 3, 4))
-    assert all(torch.equal(a["loss"], b["loss"]) for a, b in zip(rest, whole, strict=True))
+    assert every(torch.equal(a["loss"], b["loss"]) for a, b in zip(rest, whole, strict=True))
     assert same(again, network)
     hooks = [h for m in network.modules() for h in m._forward_hooks]
     balancer.unbind()
     assert len(hooks) > sum(len(m._forward_hooks) for m in network.modules())
-    assert not any(m.bound for m in balancer.parts)
+    assert none(m.bound for m in balancer.parts)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -136,7 +137,7 @@ def test_losses_of_heads_are_added_to_the_direction_loss_and_heads_learn_once():
     assert_close(total - task, sum(parts[k][0] - task for k in ("first", "second")))
     for name in NAMES:
         pairs = zip(learned[name].parameters(), parts["first"][2][name].parameters(), strict=True)
-        assert all(torch.equal(p, q) for p, q in pairs)
+        assert every(torch.equal(p, q) for p, q in pairs)
 
 
 def test_dropout_comes_before_the_fusion_and_not_before_the_heads():
@@ -168,7 +169,7 @@ def test_what_cannot_be_combined_says_so():
     with pytest.raises(ValueError, match="late-fusion network"):
         Chain(*late).bind(other)
     assert sum(len(m._forward_hooks) for m in other.modules()) == before
-    assert not any(m.bound for m in late)
+    assert none(m.bound for m in late)
 
 
 def test_absent_modalities_need_all_methods_to_serve():

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from cggm.methods.constant import ConstantFactors
 from cggm.methods.random_factors import RandomFactors
 from tests.cggm.networks import NAMES, late_batch, make_late, train
+from tests.quantifiers import none
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 FACTORS = {"video": 1.5, "text": 0.5, "audio": 1.0}
@@ -171,4 +172,4 @@ def test_wrong_arguments_are_named_and_leave_no_hook(method, settings, message):
     network, _ = make_late()
     with pytest.raises(ValueError, match=message):
         method(nn.functional.cross_entropy, **settings).bind(network)
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())

@@ -11,6 +11,7 @@ from cggm.methods import G2D
 from cggm.methods.g2d import _confidence, _divergence
 from cggm.trials import Trials
 from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
+from tests.quantifiers import every, none
 
 cross_entropy = nn.functional.cross_entropy
 BATCHES = [late_batch(seed=seed) for seed in range(2)]
@@ -42,7 +43,7 @@ def test_the_strongest_teachers_encoder_is_still_until_the_last_epoch():
     method(network(INPUTS), TARGET).backward()
     strongest = NAMES[int(method.readings["score"].argmax())]
     for name, encoder in network.encoders.items():
-        still = all((p.grad == 0).all() for p in encoder.parameters())
+        still = every((p.grad == 0).all() for p in encoder.parameters())
         assert still == (name == strongest)
     assert network.output_layer.weight.grad.abs().sum() > 0
     method.start_epoch(3)
@@ -61,10 +62,12 @@ def test_teachers_are_trained_once_and_learn():
     for part in ("teachers", "judges"):
         keys = [key for key in after if key.startswith(part)]
         assert keys
-        assert not any(torch.equal(after[key], start[key]) for key in keys)
+        assert none(torch.equal(after[key], start[key]) for key in keys)
     method.start_epoch(2)
-    assert all(torch.equal(v, after[k]) for k, v in method.state_dict().items() if "extra" not in k)
-    assert not any(p.requires_grad for p in method.parameters())
+    assert every(
+        torch.equal(v, after[k]) for k, v in method.state_dict().items() if "extra" not in k
+    )
+    assert none(p.requires_grad for p in method.parameters())
 
 
 def test_one_modality_is_never_held_still():

@@ -12,6 +12,7 @@ from cggm.methods.gblending import GradientBlending, blending_weights
 from cggm.trials import TrialLosses, Trials
 from tests.cggm.networks import NAMES, LinearHead, accuracy, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 HELD_OUT = [late_batch(seed=seed) for seed in (8, 9)]
@@ -147,7 +148,7 @@ def test_the_fused_loss_alone_is_joint_training_while_heads_learn():
     train(network, method, BATCHES)
     torch.manual_seed(1)
     train(joint, cross_entropy, BATCHES)
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), joint.parameters(), strict=True)
     )
     assert not torch.equal(heads["text"].output_layer.weight, start["text"].output_layer.weight)
@@ -170,7 +171,7 @@ def test_weights_are_measured_by_training_every_branch_alone():
     method.start_epoch(1)
     assert_close(method.weights, expected)
     assert expected.max() > 0.3
-    assert all(torch.equal(start[key], value) for key, value in network.state_dict().items())
+    assert every(torch.equal(start[key], value) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(("mode", "estimates"), [("offline", [1]), ("online", [1, 3, 5])])

@@ -17,6 +17,7 @@ from cggm.scores import Window
 from tests.cggm.networks import NAMES, Convolutional, encode, late_batch, make_late, make_late_fused
 from tests.cggm.networks import train as loop
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(8)]
 Q = 5  # published default
@@ -131,7 +132,7 @@ def test_left_out_modality_is_its_mean_and_its_encoder_gets_zeros():
     greedy(network.decode(features), target).backward()
     for name, encoder in network.encoders.items():
         gradients = [p.grad.abs().sum() for p in encoder.parameters()]
-        assert all((g == 0) == (name == out) for g in gradients)
+        assert every((g == 0) == (name == out) for g in gradients)
 
 
 def test_means_are_of_all_training_samples_of_real_steps():
@@ -378,7 +379,7 @@ def test_gradients_are_measured_within_a_closure():
         optimizer.step(closure) if closed else (closure(), optimizer.step())
         states.append({k: v for k, v in greedy.state_dict().items() if isinstance(v, torch.Tensor)})
     assert states[0]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert every(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 RANK = """

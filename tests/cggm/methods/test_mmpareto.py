@@ -20,6 +20,7 @@ from tests.cggm.networks import (
     make_late,
 )
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -91,7 +92,7 @@ def test_finished_gradients_are_those_of_the_step_and_once():
             optimizer.zero_grad()
         networks.append(network)
     pairs = zip(*(network.parameters() for network in networks), strict=True)
-    assert all(torch.equal(p, q) for p, q in pairs)
+    assert every(torch.equal(p, q) for p, q in pairs)
 
 
 def test_scores_move_with_each_step_and_stay_where_a_modality_lacks():
@@ -198,7 +199,7 @@ def test_a_window_without_a_step_is_forgotten():
             network.zero_grad()
         train(network, method, BATCHES[:1])
         ends.append(list(network.parameters()))
-    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+    assert every(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
 
 def test_weight_zero_is_joint_training_while_heads_learn():
@@ -208,7 +209,7 @@ def test_weight_zero_is_joint_training_while_heads_learn():
     train(network, make(heads, weight=0.0).bind(network), BATCHES)
     torch.manual_seed(1)
     train(joint, cross_entropy, BATCHES)
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), joint.parameters(), strict=True)
     )
     assert not torch.equal(heads["text"].output_layer.weight, start["text"].output_layer.weight)
@@ -257,7 +258,7 @@ def test_nested_features_and_dense_targets():
     network, heads = Convolutional(), {n: ConvolutionalHead() for n in NAMES}
     method = make(heads, score=lambda p, t: (p.argmax(1) == t).float().mean()).bind(network)
     train(network, method, [(torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8)))] * 2)
-    assert all(p.isfinite().all() for p in network.parameters())
+    assert every(p.isfinite().all() for p in network.parameters())
     assert method.readings["term"].isfinite().all()
 
 
@@ -268,8 +269,8 @@ def test_a_head_that_diverged_leaves_the_fused_gradient():
     train(network, make(heads).bind(network), BATCHES[:1])
     train(joint, cross_entropy, BATCHES[:1])
     pairs = (network.encoders["audio"].parameters(), joint.encoders["audio"].parameters())
-    assert all(torch.equal(p, q) for p, q in zip(*pairs, strict=True))
-    assert all(p.isfinite().all() for p in network.parameters())
+    assert every(torch.equal(p, q) for p, q in zip(*pairs, strict=True))
+    assert every(p.isfinite().all() for p in network.parameters())
 
 
 def test_an_encoder_out_of_the_fused_losss_reach_learns_from_its_head():
@@ -279,7 +280,7 @@ def test_an_encoder_out_of_the_fused_losss_reach_learns_from_its_head():
     network.decode = lambda features: decode({**features, "audio": features["audio"].detach()})
     train(network, make(heads).bind(network), BATCHES[:1])
     pairs = zip(start.parameters(), network.encoders["audio"].parameters(), strict=True)
-    assert not any(torch.equal(p, q) for p, q in pairs)
+    assert none(torch.equal(p, q) for p, q in pairs)
 
 
 def test_gradients_are_combined_within_a_closure():
@@ -297,7 +298,7 @@ def test_gradients_are_combined_within_a_closure():
         for _ in range(3):
             optimizer.step(closure) if closed else (closure(), optimizer.step())
         ends.append([p.detach() for p in network.parameters()])
-    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+    assert every(torch.equal(p, q) for p, q in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{"weight": -0.1}, {"weight": 1.1}, {"gamma": 0.0}])

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cggm.methods.mrd import ModalityDropout
 from tests.cggm.networks import NAMES, late_batch, make_late, train
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 PAIR = ("audio", "video")
 P = {"video": 0.75, "audio": 0.5}
@@ -93,7 +94,7 @@ def test_dropped_samples_give_gradients_of_zero():
     inputs, target = late_batch(names=PAIR)
     dropout(network(inputs), target).backward()
     assert dropout.readings["term"].tolist() == [1.0, 0.0]
-    assert all((p.grad == 0).all() for p in network.encoders["video"].parameters())
+    assert every((p.grad == 0).all() for p in network.encoders["video"].parameters())
     assert network.encoders["audio"][0].weight.grad.abs().sum() > 0
 
 
@@ -228,13 +229,13 @@ def test_a_case_lacks_the_same_modalities_in_every_epoch():
     assert torch.equal(first[0][[0, 1, 3]], second[0][[2, 3, 0]])
     assert torch.equal(first[0][1], first[0][2])
     dropout.identify(torch.arange(40))
-    every = masks(dropout, 40, NAMES)
-    assert len(every.unique(dim=0)) > 3
-    assert every.any(1).all()
-    assert_close(every.mean(0), dropout.draws.shares())
+    drawn = masks(dropout, 40, NAMES)
+    assert len(drawn.unique(dim=0)) > 3
+    assert drawn.any(1).all()
+    assert_close(drawn.mean(0), dropout.draws.shares())
     again = make(p=0.5, per="case", samples=40, seed=1)[1]
     again.identify(torch.arange(40))
-    assert not torch.equal(masks(again, 40, NAMES), every)
+    assert not torch.equal(masks(again, 40, NAMES), drawn)
 
 
 def test_rates_of_cases_are_the_missing_rates():
@@ -301,7 +302,7 @@ def test_ranks_draw_apart_for_samples_and_alike_for_batches(tmp_path):
     (first, ours), (second, theirs) = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
     assert not torch.equal(first["sample"], second["sample"])
     assert torch.equal(first["batch"], second["batch"][:40])
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert every(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_samples_keep_one_of_the_subsets_of_what_they_have():

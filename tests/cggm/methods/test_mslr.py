@@ -13,6 +13,7 @@ from cggm import BalanceHandler
 from cggm.methods._parts.epoch_scores import score_ratios
 from cggm.methods.mslr import ModalityLearningRates
 from tests.cggm.networks import NAMES, accuracy, late_batch, make_late, train
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(8)]
 RATES = {"video": 1.4, "text": 0.7, "audio": 0.9}
@@ -160,11 +161,11 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(strategy):
     for part, state in zip((again, restored), torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
     restored.start_epoch(2)
-    assert all(
+    assert every(
         torch.equal(a, b)
         for a, b in zip(whole, epochs(again, restored, 2, BATCHES[2:4]), strict=True)
     )
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True)
     )
 
@@ -226,7 +227,7 @@ def test_a_refused_bind_leaves_no_hook():
     with pytest.raises(ValueError, match="'mri'"):
         balancer.bind(network)
     assert not balancer.bound
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())
     _, keep = make(strategy="keep")
     with pytest.raises(ValueError, match="'dynamic'"):
         keep.observe_validation({})

@@ -15,6 +15,7 @@ from cggm.methods.ogm import OGM
 from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
 from tests.cggm.networks import train as loop
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 PAIR = ("audio", "video")
@@ -281,7 +282,7 @@ def test_epochs_outside_the_window_are_joint_training():
         gradients(joint, nn.functional.cross_entropy, BATCHES[0])
         optimizer.step()
         pairs = zip(network.parameters(), joint.parameters(), strict=True)
-        changed.append(not all(torch.equal(p, q) for p, q in pairs))
+        changed.append(not every(torch.equal(p, q) for p, q in pairs))
     assert changed == [False, True, True, False]
 
 
@@ -317,7 +318,7 @@ def test_a_loss_scale_changes_neither_factors_nor_noise(dtype, fused):
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            assert all(v.dtype == torch.float32 for v in ogm.readings.values())
+            assert every(v.dtype == torch.float32 for v in ogm.readings.values())
         ended.append(list(network.parameters()))
     for p, q in zip(*ended, strict=True):
         assert_close(p, q, rtol=0.02, atol=0.002)
@@ -419,4 +420,4 @@ def test_ranks_share_factors_and_noise(tmp_path):
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for a, b in zip(first, second, strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert every(torch.equal(a[key], b[key]) for key in a)

@@ -22,13 +22,14 @@ from tests.cggm.networks import (
     make_late,
 )
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 cross_entropy = nn.functional.cross_entropy
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def make(seed=0, names=NAMES, **settings):
@@ -153,7 +154,7 @@ def test_the_loss_is_that_of_the_kept_features():
     assert_close(loss, cross_entropy(network.decode(network.seen), target))
     assert not torch.equal(loss, cross_entropy(prediction, target))
     loss.backward()
-    assert all(p.grad.abs().sum() > 0 for p in network.encoders.parameters())
+    assert every(p.grad.abs().sum() > 0 for p in network.encoders.parameters())
 
 
 def test_maps_are_dropped_as_a_whole():
@@ -203,7 +204,7 @@ def test_draws_follow_seed_steps_and_micro_batches():
     stepped, gathered = masks(0, 3, True), masks(0, 2, False)
     assert stepped == masks(0, 3, True)
     assert stepped[0] == gathered[0]
-    assert all(a != b for a, b in pairwise(stepped))
+    assert every(a != b for a, b in pairwise(stepped))
     assert gathered[0] != gathered[1] != stepped[1]
     assert masks(1, 1, True)[0] != stepped[0]
 
@@ -323,7 +324,7 @@ def test_state_survives_a_checkpoint():
     other.load_state_dict(states[0])
     resumed.load_state_dict(states[1])
     rest = train(other, resumed, BATCHES[3:])
-    assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
     assert states[1]["clock._extra_state"].items() >= {"epoch": 2, "steps": 3}.items()
 
 
@@ -334,7 +335,7 @@ def test_autocast(dtype):
         loss = method(network(BATCHES[0][0]), BATCHES[0][1])
     loss.backward()
     assert {value.dtype for value in method.readings.values()} == {torch.float32}
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert every(p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_a_step_never_waits_for_the_device():

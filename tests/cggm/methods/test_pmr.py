@@ -13,13 +13,14 @@ from cggm.methods._parts.prototypes import log_probabilities, sample_vectors
 from cggm.methods.pmr import PMR
 from tests.cggm.networks import Convolutional, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(8)]
 cross_entropy = nn.functional.cross_entropy
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def train(network, criterion, batches, accumulation=1):
@@ -154,7 +155,7 @@ def test_evaluation_never_feeds_the_prototypes():
     with torch.no_grad():
         method(network.train()(torch.ones(1, 2)), torch.tensor([0]))
     after = method.get_extra_state()
-    assert all(torch.equal(before["sums"][n], after["sums"][n]) for n in "ab")
+    assert every(torch.equal(before["sums"][n], after["sums"][n]) for n in "ab")
 
 
 def test_empty_classes_leave_everything_finite():
@@ -170,7 +171,7 @@ def test_empty_classes_leave_everything_finite():
     method(network(inputs), torch.tensor([0, 1]))
     # two samples of the unseen class are no evidence; one of the only known class is certain
     assert method.readings["score"].tolist() == [1, 1]
-    assert all(p.grad.isfinite().all() for p in network.parameters())
+    assert every(p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_labels_outside_the_classes_are_ignored():
@@ -218,11 +219,11 @@ def test_default_setting_departs_from_joint_training():
     network, _ = make_late()
     joint = copy.deepcopy(network)
     method = PMR(cross_entropy).bind(network)
-    assert all(loss.isfinite() for loss in train(network, method, BATCHES))
+    assert every(loss.isfinite() for loss in train(network, method, BATCHES))
     train(joint, cross_entropy, BATCHES)
     assert not equal(network, joint)
     assert set(method.readings) == {"score", "weight", "prototype_loss"}
-    assert all(value.shape == (3,) for value in method.readings.values())
+    assert every(value.shape == (3,) for value in method.readings.values())
 
 
 def test_permuted_modalities_permute_the_weights():
@@ -280,7 +281,7 @@ def test_state_survives_a_checkpoint_within_an_epoch():
     rest = train(other, resumed, BATCHES[4:6])
     resumed.start_epoch(3)
     rest += train(other, resumed, BATCHES[6:])
-    assert all(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(whole, rest, strict=True))
 
 
 class Sequence(NamedTuple):
@@ -317,7 +318,7 @@ def test_autocast_keeps_prototypes_in_full_precision(dtype):
         loss.backward()
         optimizer.step()
     state = method.get_extra_state()["sums"]
-    assert all(s.dtype == torch.float32 for s in [*state.values(), *method.readings.values()])
+    assert every(s.dtype == torch.float32 for s in [*state.values(), *method.readings.values()])
     assert loss.isfinite()
 
 
@@ -335,7 +336,7 @@ def test_tasks_without_a_class_per_sample_are_refused():
     network, _ = make_late(classes=1)
     with pytest.raises(ValueError, match=r"two or more classes.*shape \(1, 6\)"):
         PMR(nn.functional.mse_loss).bind(network)
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())
     network, _ = make_late()
     method = PMR(nn.functional.mse_loss).bind(network)
     for target in (torch.rand(16, 4), torch.rand(16), torch.ones(16, dtype=torch.bool)):

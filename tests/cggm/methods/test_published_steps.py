@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from cggm.late_fusion import LateFusion
 from cggm.methods import AGM, CGGM, OGM, OPM, Greedy, MMPareto, ReconBoost
+from tests.quantifiers import every
 
 RATE, HEAD_RATE, CLASSES = 0.5, 0.3, 4
 cross_entropy, cosine = nn.functional.cross_entropy, nn.functional.cosine_similarity
@@ -125,7 +126,7 @@ def agree(found, expected, losses):
         assert_close(loss, value, rtol=1e-5, atol=1e-6)
         for gradient, other in zip(gradients, theirs, strict=True):
             zero = gradient is None or other is None
-            assert not zero or all(g is None or not g.any() for g in (gradient, other))
+            assert not zero or every(g is None or not g.any() for g in (gradient, other))
             assert zero or torch.allclose(gradient, other, rtol=1e-4, atol=1e-6)
     assert torch.stack([row[1] for row in found]).tolist() == pytest.approx(losses, abs=2e-5)
 
@@ -262,7 +263,7 @@ def test_greedy():
     agree(rows, published(Net("units"), rule), FROZEN["Greedy"])
     replaced = rows[1][0].tolist().index(0.0)
     # both encoders learn while one unit is replaced
-    assert all(g.abs().sum() > 0 for g in rows[1][2][:4])
+    assert every(g.abs().sum() > 0 for g in rows[1][2][:4])
     assert rows[1][2][-4 + 2 * replaced] is None or not rows[1][2][-4 + 2 * replaced].any()
 
 

@@ -29,6 +29,7 @@ from tests.cggm.networks import (
     make_late_fused,
 )
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 POSITIONS = [torch.arange(16) + 16 * index for index in range(4)]
@@ -160,7 +161,7 @@ def test_neutral_setting_is_joint_training():
         optimizer.zero_grad()
         cross_entropy(joint(inputs), target).backward()
         optimizer.step()
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), joint.parameters(), strict=True)
     )
 

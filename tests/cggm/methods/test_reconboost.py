@@ -29,6 +29,7 @@ from tests.cggm.networks import (
     make_late_fused,
 )
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -154,7 +155,7 @@ def test_modalities_at_rest_do_not_move(to_none):
     for name in network.encoders:
         pairs = zip(branch(network, name), branch(before, name), strict=True)
         moved = [not torch.equal(p, q) for p, q in pairs]
-        assert all(moved) if name == "audio" else not any(moved)
+        assert every(moved) if name == "audio" else none(moved)
 
 
 def test_neutral_setting_is_joint_training():
@@ -168,7 +169,7 @@ def test_neutral_setting_is_joint_training():
         optimizer.zero_grad()
         cross_entropy(joint(inputs), target).backward()
         optimizer.step()
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), joint.parameters(), strict=True)
     )
 
@@ -204,8 +205,8 @@ def test_segmentation_is_the_mean_over_known_voxels():
     assert_close(loss, expected)
     assert_close(loss_of(method, network, images, target[:, None], 2), loss)
     loss.backward()
-    assert all(p.grad.abs().sum() > 0 for p in branch(network, "b"))
-    assert all(p.grad is None for p in branch(network, "a"))
+    assert every(p.grad.abs().sum() > 0 for p in branch(network, "b"))
+    assert every(p.grad is None for p in branch(network, "a"))
 
 
 def test_agreement_of_segmentation_is_the_mean_over_voxels():
@@ -235,7 +236,7 @@ def test_regression_fits_what_the_others_leave(loss):
     actual = loss_of(method, network, inputs, target, 2)
     assert_close(actual, loss(b, target - a))
     actual.backward()
-    assert all(p.grad is None for p in branch(network, "a"))
+    assert every(p.grad is None for p in branch(network, "a"))
 
 
 def test_accumulation_equals_one_large_batch():

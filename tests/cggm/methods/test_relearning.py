@@ -12,6 +12,7 @@ from cggm.methods import Relearning
 from cggm.methods.relearning import _scaled, cluster, cluster_purity
 from cggm.trials import Trials
 from tests.cggm.networks import NAMES, late_batch, make_late
+from tests.quantifiers import every
 
 cross_entropy = nn.functional.cross_entropy
 TRAIN, VALID = late_batch(64, seed=3), late_batch(48, seed=4)
@@ -100,7 +101,7 @@ def test_diagnosis_leaves_network_and_random_numbers_alone():
     network, method = make(strength=0.001)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     method.purity(valid=True)
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert every(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert network.training
 

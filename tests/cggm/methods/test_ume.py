@@ -16,6 +16,7 @@ from tests.cggm.networks import (
     make_late,
     make_late_fused,
 )
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -81,7 +82,7 @@ def test_neutral_setting_is_joint_training():
     joint = copy.deepcopy(network)
     train(network, UnimodalEnsemble(cross_entropy, joint=1.0).bind(network))
     train(joint, cross_entropy)
-    assert all(
+    assert every(
         torch.equal(p, q) for p, q in zip(network.parameters(), joint.parameters(), strict=True)
     )
 
@@ -104,7 +105,7 @@ def test_segmentation_with_any_number_of_modalities(names):
     loss = ensemble(network(torch.randn(2, len(names), 8, 8)), torch.randint(3, (2, 8, 8)))
     loss.backward()
     assert ensemble.readings["head_loss"].shape == (len(names),)
-    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+    assert every(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 def test_one_modality_is_joint_training():
@@ -121,7 +122,7 @@ def test_refuses_networks_that_do_not_average():
     network = make_late_fused(rule="energy")
     with pytest.raises(ValueError, match=r"'probabilities' or 'mean', because .* by 'energy'"):
         UnimodalEnsemble(cross_entropy).bind(network)
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())
 
 
 @pytest.mark.parametrize("joint", [-0.1, 1.1, float("nan")])

@@ -21,6 +21,7 @@ from tests.cggm.networks import (
     make_late_fused,
 )
 from tests.cggm.synchronization import NoSynchronization
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -60,7 +61,7 @@ def train(network, criterion, batches, accumulation=1):
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 class Constant(nn.Module):
@@ -165,11 +166,11 @@ def test_teachers_are_copies_that_never_change():
     train(network, method, BATCHES)
     assert torch.equal(random, torch.get_rng_state())
     for name, teacher in method.teachers.items():
-        assert not any(module.training for module in teacher.modules())
-        assert not any(p.requires_grad for p in teacher.parameters())
+        assert none(module.training for module in teacher.modules())
+        assert none(p.requires_grad for p in teacher.parameters())
         for key, value in teacher.state_dict().items():
             assert torch.equal(value, start[name].state_dict()[key])
-    assert all(p.requires_grad for t in teachers.values() for p in t.parameters())
+    assert every(p.requires_grad for t in teachers.values() for p in t.parameters())
 
 
 def test_teachers_are_trained_on_their_modality_alone_from_the_initial_network():
@@ -186,7 +187,7 @@ def test_teachers_are_trained_on_their_modality_alone_from_the_initial_network()
         train(alone, cross_entropy, 2 * [(x[:, index], y) for x, y in BATCHES])
         assert equal(method.teachers[name], alone[0])
     hooks = [m._forward_hooks for t in method.teachers.values() for m in t.modules()]
-    assert not any(hooks)
+    assert none(hooks)
     train(network, method, BATCHES)
 
 
@@ -295,7 +296,7 @@ def test_other_names_than_the_encoders_are_refused():
     method = UnimodalTeacher(cross_entropy, teachers={"text": LinearHead()})
     with pytest.raises(ValueError, match=r"one teacher or head per encoder.*got \['text'\]"):
         method.bind(network)
-    assert not any(m._forward_hooks for m in network.modules())
+    assert none(m._forward_hooks for m in network.modules())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.cggm.networks import (
     late_batch,
     make_late,
 )
+from tests.quantifiers import every, none
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -30,7 +31,7 @@ def make(heads, weight=1.0, task_loss=cross_entropy, score=accuracy):
 
 
 def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    return every(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def train(network, criterion, batches, accumulation=1):
@@ -113,7 +114,7 @@ def test_neutral_weight_equals_joint_training_bit_for_bit_while_heads_learn():
     torch.manual_seed(1)
     train(joint, cross_entropy, BATCHES)
     assert equal(network, joint)
-    assert not any(equal(heads[n], start[n]) for n in NAMES)
+    assert none(equal(heads[n], start[n]) for n in NAMES)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -121,13 +122,13 @@ def test_a_networks_backward_pass_adds_nothing_to_the_heads(weight):
     network, heads = make_late()
     method = make(heads, weight).bind(network)
     loss = method(network(BATCHES[0][0]), BATCHES[0][1])
-    assert all(p.grad is None for p in network.parameters())
+    assert every(p.grad is None for p in network.parameters())
     before = {k: g.clone() for k, g in method.heads.window.named("gradient/").items()}
     loss.backward()
     after = method.heads.window.named("gradient/")
-    assert all(torch.equal(after[key], gradient) for key, gradient in before.items())
+    assert every(torch.equal(after[key], gradient) for key, gradient in before.items())
     assert len(before) == len(list(method.heads.parameters()))
-    assert all(p.grad is None for p in method.heads.parameters())
+    assert every(p.grad is None for p in method.heads.parameters())
 
 
 def test_the_first_step_of_the_heads_does_not_depend_on_the_weight():
@@ -171,7 +172,7 @@ def test_nested_features_and_dense_targets():
     loss.backward()
     alone = method.readings["head_loss"]
     assert_close(loss, cross_entropy(network(images), target) + alone.sum())
-    assert all(p.grad is not None for p in network.parameters())
+    assert every(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

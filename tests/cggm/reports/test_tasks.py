@@ -6,6 +6,7 @@ import pytest
 from cggm.errors import UserError
 from cggm.reports.tasks import find_task, load_tasks
 from cggm.runs.metrics import Metric, register_metrics
+from tests.quantifiers import every
 
 TABLE = Path(__file__).parents[3] / "configs" / "tasks.yaml"
 
@@ -26,7 +27,7 @@ def test_all_that_the_table_of_the_project_names_is_there():
         assert task.quick.is_file()
         assert callable(task.load_report())
         assert [metric.name for metric in task.shown_metrics()] == list(task.metrics)
-        assert all(importlib.import_module(name) for name in task.imports)
+        assert every(importlib.import_module(name) for name in task.imports)
 
 
 def test_paths_are_relative_to_the_table(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cggm.errors import UserError
 from cggm.runs.config import ConfigReader, read_config, write_config
+from tests.quantifiers import every
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def test_empty_file_and_empty_group_change_nothing(tmp_path):
 def test_faulty_file_is_refused_by_name(tmp_path, text, expected):
     with pytest.raises(UserError) as caught:
         read_config(Config, [write(tmp_path, text)], ["--size=1"])
-    assert all(part in str(caught.value) for part in expected), str(caught.value)
+    assert every(part in str(caught.value) for part in expected), str(caught.value)
 
 
 def test_missing_file_and_binary_file_are_refused(tmp_path):
@@ -151,7 +152,7 @@ def test_missing_file_and_binary_file_are_refused(tmp_path):
 def test_faulty_option_is_refused(argv, expected):
     with pytest.raises(UserError) as caught:
         read_config(Config, [], argv)
-    assert all(part in str(caught.value) for part in expected), str(caught.value)
+    assert every(part in str(caught.value) for part in expected), str(caught.value)
 
 
 def test_configuration_neither_imports_nor_calls_anything(tmp_path, monkeypatch):

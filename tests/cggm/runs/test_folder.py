@@ -9,6 +9,7 @@ import pytest
 from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
 from cggm.runs.storage.files import replacing, write_atomically
+from tests.quantifiers import every
 
 
 def test_write_atomically_replaces_the_content(tmp_path):
@@ -61,9 +62,9 @@ def test_create_names_the_folder_by_time_and_never_twice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [RunFolder.create(None, name="brats") for _ in range(3)]
     assert len({run.path for run in runs}) == 3
-    assert all(run.path.parent == Path("runs") for run in runs)
-    assert all(run.path.name.startswith("brats-20") for run in runs)
-    assert all(run.checkpoints.is_dir() for run in runs)
+    assert every(run.path.parent == Path("runs") for run in runs)
+    assert every(run.path.name.startswith("brats-20") for run in runs)
+    assert every(run.checkpoints.is_dir() for run in runs)
 
 
 def test_create_takes_an_empty_folder_and_refuses_a_full_one(tmp_path):

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from cggm.runs.gradients import last_layer_gradients, write_gradients
 from tests.cggm.networks import NAMES, Late, LinearHead, encode, late_batch
+from tests.quantifiers import every
 
 
 class Decomposed(Late):
@@ -67,10 +68,10 @@ def test_network_and_heads_stay_as_they_are():
     random = torch.get_rng_state()
     first = last_layer_gradients(network, heads, batches(), cross_entropy)
     second = last_layer_gradients(network, heads, batches(), cross_entropy)
-    assert all(np.array_equal(first[key], second[key]) for key in first), "no dropout"
+    assert every(np.array_equal(first[key], second[key]) for key in first), "no dropout"
     assert [module.training for module in modules] == modes
     after = [*network.parameters(), *heads.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert torch.equal(network.output_layer.weight.grad, torch.ones(4, 6))
     assert sum(p.grad is not None for p in after) == 1
     assert torch.equal(torch.get_rng_state(), random)

@@ -35,6 +35,7 @@ from cggm.runs import (
 from cggm.runs.loop.sampling import ReplayedLoader
 from pipelines.report import write_reports
 from tests.cggm.networks import late_batch, make_cggm, make_late
+from tests.quantifiers import every
 
 ROOT = Path(__file__).parents[3]
 register_metrics(Metric("margin", "margin", "higher"))
@@ -131,7 +132,7 @@ class Training:
 
 def assert_same(one, other, folders, logs=LOGS):
     assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert every(torch.equal(value, other[key]) for key, value in one.items())
     for log in logs:
         assert (folders[0] / log).read_text() == (folders[1] / log).read_text()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cggm_cls.data.simulated import SimulatedModality, simulate_sequences
+from tests.quantifiers import every
 
 CLASSES = 4
 
@@ -62,7 +63,7 @@ def test_greater_strength_is_easier_to_tell_apart():
         for strength in (0.0, 1.0, 2.0, 4.0)
     ]
     assert accuracy[0] == pytest.approx(1 / CLASSES, abs=0.1)
-    assert all(more - less > 0.08 for less, more in pairwise(accuracy))
+    assert every(more - less > 0.08 for less, more in pairwise(accuracy))
 
 
 @pytest.mark.parametrize("strength", [0.5, 3.0])

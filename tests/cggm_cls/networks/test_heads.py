@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cggm_cls.data.sequences import MaskedSequence
 from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from tests.cggm_cls.padding import PADDINGS, padded, ragged
+from tests.quantifiers import every
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 WIDTHS = {"text": 6, "audio": 3}
@@ -67,8 +68,8 @@ def test_every_parameter_of_a_head_is_trained_and_the_network_spared(readout):
     head = sequence_heads(network)["audio"]
     values, mask = network.encode(small_inputs())["audio"]
     head(MaskedSequence(values.detach(), mask)).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in head.parameters())
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert every(parameter.grad is not None for parameter in head.parameters())
+    assert every(parameter.grad is None for parameter in network.parameters())
 
 
 def test_heads_start_different():

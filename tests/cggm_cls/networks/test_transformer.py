@@ -9,6 +9,7 @@ from cggm_cls.networks.layers import AttentionLayer, sinusoids
 from cggm_cls.networks.transformer import MultimodalTransformer, sequence_heads
 from cggm_cls.training.balancing import accuracy, negative_mae
 from tests.cggm_cls.padding import PADDINGS, padded, ragged
+from tests.quantifiers import every
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 WIDTHS = {"text": 6, "audio": 3}
@@ -69,7 +70,7 @@ def test_absent_modalities_are_finite_and_unseen(absent, readout):
         inputs[name] = inputs[name]._replace(mask=torch.zeros_like(inputs[name].mask))
     output, gradients = outputs_and_gradients(network, inputs)
     assert output.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert every(gradient.isfinite().all() for gradient in gradients.values())
     for name in absent:
         inputs[name] = MaskedSequence(torch.randn(4, 2, WIDTHS[name]), torch.zeros(4, 2).bool())
     torch.testing.assert_close(network(inputs), output, rtol=0, atol=1e-6)
@@ -104,7 +105,7 @@ def test_any_number_of_modalities_and_outputs(widths, classes):
     assert output.shape == ((2,) if classes is None else (2, classes))
     assert network.output_layer.weight.shape == (classes or 1, 8)
     assert network.modalities == tuple(network.encoders) == tuple(widths)
-    assert all(gradient is not None for gradient in gradients.values())
+    assert every(gradient is not None for gradient in gradients.values())
 
 
 def test_encoders_take_and_give_masked_sequences_and_do_not_see_each_other():
@@ -144,7 +145,7 @@ def test_layers_start_different():
     layers = [m for m in small_network().modules() if isinstance(m, AttentionLayer)]
     assert len(layers) == 6
     starts = [layer.self_attn.in_proj_weight for layer in layers]
-    assert all(not torch.equal(a, b) for a in starts for b in starts if a is not b)
+    assert every(not torch.equal(a, b) for a in starts for b in starts if a is not b)
 
 
 def test_paper_sizes():

@@ -21,6 +21,7 @@ from cggm_cls.training.config import (
 )
 from cggm_cls.training.evaluation import evaluate, predict
 from tests.cggm_cls.splits import task_data
+from tests.quantifiers import every, none
 
 CPU = torch.device("cpu")
 CONFIG = SequenceConfig(
@@ -43,7 +44,7 @@ def weights(folder, epoch):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and every(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_run_folder_holds_everything(tmp_path):
@@ -179,7 +180,7 @@ def test_heads_leave_the_network_alone(tmp_path):
     train(tmp_path / "balanced")
     assert equal(weights(tmp_path / "plain", 2), weights(tmp_path / "neutral", 2))
     assert not equal(weights(tmp_path / "plain", 2), weights(tmp_path / "balanced", 2))
-    assert not any("head." in name or "heads." in name for name in weights(tmp_path / "plain", 2))
+    assert none("head." in name or "heads." in name for name in weights(tmp_path / "plain", 2))
 
 
 def test_gradient_is_clipped(tmp_path):

@@ -13,6 +13,7 @@ from cggm_seg.data.findings import Code
 from cggm_seg.data.split import split_cases
 from cggm_seg.verification.cohort import verify_data
 from tests.cggm_seg.nifti import case_file, write_case
+from tests.quantifiers import every
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def test_files_of_modalities_that_are_not_used_need_not_be_there(data):
             case_file(data, f"case{seed}", part).unlink()
     cohort = open_cohort(data, Options())
     assert len(cohort.cases) == 4
-    assert all([*case.images] == ["t1ce", "flair"] for case in cohort.cases.values())
+    assert every([*case.images] == ["t1ce", "flair"] for case in cohort.cases.values())
     assert cohort.lacking == {}
     assert cohort.cache.read("case0", 3)[0].any(axis=(1, 2)).all()
 

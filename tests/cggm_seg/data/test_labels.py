@@ -18,6 +18,7 @@ from cggm_seg.data.labels import (
 )
 from cggm_seg.data.nifti import read_volume
 from tests.cggm_seg.nifti import AFFINE, write_volume
+from tests.quantifiers import every
 
 NCR, ED, ET = 1, 2, 3
 # Class of each label value, by scheme.
@@ -103,8 +104,8 @@ def test_doubt_is_a_refusal_with_all_readings(tmp_path, scheme, values, code, of
         classes_of(label_map(tmp_path, values), scheme)
     assert caught.value.code is code
     assert "--labels" in caught.value.fix
-    assert all(reading in caught.value.fix for reading in offered)
-    assert not any(reading in caught.value.fix for reading in others)
+    assert every(reading in caught.value.fix for reading in offered)
+    assert [reading for reading in others if reading in caught.value.fix] == []
 
 
 def test_label_three_of_2013_is_never_advised_to_become_four(tmp_path):

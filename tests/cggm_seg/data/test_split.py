@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from cggm.errors import UserError
 from cggm_seg.data.split import Split, split_cases
+from tests.quantifiers import every
 
 NAMES = st.characters(codec="utf-8", exclude_characters="\0/")  # as in file names
 TEN = [f"case{k}" for k in range(10)]
@@ -69,7 +70,7 @@ def test_no_patient_is_in_both(owners, fraction, seed):
     split = split_cases([*patients], fraction, seed, patients=patients)
     parts = [{patients[case] for case in part} for part in (split.training, split.validation)]
     assert parts[0].isdisjoint(parts[1])
-    assert all(parts)
+    assert every(parts)
     assert sorted(split.training + split.validation) == sorted(patients)
     assert split.patients == patients
 
@@ -92,7 +93,7 @@ def test_folds_hold_out_every_case_once(count, sizes):
     splits = [split_cases(TEN, 0.2, 7, fold=(k, count)) for k in range(1, count + 1)]
     assert sorted(len(split.validation) for split in splits) == sizes
     assert sorted(case for split in splits for case in split.validation) == TEN
-    assert all(set(s.training) == set(TEN) - set(s.validation) for s in splits)
+    assert every(set(s.training) == set(TEN) - set(s.validation) for s in splits)
     assert splits[1].to_dict()["fold"] == {"number": 2, "of": count}
 
 
@@ -100,7 +101,7 @@ def test_folds_of_patients_are_about_as_large_as_each_other():
     splits = [split_cases([*PATIENTS], 0.2, 7, patients=PATIENTS, fold=(k, 3)) for k in (1, 2, 3)]
     held_out = [{case[0] for case in split.validation} for split in splits]
     assert sorted(patient for part in held_out for patient in part) == [*"abcde"]
-    assert all(3 <= len(split.validation) <= 5 for split in splits)
+    assert every(3 <= len(split.validation) <= 5 for split in splits)
 
 
 def test_too_few_patients_are_refused_with_what_to_do():

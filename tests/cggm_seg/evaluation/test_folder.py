@@ -11,6 +11,7 @@ from cggm_seg.data.volumes import read_labels, write_labels
 from cggm_seg.evaluation.folder import evaluate_folder, subset_names
 from cggm_seg.evaluation.scores import METRICS, WORST_HD95
 from tests.cggm_seg.nifti import AFFINE, SUFFIXES, write_case, write_volume
+from tests.quantifiers import every
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_case_without_labels_is_one_problem_and_its_prediction_none(cohort):
     evaluation = evaluate_folder(predictions, reference, progress=False)
     assert list(evaluation.rows) == ["case_2"]
     assert [problem.split(",")[0] for problem in evaluation.problems] == ["case_0", "case_1"]
-    assert all("Expected the label map" in problem for problem in evaluation.problems)
+    assert every("Expected the label map" in problem for problem in evaluation.problems)
 
 
 def test_advice_is_that_of_the_problem_where_nothing_can_be_scored(cohort):

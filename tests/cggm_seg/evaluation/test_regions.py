@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm_seg.evaluation.regions import REGIONS, region_dice_counts, region_mask
+from tests.quantifiers import none
 
 SYNCHRONIZING = ("_local_scalar_dense", "nonzero", "masked_select", "bincount")
 
@@ -85,7 +86,7 @@ def test_region_dice_counts_do_not_synchronize_and_keep_no_graph():
         target.max().item()
     with RefuseHostSync():
         counts = region_dice_counts(logits, target)
-    assert not any(count.requires_grad for count in counts)
+    assert none(count.requires_grad for count in counts)
 
 
 @pytest.mark.parametrize(

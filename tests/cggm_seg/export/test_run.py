@@ -22,6 +22,7 @@ from cggm_seg.inference.slices import InferenceSettings
 from cggm_seg.inference.volume import predict_volume
 from tests.cggm_seg.exporting import finished_run
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
+from tests.quantifiers import every
 
 SHARED = Path(__file__).parents[3] / "configs" / "bundle"
 USED = ("flair", "t1ce")
@@ -30,10 +31,10 @@ FLOAT32 = InferenceSettings(precision="float32", batch_size=5)
 torch.set_num_threads(1)
 
 needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="extra `export`"
+    not every(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="extra `export`"
 )
 needs_fire = pytest.mark.skipif(
-    not all(map(find_spec, ("fire", "jsonschema"))), reason="extra `export`"
+    not every(map(find_spec, ("fire", "jsonschema"))), reason="extra `export`"
 )
 
 
@@ -192,7 +193,7 @@ def test_no_head_is_in_the_bundle(finished, bundle):
     assert torch.load(training, weights_only=True)["parts"]["balancer"]  # there are heads to leave
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert weights.keys() == network.state_dict().keys()
-    assert all(torch.equal(weights[key], value) for key, value in network.state_dict().items())
+    assert every(torch.equal(weights[key], value) for key, value in network.state_dict().items())
     graph = torch.export.load(bundle / "models" / "network.pt2")
     assert set(graph.state_dict) == set(weights)
     assert {value.device.type for value in graph.state_dict.values()} == {"meta"}
@@ -337,7 +338,7 @@ def test_colors_are_those_of_the_overlays():
     colors = {int(row[0]): to_hex([int(v) / 255 for v in row[2:5]]) for row in rows}
     expected = {1: COLORS["NCR"], 2: COLORS["ED"], 3: COLORS["ET"], 4: COLORS["ET"]}
     assert {value: colors[value] for value in expected} == expected
-    assert all(len(row) == 6 for row in rows)
+    assert every(len(row) == 6 for row in rows)
 
 
 def test_folder_that_is_there_is_refused_and_stays(bundle, finished):

@@ -18,6 +18,7 @@ from cggm_seg.inference.options import FileOptions
 from cggm_seg.inference.slices import InferenceSettings
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
 from tests.cggm_seg.predicting import PixelNetwork, small_network
+from tests.quantifiers import every
 
 SHAPE = (32, 32, 6)
 
@@ -114,7 +115,7 @@ def test_other_images_are_refused(predict, data, tmp_path):
     again = predict(Counting())
     assert names(again.found) == ["a"]
     assert [error.case for error in again.errors] == ["b", "c"]
-    assert all("made from other images" in str(error) for error in again.errors)
+    assert every("made from other images" in str(error) for error in again.errors)
     assert content(tmp_path / "out") == before
     assert names(predict(Counting(), overwrite=True).written) == ["b", "c"]
 

@@ -20,6 +20,7 @@ from tests.cggm_seg.predicting import (
     trained_network,
     zscores,
 )
+from tests.quantifiers import every
 
 WINDOWS = InferenceSettings("window", window=64, precision="float32")
 
@@ -174,7 +175,7 @@ def test_modes_of_modules_are_restored():
     predict_volume(network, brain_volume((32, 32, 4))[0])
     assert {name: module.training for name, module in network.named_modules()} == before
     assert network.training
-    assert all(map(torch.equal, network.buffers(), statistics))
+    assert every(map(torch.equal, network.buffers(), statistics))
 
 
 def test_bfloat16_is_automatic_only_where_it_is_computed():

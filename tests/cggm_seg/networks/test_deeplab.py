@@ -8,6 +8,7 @@ from cggm.errors import UserError
 from cggm_seg.data.cases import MODALITIES
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.losses import SoftDiceCELoss
+from tests.quantifiers import every
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 SMALL = "tu-mobilenetv3_small_050"
@@ -41,7 +42,7 @@ def test_modalities_do_not_see_each_other(network):
     before, after = network.encode(images), network.encode(other)
     assert list(before) == list(MODALITIES)
     for name in MODALITIES:
-        same = all(torch.equal(before[name][key], after[name][key]) for key in ("high", "low"))
+        same = every(torch.equal(before[name][key], after[name][key]) for key in ("high", "low"))
         assert same == (name != "t1ce")
     assert not torch.equal(network.decode(before), network.decode(after))
 

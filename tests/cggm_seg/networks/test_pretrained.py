@@ -9,6 +9,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 
 from cggm.errors import UserError
 from cggm_seg.networks.pretrained import load_pretrained
+from tests.quantifiers import every
 
 NAME = "tu-lcnet_050"
 
@@ -39,7 +40,7 @@ def test_a_state_dict_is_found_wherever_it_is(name, state, tmp_path):
     torch.save(FORMS[name](state), tmp_path / name)
     own = encoder()
     load_pretrained(own, tmp_path / name)
-    assert all(torch.equal(value, state[key]) for key, value in own.state_dict().items())
+    assert every(torch.equal(value, state[key]) for key, value in own.state_dict().items())
 
 
 def test_colors_are_summed_and_safetensors_are_read(tmp_path):
@@ -49,7 +50,7 @@ def test_colors_are_summed_and_safetensors_are_read(tmp_path):
     load_pretrained(own, tmp_path / "rgb.safetensors")
     first, *others = own.state_dict()
     assert torch.equal(own.state_dict()[first], colored[first].sum(1, keepdim=True))
-    assert all(torch.equal(own.state_dict()[key], colored[key]) for key in others)
+    assert every(torch.equal(own.state_dict()[key], colored[key]) for key in others)
 
 
 def refusal(file):

@@ -13,6 +13,7 @@ from cggm_seg.data.cases import find_cases
 from cggm_seg.data.volumes import read_case
 from cggm_seg.simulation.cohort import simulate_cohort
 from cggm_seg.simulation.phantom import CONTRASTS
+from tests.quantifiers import every
 
 SMALL = (48, 48, 31)
 BRATS_AFFINE = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -150,7 +151,7 @@ def test_share_of_cases_without_enhancing_tumor(cohort):
     cases, _ = find_cases(cohort, labelled=True)
     without = [index for index, case in enumerate(cases) if not (read_case(case).label == 3).any()]
     assert len(without) == 3
-    assert all(later - earlier in (6, 7) for earlier, later in pairwise(without))
+    assert every(later - earlier in (6, 7) for earlier, later in pairwise(without))
 
 
 def test_cases_differ(cohort):

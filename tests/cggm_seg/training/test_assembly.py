@@ -21,6 +21,7 @@ from cggm_seg.training.balancing import segmentation_balancer
 from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.validation import ValidationSlice
 from tests.cggm_seg.nifti import write_case
+from tests.quantifiers import every, none
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_optimizer_holds_the_network_and_no_head(build):
     [group] = training.trainer.optimizer.param_groups
     held = {id(parameter) for parameter in group["params"]}
     assert held == {id(parameter) for parameter in training.network.parameters()}
-    assert not any("head" in name for name, _ in training.network.named_modules())
+    assert none("head" in name for name, _ in training.network.named_modules())
 
 
 def test_building_writes_nothing_and_draws_no_number_for_heads(build, config, cache, tmp_path):
@@ -121,7 +122,7 @@ def test_restore_returns_to_the_last_checkpoint_and_cuts_the_logs(build):
 
     again = build()
     expected = first.network.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
+    assert every(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
     assert torch.equal(again.trainer.optimizer.state_dict()["state"][0]["momentum_buffer"], state)
     assert (again.trainer.state.epoch, again.trainer.state.iteration) == (2, 2)
     assert [line["epoch"] for line in read_jsonl(again.run.metrics)] == [1, 2]
@@ -157,7 +158,7 @@ def test_a_region_that_is_never_found_is_told_and_logged(build, capsys):
     lines = read_jsonl(training.run.metrics)
     assert [len(line["warnings"]) for line in lines] == [1, 1]
     assert lines[0]["warnings"][0].startswith("Not one voxel was found of WT and TC and ET")
-    assert not any("warnings" in key for line in lines for key in line if key.startswith("val_"))
+    assert none("warnings" in key for line in lines for key in line if key.startswith("val_"))
     said = capsys.readouterr().err
     assert said.count("warning, epoch 1: Not one voxel was found of WT and TC and ET") == 1
     assert said.count("warning, epoch 2: ") == 1
@@ -171,7 +172,7 @@ def test_run_without_a_checkpoint_begins_anew(build):
     assert again.trainer.state.epoch == 0
     assert first.run.balance.read_text() == ""
     expected = first.network.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
+    assert every(torch.equal(v, expected[k]) for k, v in again.network.state_dict().items())
 
 
 def test_checkpoint_of_another_method_is_refused(build, config, cache, tmp_path):
@@ -193,7 +194,7 @@ def test_encoder_weights_are_loaded_unless_a_checkpoint_follows(config, tmp_path
     settings = replace(config.network, encoder_weights=file)
     for encoder in settings.build().encoders.values():
         state = encoder.encoder.state_dict()
-        assert all(torch.equal(state[key], value) for key, value in weights.items())
+        assert every(torch.equal(state[key], value) for key, value in weights.items())
     file.unlink()
     settings.build(pretrained=False)
     with pytest.raises(UserError, match=r"encoder\.safetensors: .* cannot be read"):

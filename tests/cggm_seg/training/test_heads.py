@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.networks.encoders import ModalityEncoder
 from cggm_seg.training.balancing import UnimodalDecoder, unimodal_heads
+from tests.quantifiers import every
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 
@@ -60,8 +61,8 @@ def test_heads_leave_detached_features_as_they_were(light):
     features = {"high": torch.randn(2, 16, 2, 2), "low": torch.randn(2, 8, 8, 8)}
     before = {key: value.clone() for key, value in features.items()}
     head(features).square().mean().backward()
-    assert all(torch.equal(features[key], before[key]) for key in features)
-    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert every(torch.equal(features[key], before[key]) for key in features)
+    assert every(parameter.grad is not None for parameter in head.parameters())
 
 
 def test_light_head_at_full_size_is_small_and_cheap():

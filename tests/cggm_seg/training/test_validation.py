@@ -20,6 +20,7 @@ from cggm_seg.training.validation import (
     validation_metrics,
 )
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
+from tests.quantifiers import every
 
 torch.set_num_threads(1)  # threads cost more than they bring on tiny tensors
 CASES = ("case0", "case1")
@@ -181,7 +182,7 @@ def test_network_is_evaluated_in_eval_mode_and_left_as_it_was(cache, network):
     before = deepcopy(network.state_dict())
     assert evaluate_cached(network, cache, CASES) == expected
     assert network.training
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert every(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_mean_of_a_column():
@@ -219,6 +220,6 @@ def test_subsets_are_measured_on_the_cases_that_have_them():
     assert [row["cases"] for row in table.values()] == [1, 2, 1]
     # Nothing is counted where every case has everything, and what no case has is no row.
     whole = subset_means({subset: own[:1] for subset, own in found.items()}, Lacking())
-    assert all("cases" not in row for row in whole.values())
+    assert every("cases" not in row for row in whole.values())
     part = subset_means({subset: own[1:] for subset, own in found.items()}, Lacking())
     assert list(part) == ["flair"]

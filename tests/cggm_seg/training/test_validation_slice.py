@@ -13,6 +13,7 @@ from cggm_seg.networks.deeplab import MultiEncoderDeepLabV3Plus
 from cggm_seg.pictures import COLORS
 from cggm_seg.training.validation import ValidationSlice, _outline
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
+from tests.quantifiers import every, none
 
 torch.set_num_threads(1)
 
@@ -60,8 +61,8 @@ def test_truth_and_prediction_are_outlined_in_their_columns(cache, network):
     rows, columns = np.split(pixels, 2), 3
     for row in rows:  # FLAIR and T1ce
         plain, truth, prediction = np.split(row, columns, axis=1)
-        assert not any(drawn(plain, name).any() for name in COLORS)
-        assert all(drawn(truth, name).any() for name in COLORS)
+        assert none(drawn(plain, name).any() for name in COLORS)
+        assert every(drawn(truth, name).any() for name in COLORS)
         height, width = (length - 4 for length in prediction.shape[:2])
         border = np.zeros(prediction.shape[:2], bool)
         border[:height, :width] = True
@@ -90,7 +91,7 @@ def test_nothing_changes_but_the_prediction(cache, network):
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
     assert np.array_equal(first.pixels, second.pixels)
     assert network.training
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert every(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     network.output_layer.bias.data += torch.tensor([0.0, 50.0, 0.0, 0.0])
     changed = [
         not np.array_equal(a, b)

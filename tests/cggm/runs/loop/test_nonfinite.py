@@ -18,6 +18,7 @@ from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import build, make
 from tests.cggm.networks import make_cggm, make_late
 from tests.cggm.runs.loop.nonfinite_runs import SAVED, Training, batches_of, normed, plain_training
+from tests.quantifiers import every
 
 HALF = {"most_skipped": 0.5}
 
@@ -69,7 +70,7 @@ def test_a_skipped_step_leaves_no_trace_in_any_method(method):
     equal(found[1].state(), found[0].state())
     assert found[1].engine.state.skipped_steps == 1
     network = {k: v for k, v in found[1].state().items() if k.startswith("network")}
-    assert all(value.isfinite().all() for value in network.values())
+    assert every(value.isfinite().all() for value in network.values())
 
 
 def test_skipped_steps_leave_running_statistics_and_further_epochs_alone():
@@ -223,7 +224,7 @@ def test_all_ranks_skip_together(ranks):
     first, second = (rank["skip"] for rank in ranks)
     assert first["message"] == second["message"] == ""
     equal(first["state"], second["state"])
-    assert all(value.isfinite().all() for value in first["state"].values())
+    assert every(value.isfinite().all() for value in first["state"].values())
 
 
 def test_a_rank_without_foreground_gives_finite_losses(ranks):

@@ -6,6 +6,7 @@ import torch
 from ignite.engine import Engine
 
 from cggm.runs.loop.schedule import WarmupCosine, warmup_cosine
+from tests.quantifiers import every
 
 
 def test_the_papers_rates():
@@ -32,5 +33,5 @@ def test_every_group_of_the_optimizer_follows():
     engine = Engine(lambda engine, batch: seen.append([g["lr"] for g in optimizer.param_groups]))
     WarmupCosine(optimizer, warmup_epochs=1, start=0.0, peak=1.0, final=0.0).attach(engine)
     engine.run([0, 1], max_epochs=3)
-    assert all(a == b for a, b in seen)
+    assert every(a == b for a, b in seen)
     assert [round(a, 12) for a, _ in seen] == [0.0, 0.5, 1.0, 0.75, 0.25, 0.0]

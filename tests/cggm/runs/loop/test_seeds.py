@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from cggm.runs.loop.seeds import rng_state, seed_everything, set_rng_state
+from tests.quantifiers import every
 
 
 def draw():
@@ -23,7 +24,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not():
     seed_everything(7)
     assert draw() == first
     seed_everything(8)
-    assert all(a != b for a, b in zip(draw(), first, strict=True))
+    assert every(a != b for a, b in zip(draw(), first, strict=True))
 
 
 def test_largest_seed_is_accepted():

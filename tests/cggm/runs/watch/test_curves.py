@@ -26,6 +26,7 @@ from cggm.runs.watch.curves import (
     read_charts,
     running_mean,
 )
+from tests.quantifiers import every, none
 
 register_metrics(
     Metric("dice_mean", "mean Dice", "higher"),
@@ -71,8 +72,8 @@ def test_every_modality_has_its_color_in_every_file(tmp_path, modalities, lines)
     assert files == [tmp_path / "curves" / f"{name}.png" for name in ALL]
     colors = PALETTE[: len(modalities)]
     for file in (files[0], files[1], files[2], files[3], files[-1]):
-        assert all(shows(file, color) for color in colors), file
-    assert not any(shows(files[4], color) for color in colors)
+        assert every(shows(file, color) for color in colors), file
+    assert none(shows(files[4], color) for color in colors)
     assert sorted(tmp_path.joinpath("curves").iterdir()) == sorted(files)
 
 
@@ -177,9 +178,9 @@ def test_curves_of_simulated_data_say_so(tmp_path):
     write_logs(tmp_path, ["flair"], 5)
     plain, said = (plot_curves(tmp_path, simulated=simulated) for simulated in (False, True))
     assert plain == said
-    assert all(Image.open(file).text["Description"] == "SIMULATED DATA" for file in said)
+    assert every(Image.open(file).text["Description"] == "SIMULATED DATA" for file in said)
     CurveRefresh(RunFolder(tmp_path), longest_share=math.inf, simulated=True).draw_if_cheap()
     assert shows(said[-1], "#7a4a00")
     plot_curves(tmp_path)
-    assert not any("Description" in Image.open(file).text for file in said)
+    assert none("Description" in Image.open(file).text for file in said)
     assert not shows(said[-1], "#7a4a00")

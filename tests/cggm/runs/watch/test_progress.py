@@ -7,6 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from cggm.runs.watch.progress import TrainingProgress
+from tests.quantifiers import none
 
 
 class Loader:
@@ -163,7 +164,7 @@ def test_loss_with_a_graph_is_read_without_a_warning():
 
 
 def test_a_short_run_has_no_loading_line():
-    assert not any("loading" in line for line in train(steps=19, epochs=1))
+    assert none("loading" in line for line in train(steps=19, epochs=1))
 
 
 def test_unknown_epoch_length_leaves_the_time_open_until_it_is_known():

@@ -8,6 +8,7 @@ import pytest
 from cggm.errors import DataError, UserError
 from cggm_cls.data.mosi.files import load_mosi, read_mosi
 from cggm_cls.data.mosi.simulation import FAMILIES, simulate_mosi
+from tests.quantifiers import every
 
 WIDTHS = {"text": 3, "audio": 2, "vision": 4}
 
@@ -150,7 +151,7 @@ def test_values_that_are_not_finite_become_zero_and_are_counted(tmp_path):
         "test vision: 1 values were infinite or NaN and are 0 now.",
     )
     assert steps_of(found.train, "audio", 0)[0].tolist() == [0, 0]
-    assert all(part.values.isfinite().all() for part in found.train.inputs.values())
+    assert every(part.values.isfinite().all() for part in found.train.inputs.values())
 
 
 def test_step_of_infinite_values_alone_is_no_step_of_an_unaligned_file(tmp_path):

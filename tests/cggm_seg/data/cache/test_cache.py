@@ -21,6 +21,7 @@ from cggm.runs.storage.files import file_digest
 from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, entries, pack
 from cggm_seg.data.cases import Case, find_cases
 from tests.cggm_seg.nifti import SUFFIXES, case_file, write_case, write_volume
+from tests.quantifiers import every
 
 SHAPE = (20, 18, 16)
 
@@ -139,7 +140,7 @@ def test_touched_file_is_compared_once_by_content(cases, folder):
     build(cases, folder)
     touched = identity(folder)
     after = load_file(entry(folder, "a"))
-    assert all(np.array_equal(after[name], before[name]) for name in before)
+    assert every(np.array_equal(after[name], before[name]) for name in before)
     build(cases, folder)
     assert identity(folder) == touched
 
