@@ -8,15 +8,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cggm.binding import InertHook, recorded
 from cggm.contract import modules_of, unwrap
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks
 from cggm.heads import Criterion, OptimizerFactory
+from cggm.scores import Score, ratio_score, score_counts
 from cggm.tensors import Features
 
 Module = TypeVar("Module", bound=nn.Module)
 Batches = Callable[[int], Iterable[tuple[Any, Any]]]
+Schedule = Callable[[Optimizer, int], LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,21 @@ class TrialLosses:
 
     train: Tensor
     valid: Tensor
+
+
+@dataclass(frozen=True)
+class Course:
+    """Length and learning rate of the training that copies are made for.
+
+    Args:
+        epochs: Its epochs.
+        schedule: Optimizer and number of epochs to the scheduler of such a training, for copies
+            that are trained as long as it. It steps after each batch, one of a plateau after each
+            epoch by the loss on held-out data. The rate stays where not given.
+    """
+
+    epochs: int = 10
+    schedule: Schedule | None = None
 
 
 class Trials:
@@ -46,7 +65,9 @@ class Trials:
         valid: The same of held-out data; never the test split.
         optimizer: Builds an optimizer from parameters.
         seed: Of what draws random numbers in a copy, such as dropout.
-        epochs: Epochs of the training that copies are made for.
+        course: Of the training that copies are made for.
+        judged: Training data as they are judged beside held-out data, without augmentation; as
+            they are trained on where not given.
     """
 
     def __init__(
@@ -58,9 +79,11 @@ class Trials:
         optimizer: OptimizerFactory,
         *,
         seed: int = 0,
-        epochs: int = 10,
+        course: Course = Course(),
+        judged: Batches | None = None,
     ) -> None:
-        self.epochs = epochs
+        self.course = course
+        self.judged = judged or train
         self.network = network
         self.task_loss = task_loss
         self.train = train
@@ -75,6 +98,18 @@ class Trials:
             heads: Modality name to module that takes what the encoder returns.
         """
         return Trial(self, unhooked_copy(unwrap(self.network)), heads)
+
+    def score(self, heads: Mapping[str, nn.Module], score: Score) -> Tensor:
+        """Score of each modality's head on held-out data, as network and heads are now, ``(M,)``.
+
+        Args:
+            heads: Modality name to module that takes what the encoder returns.
+            score: See :func:`cggm.scores.score_counts`.
+        """
+        trial = self.copy(heads)
+        rows = [score_counts(score, *said) for said in trial.said(self.valid)]
+        counts = torch.stack(rows).reshape(-1, len(heads), *rows[0].shape).sum(0)
+        return ratio_score(sum_over_ranks([counts])[0])
 
 
 class Trial:
@@ -94,35 +129,47 @@ class Trial:
         broadcast_from_first(self.heads.parameters())
         self.encoders = modules_of(network, None, None, None)[0]
 
-    def fit(self, weights: Tensor, epochs: int) -> None:
+    def fit(self, weights: Tensor, epochs: int, *, scheduled: bool = False) -> None:
         """Train the copy on a weighted sum of its branches' losses.
 
         Heads learn from features that are not detached. With a weight for each head and none for
-        the fused prediction, the modalities do not meet and every one is trained as if alone, by
-        any optimizer that treats parameters one by one.
+        the fused prediction, the modalities do not meet, and each has an optimizer of its own.
 
         Args:
             weights: Of each modality's loss in order, then of the fused prediction's, ``(M + 1,)``.
             epochs: Passes over the training data.
+            scheduled: Whether the learning rate follows the schedule of a training of that length.
         """
-        parameters = [*self.network.parameters(), *self.heads.parameters()]
-        parameters = [p for p in parameters if p.requires_grad]
-        optimizer = self.trials.optimizer(parameters)
         # 0 times a loss would be no 0 if it is not finite, and decay what it does not train
-        chosen = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
+        chosen = {k: weight for k, weight in enumerate(weights.tolist()) if weight != 0}
+        learners = self._learners(chosen, epochs if scheduled else 0)
         with self._apart(training=True), torch.enable_grad():
             for epoch in range(1, epochs + 1):
                 for inputs, target in self.trials.train(epoch):
-                    optimizer.zero_grad()
-                    losses, _ = self._losses(inputs, target)
-                    sum(weight * losses[k] for k, weight in chosen).backward()
-                    _average(parameters)
-                    optimizer.step()
+                    self._step(learners, chosen, inputs, target)
+                if any(learner.on_plateau for learner in learners):
+                    with self._apart(training=False), torch.no_grad():
+                        held_out = self._mean(self.trials.valid)
+                    self._set_mode(training=True)
+                    for learner in learners:
+                        learner.end_epoch(held_out)
 
     def losses(self) -> TrialLosses:
         """Losses of every branch as they are now, each sample counted once."""
         with self._apart(training=False), torch.no_grad():
-            return TrialLosses(self._mean(self.trials.train), self._mean(self.trials.valid))
+            return TrialLosses(self._mean(self.trials.judged), self._mean(self.trials.valid))
+
+    def said(self, batches: Batches) -> Iterator[tuple[Any, Any]]:
+        """Prediction and target of each head in turn, batch by batch, in eval mode.
+
+        Args:
+            batches: Epoch to batches, of which the first epoch's are taken.
+        """
+        with self._apart(training=False), torch.no_grad():
+            for inputs, target in batches(1):
+                with recorded(self.encoders) as features:
+                    self.network(inputs)
+                yield from ((head(features[name]), target) for name, head in self.heads.items())
 
     def collect(
         self, batches: Batches, read: Callable[[Features], Tensor]
@@ -147,6 +194,38 @@ class Trial:
                 targets.append(target)
         return {name: torch.cat(rows) for name, rows in found.items()}, torch.cat(targets)
 
+    def _learners(self, chosen: Iterable[int], epochs: int) -> "list[_Learner]":
+        """One for each modality, or for all that is trained where the fused prediction is."""
+        names, schedule = list(self.heads), self.trials.course.schedule if epochs else None
+        modules: dict[int, list[nn.Module]] = {
+            k: [self.encoders[names[k]], self.heads[names[k]]] for k in chosen if k < len(names)
+        }
+        if len(names) in chosen:
+            modules = {len(names): [self.network, self.heads]}
+        learners = []
+        for branch, owned in modules.items():
+            parameters = [p for m in owned for p in m.parameters() if p.requires_grad]
+            optimizer = self.trials.optimizer(parameters)
+            follows = None if schedule is None else schedule(optimizer, epochs)
+            learners.append(_Learner(branch, parameters, optimizer, follows))
+        return learners
+
+    def _step(
+        self,
+        learners: "list[_Learner]",
+        chosen: Mapping[int, float],
+        inputs: Any,  # noqa: ANN401
+        target: Any,  # noqa: ANN401
+    ) -> None:
+        for learner in learners:
+            learner.optimizer.zero_grad()
+        losses, _ = self._losses(inputs, target)
+        total: Any = sum(weight * losses[k] for k, weight in chosen.items())
+        total.backward()
+        _average(p for learner in learners for p in learner.parameters)
+        for learner in learners:
+            learner.step()
+
     def _mean(self, batches: Batches) -> Tensor:
         total = torch.zeros(len(self.heads) + 1, device=self.device)
         count = torch.zeros(1, device=self.device)
@@ -168,12 +247,39 @@ class Trial:
     @contextmanager
     def _apart(self, *, training: bool) -> Iterator[None]:
         """Random numbers of its own, for data loaders too, and the copy's mode."""
-        self.network.train(training)
-        self.heads.train(training)
+        self._set_mode(training=training)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.trials.seed)
             yield
+
+    def _set_mode(self, *, training: bool) -> None:
+        self.network.train(training)
+        self.heads.train(training)
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """What trains one branch of a copy."""
+
+    branch: int
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+
+    @property
+    def on_plateau(self) -> bool:
+        return isinstance(self.schedule, ReduceLROnPlateau)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        if self.schedule is not None and not self.on_plateau:
+            self.schedule.step()
+
+    def end_epoch(self, held_out: Tensor) -> None:
+        """Tell a plateau's schedule the losses of all branches on held-out data, ``(M + 1,)``."""
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(float(held_out[self.branch]))
 
 
 def unhooked_copy(module: Module) -> Module:

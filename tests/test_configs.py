@@ -48,14 +48,14 @@ def test_every_configuration_belongs_to_a_schema():
 @pytest.mark.parametrize("method", METHODS, ids=lambda p: p.stem)
 def test_every_method_builds_on_every_data_set(base, method):
     config = read_config(SCHEMAS[base.parent.name], [base, method])
+    trials = Trials(make_late()[0], nn.CrossEntropyLoss(), iter, iter, torch.optim.SGD)
     parts = {
         "task_loss": nn.CrossEntropyLoss,
         "heads": lambda: {n: LinearHead() for n in NAMES},
         "score": lambda: accuracy,
         "samples": lambda: 16,
-        "trials": lambda: Trials(
-            make_late()[0], nn.CrossEntropyLoss(), iter, iter, torch.optim.SGD
-        ),
+        "trials": lambda: trials,
+        "held_out": lambda: trials,
     }
     balancer = build_balancer(config.balancer.name, config.balancer.settings, parts)
     assert type(balancer).__name__ == config.balancer.name

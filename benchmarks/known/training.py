@@ -25,7 +25,7 @@ from cggm.late_fusion import FusionRule, late_rule
 from cggm.methods import bound_balancer
 from cggm.scores import ratio_score, score_counts
 from cggm.tensors import zeros_of
-from cggm.trials import Trials
+from cggm.trials import Course, Trials
 
 BATCH = {"classification": 64, "regression": 64, "segmentation": 16}
 RATES = {
@@ -108,7 +108,7 @@ def train(
     torch.manual_seed(case.seed)
     network = make_network(case, row.rule)
     feed = partial(batches, data["train"], case)
-    balancer = make_balancer(case, row, network, data, feed)
+    balancer = make_balancer(case, row, network, data, feed, epochs)
     start = time.perf_counter()
     history = fit(case, network, balancer, feed, epochs)
     return data, network, history, time.perf_counter() - start
@@ -122,19 +122,32 @@ def make_network(case: Case, rule: FusionRule | None) -> nn.Module:
 
 
 def make_balancer(
-    case: Case, row: Row, network: nn.Module, data: Mapping[str, Any], feed: Callable[..., Any]
+    case: Case,
+    row: Row,
+    network: nn.Module,
+    data: Mapping[str, Any],
+    feed: Callable[..., Any],
+    epochs: int,
 ) -> Balancer:
     torch.manual_seed(case.seed + 1000)
     valid = data["valid"]
     optimizer = partial(make_optimizer, case)
+    trials = partial(
+        Trials,
+        network,
+        task_loss(case.task),
+        feed,
+        lambda epoch: [valid],
+        optimizer,
+        course=Course(epochs),
+    )
     parts: dict[str, Callable[[], Any]] = {
         "task_loss": lambda: task_loss(case.task),
         "heads": lambda: {name: Head(case.task) for name in case.names},
         "score": lambda: SCORES[case.task],
         "samples": lambda: len(data["train"][1]),
-        "trials": lambda: Trials(
-            network, task_loss(case.task), feed, lambda epoch: [valid], optimizer
-        ),
+        "trials": trials,
+        "held_out": trials,
     }
     balancer = bound_balancer(row.method, row.settings, parts, network)
     balancer.heads_follow = False  # heads of all methods learn alike, so that controls match

@@ -156,5 +156,6 @@ def _task(
         "head_optimizer": lambda: head_optimizer,
         "samples": lambda: SAMPLES,
         "trials": lambda: Trials(network, loss, batches, batches, optimizer),
+        "held_out": lambda: None,
     }
     return Task(network.train(), optimizer(network.parameters()), batch, parts)

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion
-from cggm.methods._parts import feature_distance, frozen
+from cggm.methods._parts import feature_distance, frozen, train_teachers
 from cggm.passes import Step
 from cggm.trials import Trials
 
@@ -37,9 +36,9 @@ class G2D(Balancer):
     strongest alone is held still; maps of classes, with the divergence averaged over places; all
     parameters of an encoder, where the published code scales those of four axes alone; nobody is
     held still where two teachers tie, or a single modality is. Teachers and their heads are trained
-    before the first epoch from the network's initial encoders, for ``epochs`` epochs, and are part
-    of the state. Where samples lack a modality the method refuses. Under accumulation :math:`s_m`
-    is the window's so far.
+    before the first epoch from the network's initial encoders, for ``epochs`` epochs with the
+    schedule of the training, and are part of the state. Where samples lack a modality the method
+    refuses. Under accumulation :math:`s_m` is the window's so far.
 
     ``last_epoch`` has to be set to half of the epochs: with the published number, a shorter
     training never trains the strongest encoder, which ``bind`` cannot know.
@@ -57,7 +56,7 @@ class G2D(Balancer):
         temperature: Temperature T, positive.
         last_epoch: Last epoch E in which the strongest encoder is still; 0 for none. With both
             weights 0 that is joint training without teachers.
-        epochs: Epochs that teachers are trained for.
+        epochs: Epochs that teachers are trained for; as many as the students' where not given.
 
     Raises:
         ValueError: If an argument is out of range, if there is nothing to train teachers with, or
@@ -77,7 +76,7 @@ class G2D(Balancer):
         features: float = 1.0,
         temperature: float = 1.0,
         last_epoch: int = 151,
-        epochs: int = 10,
+        epochs: int | None = None,
     ) -> None:
         super().__init__(task_loss)
         if not 0 <= min(logits, features) <= max(logits, features) < float("inf"):
@@ -85,7 +84,7 @@ class G2D(Balancer):
                 "Expected `logits` and `features` not negative and finite, "
                 f"but got {logits} and {features}."
             )
-        if not (temperature > 0 and last_epoch >= 0 and epochs >= 1):
+        if not (temperature > 0 and last_epoch >= 0 and (epochs is None or epochs >= 1)):
             raise ValueError(
                 "Expected `temperature` positive, `last_epoch` not negative and `epochs` of at "
                 f"least 1, but got {temperature}, {last_epoch} and {epochs}."
@@ -129,16 +128,8 @@ class G2D(Balancer):
         if not self.teaches or bool(self.trained):
             return
         assert self.trials is not None
-        trial = self.trials.copy(dict(self.judges))
-        trial.heads.requires_grad_(True)
-        weights = torch.ones(len(self.judges) + 1)
-        weights[-1] = 0
-        trial.fit(weights, self.epochs)
-        for name, teacher in self.teachers.items():
-            teacher.load_state_dict(trial.encoders[name].state_dict())
-            self.judges[name].load_state_dict(trial.heads[name].state_dict())
-        taught = [*self.teachers.parameters(), *self.judges.parameters()]
-        broadcast_from_first([*taught, *self.teachers.buffers(), *self.judges.buffers()])
+        teachers, judges = dict(self.teachers.items()), dict(self.judges.items())
+        train_teachers(self.trials, teachers, judges, self.epochs)
         self.trained.fill_(True)
 
     def loss(self, step: Step) -> Tensor:

@@ -11,6 +11,7 @@ from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.methods._parts import EpochScores, Numbers, check_factors, per_modality
 from cggm.passes import Step
 from cggm.scores import Score, ScoreTracker
+from cggm.trials import Trials
 
 _STRATEGIES = ("keep", "smooth", "dynamic")
 
@@ -32,10 +33,11 @@ class ModalityLearningRates(Balancer):
     Fusion and output layer keep the shared rate. Factors scale the update, weight decay included.
 
     Our extensions. The published models are sums of unimodal classifiers; here scores come from
-    heads, so that any fusion and task serves. Unless :meth:`observe_validation` gives validation
-    scores, :math:`a_m` is the head's mean score over the epoch's steps, each batch judged before
-    the head learns from it; its encoder may have seen the sample in earlier epochs, so protection
-    from overfitting is weaker than published. Scores below 0 (negated errors) take the inverse
+    heads, so that any fusion and task serves. They are scored on what ``held_out`` holds out at the
+    end of each epoch, or :meth:`observe_validation` gives scores. Without either, :math:`a_m` is
+    the head's mean score over the epoch's steps, each batch judged before the head learns from it;
+    its encoder may have seen the sample in earlier epochs, so protection from overfitting is weaker
+    than published. Scores below 0 (negated errors) take the inverse
     ratio; where a score changes its sign, or is not finite, the ratio is 1. ``limits`` are ours.
 
     Do not use *keep* and *smooth* without rates tuned on unimodal models. *dynamic* compares no
@@ -47,6 +49,7 @@ class ModalityLearningRates(Balancer):
         heads: Modality name to head, as for CGGM; used by *dynamic* alone.
         score: ``(prediction, target)`` to a scalar or a pair, higher is better, see
             :func:`cggm.scores.score_counts`; used by *dynamic* alone.
+        held_out: Holds out what *dynamic* scores the heads on.
         strategy: ``"keep"``, ``"smooth"`` or ``"dynamic"``; the last two need ``start_epoch``.
         rates: Unimodal rate over the shared one, by modality, or one number for all.
         epochs: Epochs until *smooth* reaches the shared rate (E).
@@ -69,6 +72,7 @@ class ModalityLearningRates(Balancer):
         task_loss: Criterion,
         heads: Mapping[str, nn.Module] | None = None,
         score: Score | None = None,
+        held_out: Trials | None = None,
         *,
         strategy: str = "keep",
         rates: Numbers = 1.0,
@@ -86,6 +90,7 @@ class ModalityLearningRates(Balancer):
         self.epochs = epochs
         self.limits = limits
         self.compound = compound
+        self.held_out = held_out
         self._rates = torch.ones(0)
         self._neutral = False
         if strategy == "dynamic":
@@ -132,6 +137,15 @@ class ModalityLearningRates(Balancer):
         if self.strategy != "dynamic":
             raise ValueError(f"Expected strategy 'dynamic', but got {self.strategy!r}.")
         self.epoch_scores.validate(per_modality("scores", scores, self.binding.names))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Score the heads on held-out data, unless their scores were given."""
+        if self.strategy != "dynamic" or self.held_out is None:
+            return
+        if bool(self.epoch_scores.validation.isnan().all()):
+            assert self.heads is not None
+            scores = self.held_out.score(dict(self.heads.items()), self.score)
+            self.epoch_scores.validate(scores)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the rates of an epoch from the epochs completed."""

@@ -97,6 +97,7 @@ class PASSION(DrawingBalancer):
     """
 
     serves_absence = True
+    trains_through_heads = True
     heads: Heads
     scores: ScoreTracker
     beta: Tensor

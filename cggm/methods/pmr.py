@@ -1,14 +1,21 @@
 """PMR: prototypical modal rebalance."""
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
+from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion
 from cggm.methods._parts import class_means, log_probabilities, sample_vectors
 from cggm.passes import Step
 from cggm.tensors import map_tensors
+from cggm.trials import Trials
+
+# Of so many batches one is looked at for prototypes, as in the paper.
+_SHARE = 10
 
 
 class PMR(Balancer):
@@ -26,12 +33,12 @@ class PMR(Balancer):
             - \mu [e \le E] \sum_m \bar\beta_{-m} \overline{H(p_m)}
 
     where :math:`-m` averages the other modalities, which for two is the paper's pair of ratios.
-    More than two are our extension; one is never modulated. The paper averages a tenth of the
-    training set in evaluation mode before each epoch; we average the features of all training
-    samples over the epoch as training makes them, which takes no pass and sees no other label.
-    Momentum then mixes epochs, as published. A class that no finished epoch held is judged by its
-    mean so far, without the current window (ours); one never seen is left out of the softmax, and
-    its samples out of loss and score. The first step is therefore a joint one.
+    More than two are our extension; one is never modulated. Before each epoch, the first included,
+    a tenth of the training set is averaged in evaluation mode, every tenth batch of ``trials``;
+    momentum mixes epochs. Ours: without ``trials``, the features of all training samples are
+    averaged over the epoch as training makes them, so that the first step is a joint one. A class
+    that no prototype was made of is judged by its mean so far, without the current window; one
+    never seen is left out of the softmax, and its samples out of loss and score.
 
     Features become one vector per sample: maps are averaged over space, sequences over their steps.
 
@@ -44,6 +51,7 @@ class PMR(Balancer):
 
     Args:
         task_loss: ``(prediction, target)`` to a scalar.
+        trials: Gives the training data that prototypes are made of.
         alpha: Weight of the prototype losses, not negative; the paper takes 1 to 2.
         mu: Weight of the entropy term, not negative; the paper takes 0.001 or 0.01.
         momentum: Share of the old prototypes, in [0, 1).
@@ -60,6 +68,7 @@ class PMR(Balancer):
     def __init__(
         self,
         task_loss: Criterion,
+        trials: Trials | None = None,
         *,
         alpha: float = 1.0,
         mu: float = 0.01,
@@ -75,7 +84,7 @@ class PMR(Balancer):
             )
         self.alpha, self.mu = alpha, mu
         self.momentum, self.entropy_epochs = momentum, entropy_epochs
-        self.last_epoch = last_epoch
+        self.last_epoch, self.trials = last_epoch, trials
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         # by modality (C, D + 1): the last column counts samples, or is 1 for a known prototype
         self._sums: dict[str, Tensor] = {}
@@ -111,16 +120,33 @@ class PMR(Balancer):
             self._sums[name] = self._sums[name] + part
 
     def start_epoch(self, epoch: int) -> None:
-        """Make prototypes of the epoch that ended; told twice, an epoch starts once."""
+        """Make prototypes, of the epoch that ended if need be; told twice, it starts once."""
         super().start_epoch(epoch)
         if epoch == int(self.epoch):
             return
         self.epoch.fill_(epoch)
-        for name, total in self._sums.items():
-            old, new = self._means[name], class_means(total)
+        sampled = self._sample(epoch)
+        for name, total in (sampled or self._sums).items():
+            new = class_means(total)
+            old = self._means.get(name, torch.zeros_like(total))
             mixed = torch.where(old[:, -1:] > 0, torch.lerp(new, old, self.momentum), new)
             self._means[name] = torch.where(new[:, -1:] > 0, mixed, old)
             self._sums[name] = torch.zeros_like(total)
+
+    def _sample(self, epoch: int) -> dict[str, Tensor]:
+        """Class sums of a tenth of the training set in eval mode, ``(C, D + 1)`` each."""
+        if self.trials is None or not (self.alpha or self.mu):
+            return {}
+        train = self.trials.train
+        vectors, target = self.trials.copy({}).collect(
+            lambda _: islice(train(epoch), 0, None, _SHARE), sample_vectors
+        )
+        if target.ndim != 1 or target.is_floating_point():  # which the first step refuses
+            return {}
+        labels = self._indicators(target)
+        sums = {n: labels.T @ nn.functional.pad(v, (0, 1), value=1.0) for n, v in vectors.items()}
+        broadcast_from_first(sums.values())
+        return sums
 
     def get_extra_state(self) -> dict[str, dict[str, Tensor]]:
         """Class sums and prototypes, whose widths the features decide."""
@@ -148,7 +174,11 @@ class PMR(Balancer):
                 "because PMR needs a class for each sample, but got the target "
                 f"{found} and the prediction {tuple(step.prediction.shape)}. Choose another method."
             )
-        indicators: Tensor = target[:, None] == torch.arange(classes, device=target.device)
+        return self._indicators(target)
+
+    def _indicators(self, target: Tensor) -> Tensor:
+        classes = torch.arange(self.binding.output_weight.shape[0], device=target.device)
+        indicators: Tensor = target[:, None] == classes
         return indicators.float()
 
     def _judge(self, vectors: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,6 +71,7 @@ class RedCore(DrawingBalancer):
     """
 
     serves_absence = True
+    trains_through_heads = True
     heads: Heads
     scores: ScoreTracker
     mean: Tensor

@@ -124,8 +124,10 @@ def bound_balancer(
     """
     with torch.random.fork_rng(devices=[]):  # so that heads leave dropout as it is without them
         balancer = build_balancer(name, settings, parts)
-    for method in balancer.parts if isinstance(balancer, Chain) else [balancer]:
-        method.heads_follow = method.trains_through_heads
+    methods = balancer.parts if isinstance(balancer, Chain) else [balancer]
+    through_heads = any(m.trains_through_heads for m in methods)  # which a chain shares
+    for method in methods:
+        method.heads_follow = through_heads
     try:
         return balancer.bind(network)
     except ValueError as error:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import broadcast_from_first
 from cggm.heads import Criterion
-from cggm.methods._parts import feature_distance, frozen
+from cggm.methods._parts import feature_distance, frozen, train_teachers
 from cggm.passes import Step
 from cggm.tensors import samples_with
 from cggm.trials import Trials
@@ -33,7 +32,8 @@ class UnimodalTeacher(Balancer):
 
     Teachers are given, or trained before the first epoch from the network's initial, perhaps
     pretrained, encoders with a head each, which are then dropped. That takes ``epochs`` epochs of
-    training. A state holds the teachers, so that a resumed run does not train them again.
+    training, with the schedule of the students'. A state holds the teachers, so that a resumed run
+    does not train them again.
 
     Limits: the paper's weight was not found; the distance depends on the features' scale, so the
     weight has to be tuned. Do not use it where modalities tell nothing alone and only together: the
@@ -109,13 +109,8 @@ class UnimodalTeacher(Balancer):
         if self.weight == 0 or bool(self.trained):
             return
         assert self.trials is not None
-        trial = self.trials.copy(self._teaching_heads)
-        weights = torch.ones(len(self.teachers) + 1)
-        weights[-1] = 0
-        trial.fit(weights, self.epochs or self.trials.epochs)
-        for name, teacher in self.teachers.items():
-            teacher.load_state_dict(trial.encoders[name].state_dict())
-        broadcast_from_first([*self.teachers.parameters(), *self.teachers.buffers()])
+        heads = frozen(self._teaching_heads)  # copies, which nobody keeps
+        train_teachers(self.trials, dict(self.teachers.items()), heads, self.epochs)
         self.trained.fill_(True)
 
     def loss(self, step: Step) -> Tensor:

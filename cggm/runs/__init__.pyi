@@ -26,6 +26,7 @@ from .loop.replicas import replicated as replicated
 from .loop.sampling import EndlessBatches as EndlessBatches
 from .loop.sampling import EpochSampler as EpochSampler
 from .loop.schedule import WarmupCosine as WarmupCosine
+from .loop.schedule import warmup_cosine as warmup_cosine
 from .loop.seeds import seed_everything as seed_everything
 from .loop.signals import Stopped as Stopped
 from .metrics import Metric as Metric

@@ -5,10 +5,11 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
 from cggm.methods import bound_balancer
-from cggm.trials import Trials
+from cggm.trials import Course, Trials
 from cggm_cls.data import TaskData
 from cggm_cls.networks import MultimodalTransformer, sequence_heads
 from cggm_cls.training.batches import shuffled_batches
@@ -62,6 +63,7 @@ def sequence_balancer(
             "head_optimizer": lambda: adam_factory(rates, rates.head_lr, rates.head_weight_decay),
             "samples": lambda: len(data.train),
             "trials": lambda: _trials(config, network, data, task_loss),
+            "held_out": lambda: _trials(config, network, data, task_loss),
         },
         network,
     )
@@ -93,5 +95,8 @@ def _trials(
         partial(batches, dataset=data.valid),
         adam_factory(config.optimizer, config.optimizer.lr, config.optimizer.weight_decay),
         seed=config.seed,
-        epochs=config.max_epochs,
+        course=Course(
+            config.max_epochs,
+            lambda optimizer, _: ReduceLROnPlateau(optimizer, patience=config.optimizer.patience),
+        ),
     )

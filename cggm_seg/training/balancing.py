@@ -3,21 +3,23 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from cggm.balancer import Balancer
 from cggm.errors import UserError
 from cggm.methods import bound_balancer
-from cggm.runs import EndlessBatches, EpochSampler
+from cggm.runs import EndlessBatches, EpochSampler, warmup_cosine
 from cggm.scores import Score
-from cggm.trials import Trials
+from cggm.trials import Course, Trials
 from cggm_seg.data import SliceCache, SliceDataset, Split
 from cggm_seg.evaluation import REGIONS, region_dice_counts
-from cggm_seg.networks import MultiEncoderDeepLabV3Plus, UnimodalDecoder
+from cggm_seg.networks import OUTPUT_STRIDE, MultiEncoderDeepLabV3Plus, UnimodalDecoder
 from cggm_seg.training.config import BratsConfig, DiceTerm, SgdConfig
 from cggm_seg.training.losses import SoftDiceCELoss
 
@@ -70,6 +72,7 @@ def segmentation_balancer(
             "head_optimizer": lambda: sgd_factory(rates, rates.head_lr),
             "samples": lambda: len(split.training),
             "trials": lambda: _trials(config, network, cache, split, task_loss),
+            "held_out": lambda: _held_out(config, network, cache, split, task_loss),
         },
         network,
     )
@@ -132,6 +135,14 @@ def training_slices(
     )
 
 
+def whole_slices(config: BratsConfig, cache: SliceCache, case_ids: tuple[str, ...]) -> SliceDataset:
+    """Whole slices of some cases, drawn as crops are and not augmented, to judge networks by."""
+    longest = max(max(cache.read(case_id, 0)[1].shape) for case_id in case_ids)
+    size = max(32, ceil(longest / OUTPUT_STRIDE) * OUTPUT_STRIDE)
+    slices = replace(config.slices, size=size, augment=False)
+    return training_slices(replace(config, slices=slices), cache, case_ids)
+
+
 def check_complete(cache: SliceCache, split: Split, what: str) -> None:
     """Refuse cases that lack a modality, for what takes its zeros for an image.
 
@@ -171,17 +182,51 @@ def _trials(
 ) -> Trials:
     method = f"{config.balancer.name}, which trains copies of the network"
     check_complete(cache, split, method)
-    plain = replace(config, slices=replace(config.slices, augment=False))
+    rates = config.optimizer
     batches = partial(_batches, config=config, device=next(network.parameters()).device)
+    dataset = training_slices(config, cache, split.training)
     return Trials(
         network,
         task_loss,
-        partial(batches, dataset=training_slices(config, cache, split.training)),
-        partial(batches, dataset=training_slices(plain, cache, split.validation)),
-        sgd_factory(config.optimizer, config.optimizer.lr_peak),
+        partial(batches, dataset=dataset),
+        partial(batches, dataset=whole_slices(config, cache, split.validation)),
+        sgd_factory(rates, rates.lr_peak),
         seed=config.seed,
-        epochs=config.max_epochs,
+        course=Course(
+            config.max_epochs, partial(_schedule, rates, ceil(len(dataset) / config.batch_size))
+        ),
+        judged=partial(batches, dataset=whole_slices(config, cache, split.training)),
     )
+
+
+def _held_out(
+    config: BratsConfig,
+    network: MultiEncoderDeepLabV3Plus,
+    cache: SliceCache,
+    split: Split,
+    task_loss: nn.Module,
+) -> Trials | None:
+    """Trials whose cases have all modalities; ``None`` where no held-out case has."""
+    complete = [
+        tuple(c for c in ids if all(cache.present(c))) for ids in (split.training, split.validation)
+    ]
+    if not all(complete):
+        return None
+    training, validation = complete
+    return _trials(config, network, cache, Split(training, validation), task_loss)
+
+
+def _schedule(config: SgdConfig, length: int, optimizer: Optimizer, epochs: int) -> LambdaLR:
+    """The schedule of a training of so many epochs of so many batches, for an optimizer at peak."""
+    rate = partial(
+        warmup_cosine,
+        warmup=config.warmup_epochs * length,
+        total=epochs * length,
+        start=config.lr_start,
+        peak=config.lr_peak,
+        final=config.lr_final,
+    )
+    return LambdaLR(optimizer, lambda step: rate(step) / (config.lr_peak or 1.0))
 
 
 def _batches(

@@ -120,6 +120,7 @@ def build(
     heads = heads or nn.ModuleDict({n: kind.head() for n in names})
     batches = trial_batches or [kind.batch(16, names, seed) for seed in (7, 8)]
     sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    trials = partial(Trials, network, kind.loss, lambda e: batches, lambda e: batches[:1], sgd)
     parts = {
         "task_loss": lambda: kind.loss,
         "heads": lambda: {n: deepcopy(heads[n]) for n in names},
@@ -127,7 +128,8 @@ def build(
         "head_optimizer": lambda: sgd,
         "samples": lambda: 16,
         "bypass": lambda: getattr(network, "units", None),
-        "trials": lambda: Trials(network, kind.loss, lambda e: batches, lambda e: batches[:1], sgd),
+        "trials": trials,
+        "held_out": trials,
     }
     return build_balancer(name, settings, parts)
 

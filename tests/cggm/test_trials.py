@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from cggm import Balancer
-from cggm.trials import Trials, unhooked_copy
-from tests.cggm.networks import NAMES, late_batch, make_cggm, make_late
+from cggm.trials import Course, Trials, unhooked_copy
+from tests.cggm.networks import NAMES, accuracy, late_batch, make_cggm, make_late
 from tests.quantifiers import every, none
 
 cross_entropy = nn.functional.cross_entropy
@@ -179,3 +179,74 @@ def test_a_bound_network_trains_copies_as_an_unbound_one():
         trial.fit(only(0, 1, 2, 3), 1)
         ends.append(trial.network.state_dict())
     assert same(ends)
+
+
+class Ramp(torch.optim.lr_scheduler.LambdaLR):
+    """A rate that is 0.1, 0.2, 0.3 and so on in the steps of an optimizer at 0.1."""
+
+    def __init__(self, optimizer, epochs):
+        super().__init__(optimizer, lambda step: step + 1.0)
+
+
+def test_a_scheduled_copy_learns_at_the_rate_of_each_step():
+    network, heads = make_late()
+    trials = make_trials(network)
+    trials.course = Course(1, Ramp)
+    plain, scheduled = trials.copy(heads), trials.copy(heads)
+    plain.fit(only(0, 1, 2), 1)
+    scheduled.fit(only(0, 1, 2), 1, scheduled=True)
+    by_hand = copy.deepcopy(network.encoders["text"]), copy.deepcopy(heads["text"])
+    assert len(parts(TRAIN, 4)) == 3
+    for lr, (inputs, target) in zip((0.1, 0.2, 0.3), parts(TRAIN, 4), strict=True):
+        optimizer = torch.optim.SGD([p for m in by_hand for p in m.parameters()], lr=lr)
+        optimizer.zero_grad()
+        cross_entropy(by_hand[1](by_hand[0](inputs[:, NAMES.index("text")])), target).backward()
+        optimizer.step()
+    for ours, expected in zip(
+        scheduled.encoders["text"].parameters(), by_hand[0].parameters(), strict=True
+    ):
+        assert_close(ours, expected)
+    assert not same([plain.network.state_dict(), scheduled.network.state_dict()])
+
+
+def test_the_rate_of_each_modality_falls_on_its_own_plateau():
+    network, heads = Given({"a": 1.0, "b": 1.0}), {"a": Factor(1.0), "b": Factor(1.0)}
+    schedules = []
+
+    def plateau(optimizer, epochs):
+        schedules.append(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0))
+        return schedules[-1]
+
+    # modality a has an input of 0 and learns nothing: 0 is its loss in every epoch; b improves
+    held_out = [(torch.tensor([[0.0, 1.0]]), torch.tensor([0.0]))]
+    trials = Trials(
+        network,
+        lambda prediction, target: (prediction - target).square().mean(),
+        lambda epoch: held_out,
+        lambda epoch: held_out,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        course=Course(2, plateau),
+    )
+    trials.copy(heads).fit(torch.tensor([1.0, 1.0, 0.0]), 2, scheduled=True)
+    assert [s.optimizer.param_groups[0]["lr"] for s in schedules] == [pytest.approx(0.01), 0.1]
+
+
+def test_losses_of_the_training_data_are_of_what_is_judged():
+    network, heads = make_late()
+    trials = make_trials(network)
+    augmented = trials.copy(heads).losses()
+    trials.judged = trials.valid
+    losses = trials.copy(heads).losses()
+    assert torch.equal(losses.train, losses.valid)
+    assert not torch.equal(augmented.train, losses.train)
+
+
+def test_heads_are_scored_on_held_out_data_whatever_the_batches():
+    network, heads = make_late(dropout=0.9)
+    scores = make_trials(network, size=2).score(heads, accuracy)
+    inputs, target = VALID
+    network.eval()
+    for name, score, own in zip(NAMES, scores, inputs.unbind(1), strict=True):
+        said = heads[name](network.encoders[name](own)).argmax(1)
+        assert_close(score, (said == target).float().mean())
+    assert len(set(scores.tolist())) > 1

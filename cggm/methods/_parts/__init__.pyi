@@ -38,3 +38,4 @@ from .shares import pair_moments as pair_moments
 from .shares import shuffled_rows as shuffled_rows
 from .teachers import feature_distance as feature_distance
 from .teachers import frozen as frozen
+from .teachers import train_teachers as train_teachers

@@ -1,12 +1,13 @@
-"""Frozen teachers of encoders, and the distance of features to theirs."""
+"""Frozen teachers of encoders: their training, and the distance of features to theirs."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from cggm.distributed import broadcast_from_first
 from cggm.tensors import Features, parts_in, without_subclass
-from cggm.trials import unhooked_copy
+from cggm.trials import Trials, unhooked_copy
 
 
 def frozen(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -18,6 +19,35 @@ def frozen(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {
         name: unhooked_copy(module).requires_grad_(False).eval() for name, module in modules.items()
     }
+
+
+def train_teachers(
+    trials: Trials,
+    teachers: Mapping[str, nn.Module],
+    judges: Mapping[str, nn.Module],
+    epochs: int | None,
+) -> None:
+    """Train frozen teachers and their heads in place, each on its modality alone.
+
+    They begin as the network's encoders are now, with the optimizer and the schedule of a training
+    of as many epochs, and are the same on all ranks.
+
+    Args:
+        trials: Trains them.
+        teachers: By modality, of the classes of the network's encoders.
+        judges: Head of each, which takes what the encoder returns.
+        epochs: Epochs that they are trained for; as many as the network where not given.
+    """
+    trial = trials.copy(judges)
+    trial.heads.requires_grad_(True)
+    weights = torch.ones(len(judges) + 1)
+    weights[-1] = 0
+    trial.fit(weights, epochs or trials.course.epochs, scheduled=True)
+    for name, teacher in teachers.items():
+        teacher.load_state_dict(trial.encoders[name].state_dict())
+        judges[name].load_state_dict(trial.heads[name].state_dict())
+    taught = [*teachers.values(), *judges.values()]
+    broadcast_from_first(x for m in taught for x in (*m.parameters(), *m.buffers()))
 
 
 def feature_distance(student: Features, teacher: Features) -> Tensor:

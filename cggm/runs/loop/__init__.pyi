@@ -5,6 +5,7 @@ from .sampling import EndlessBatches as EndlessBatches
 from .sampling import Loader as Loader
 from .sampling import begin_after as begin_after
 from .schedule import WarmupCosine as WarmupCosine
+from .schedule import warmup_cosine as warmup_cosine
 from .seeds import rng_state as rng_state
 from .seeds import set_rng_state as set_rng_state
 from .signals import Stopped as Stopped

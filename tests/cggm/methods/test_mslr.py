@@ -38,6 +38,31 @@ def joint_step(network, optimizer, batch):
     optimizer.step()
 
 
+class Scripted:
+    """Held-out data on which heads have given scores."""
+
+    def __init__(self, *scores):
+        self.scores = iter(scores)
+
+    def score(self, heads, score):
+        assert list(heads) == ["a", "b"]
+        return torch.tensor(next(self.scores))
+
+
+def test_dynamic_rates_follow_the_scores_on_held_out_data():
+    held_out = Scripted([0.5, 0.8], [0.75, 0.4])
+    network, balancer = make(("a", "b"), strategy="dynamic", window=2, held_out=held_out)
+    seen = []
+    for epoch in (1, 2, 3):
+        balancer.start_epoch(epoch)
+        seen += train(network, sgd(network), balancer, [late_batch(names=("a", "b"))])
+        if epoch == 3:  # of which no held-out score is left
+            balancer.observe_validation({"a": 1.0, "b": 1.0})
+        balancer.end_epoch(epoch)
+    # 0.75 over the mean of 0.5 and 0.75; 0.4 over that of 0.8 and 0.4
+    assert_close(seen[2], torch.tensor([1.2, 2 / 3]))
+
+
 @pytest.mark.parametrize("optimizer", [sgd, lambda n: torch.optim.Adam(n.parameters(), lr=0.01)])
 def test_keep_multiplies_each_encoders_step_by_its_rate(optimizer):
     network, balancer = make(strategy="keep", rates=RATES)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from cggm.methods._parts.prototypes import log_probabilities, sample_vectors
 from cggm.methods.pmr import PMR
+from cggm.trials import Trials
 from tests.cggm.networks import Convolutional, late_batch, make_late
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every, none
@@ -364,3 +365,29 @@ def test_ends_with_the_last_epoch():
         assert torch.equal(loss, cross_entropy(prediction, target)) == (epoch in (1, 3))
         loss.backward()
         torch.optim.SGD(network.parameters(), lr=0.1).step()
+
+
+def test_prototypes_are_there_before_the_first_epoch_from_a_tenth_of_the_batches():
+    torch.manual_seed(0)
+    network = Scalars("ab")
+
+    def batch(rows, classes):
+        return torch.tensor(rows), torch.tensor(classes)
+
+    far = batch([[90.0, 90.0]], [0])
+    first = [batch([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]], [0, 0, 1]), *[far] * 9]
+    train = {1: [*first, batch([[5.0, 6.0]], [0])], 2: [batch([[7.0, 8.0]], [0])]}
+    trials = Trials(network, cross_entropy, train.get, train.get, torch.optim.SGD)
+    method = PMR(cross_entropy, trials, momentum=0.25).bind(network)
+    method.start_epoch(1)
+    # batches 1 and 11: (1 + 3 + 5) / 3 and 8; (2 + 4 + 6) / 3 and 0
+    assert means(method, "a") == [[3, 1], [8, 1]]
+    assert means(method, "b") == [[4, 1], [0, 1]]
+    rows, classes = batch([[3.0, 0.0]], [0])
+    prediction = network(rows)
+    loss = method(prediction, classes)
+    assert loss != cross_entropy(prediction, classes)  # no joint step any more
+    method.start_epoch(2)
+    # 0.25 of the old, 0.75 of the new; class 1 is not in the tenth
+    assert means(method, "a") == [[6, 1], [8, 1]]
+    assert means(method, "b") == [[7, 1], [0, 1]]

@@ -12,10 +12,10 @@ from torch import nn
 import cggm.methods
 from cggm import Balancer
 from cggm.errors import UserError
-from cggm.methods import build_balancer, find_method, method_names
+from cggm.methods import bound_balancer, build_balancer, find_method, method_names
 from cggm.runs import parse_training
 from pipelines.mosi_train import MosiConfig
-from tests.cggm.networks import make_late
+from tests.cggm.networks import accuracy, make_late
 
 ROOT = Path(__file__).parents[3]
 TOY = '''
@@ -108,3 +108,26 @@ def test_names_that_mean_several_or_no_method_are_refused():
     with pytest.raises(UserError, match=r"subclass of cggm\.Balancer"):
         find_method("torch.nn.Linear")
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "follow"),
+    [
+        ("UnimodalLosses", [True]),
+        ("RedCore", [True]),
+        ("CGGM", [False]),
+        ("CGGM+UnimodalLosses", [True, True]),  # whose heads are the same
+        ("CGGM+OGM", [False, False]),
+    ],
+)
+def test_heads_that_the_network_learns_from_learn_at_its_rate(name, follow):
+    network, heads = make_late()
+    parts = {
+        "task_loss": nn.CrossEntropyLoss,
+        "heads": lambda: heads,
+        "score": lambda: accuracy,
+        "samples": lambda: 16,
+    }
+    balancer = bound_balancer(name, {}, parts, network)
+    methods = balancer.parts if "+" in name else [balancer]
+    assert [method.heads_follow for method in methods] == follow
