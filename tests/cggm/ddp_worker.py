@@ -1,5 +1,6 @@
 """One rank of the two-process tests: trains on its half and saves what it ends with."""
 
+import copy
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -8,12 +9,14 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm import BalanceHandler
-from tests.cggm.networks import late_batch, make_cggm, make_late
+from cggm.methods import GuidedHeads
+from tests.cggm.networks import accuracy, late_batch, make_cggm, make_late
 
-SIZE = 16
+SIZE, DRAWS = 16, 300
 
 
 def halves(batch, rank, world):
@@ -48,6 +51,23 @@ def train(rank: int, world: int, steps: int) -> dict[str, object]:
     }
 
 
+def guided_gradients(rank: int, world: int, seeds: range) -> torch.Tensor:
+    """The network's gradient in the first step of guided heads, one row for each seed of draws."""
+    network, heads = make_late()
+    wrapped = DistributedDataParallel(network) if world > 1 else network
+    inputs, target = halves(late_batch(SIZE, seed=0), rank, world)
+    rows = []
+    for seed in seeds:
+        own = copy.deepcopy(heads)
+        method = GuidedHeads(own, F.cross_entropy, accuracy, gate=None, switch=None, seed=seed)
+        method.bind(wrapped)
+        network.zero_grad()
+        method(wrapped(inputs), target).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        method.unbind()
+    return torch.stack(rows)
+
+
 if __name__ == "__main__":
     store, rank, world, steps = sys.argv[1], *map(int, sys.argv[2:5])
     dist.init_process_group(
@@ -58,5 +78,6 @@ if __name__ == "__main__":
         timeout=timedelta(seconds=60),
     )
     assert idist.get_world_size() == world
-    torch.save(train(rank, world, steps), Path(store) / f"rank{rank}.pt")
+    found = train(rank, world, steps) | {"guided": guided_gradients(rank, world, range(DRAWS))}
+    torch.save(found, Path(store) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -39,6 +39,18 @@ def test_two_ranks_on_halves_equal_one_process_on_the_whole(ranks):
             assert_close(ranks[0][group][key], value, rtol=1e-5, atol=1e-5, msg=key)
 
 
+def test_guided_heads_on_two_ranks_equal_one_process_in_expectation(ranks):
+    two = ranks[0]["guided"]
+    assert torch.equal(two, ranks[1]["guided"])
+    one = ddp_worker.guided_gradients(0, 1, range(ddp_worker.DRAWS, 2 * ddp_worker.DRAWS))
+    assert two.std(0).max() > 0.01
+    error = ((two.var(0) + one.var(0)) / ddp_worker.DRAWS).sqrt()
+    apart = (two.mean(0) - one.mean(0)).abs()
+    # 5 standard errors: by chance one time in a thousand for some of the network's parameters
+    assert (apart <= 5 * error + 1e-6).all()
+    assert (apart[error > 0] / error[error > 0]).pow(2).mean() < 2.0  # 1 where means are equal
+
+
 def test_one_process_is_left_alone():
     tensors = [torch.tensor([1.0, 2.0]), torch.tensor(3.0)]
     assert world_size() == 1
