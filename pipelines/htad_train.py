@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(HtadConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data.htad import load_htad
+    from cggm_cls.data.packaged import load_htad
     from cggm_cls.training import run_experiment
 
     with joined(config.device):

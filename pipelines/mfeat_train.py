@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     config, options = parse_training(MfeatConfig, __doc__, argv, CONFIGS)
 
-    from cggm_cls.data.mfeat import load_mfeat
+    from cggm_cls.data.packaged import load_mfeat
     from cggm_cls.training import run_experiment
 
     with joined(config.device):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -213,6 +214,29 @@ or a list, such as a confusion matrix. The name of every number is registered.""
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How the features of a modality were scaled: less ``mean``, over ``deviation``.
+
+    Args:
+        mean: Shape ``(D,)``, or ``(T, D)`` where every step has its own.
+        deviation: As ``mean``, positive.
+    """
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    def cut(self, steps: int) -> "Scaling":
+        """The same for features that are cut into steps, ``(steps, D / steps)``.
+
+        Args:
+            steps: Equal parts; one leaves it as it is.
+        """
+        if steps == 1:
+            return self
+        return Scaling(self.mean.reshape(steps, -1), self.deviation.reshape(steps, -1))
+
+
+@dataclass(frozen=True)
 class TaskData:
     """The splits of a task, and the metrics that judge its predictions.
 
@@ -228,6 +252,9 @@ class TaskData:
         own_measure: Metrics in the place of those of :mod:`cggm_cls.metrics`; it takes logits of
             shape ``(N, C)`` or values of shape ``(N,)``, and targets. The selection of checkpoints
             needs ``acc`` or, for regression, ``mae`` among them.
+        absences: Whether training samples may lack a modality, that is, have a sequence without a
+            step; the method is then told which, and has to serve that.
+        scaling: How the features of each modality were scaled; none where they were not.
     """
 
     train: SequenceDataset
@@ -239,6 +266,8 @@ class TaskData:
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     own_measure: Measure | None = None
+    absences: bool = False
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
 
     @property
     def measure(self) -> Measure:

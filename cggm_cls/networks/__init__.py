@@ -1,4 +1,4 @@
-"""Networks for sequences: a transformer per modality and a fusing transformer."""
+"""Networks for sequences and rows: an encoder per modality, and what fuses them."""
 
 import lazy_loader
 

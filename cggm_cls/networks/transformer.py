@@ -1,6 +1,7 @@
 """Network for sequences: a transformer per modality, and one that fuses them or a head for each."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,96 @@ class Fusion(nn.Module):
         return vector
 
 
-class MultimodalTransformer(nn.Module):
+class SequenceNetwork(nn.Module):
+    """What networks for sequences have in common: one encoder per modality, and what joins them.
+
+    Args:
+        widths: Modality to features of a step of its sequences; one encoder each.
+        classes: Number of classes, or ``None`` for regression.
+
+    Attributes:
+        modalities: Names of the modalities, in order.
+        encoders: Modality to encoder.
+        output_layer: Linear, or a :class:`cggm.late_fusion.LateFusion` of heads.
+
+    Raises:
+        ValueError: If there is no modality.
+    """
+
+    output_layer: nn.Linear | LateFusion
+
+    def __init__(self, widths: Mapping[str, int], classes: int | None) -> None:
+        super().__init__()
+        if not widths:
+            raise ValueError("Expected `widths` to name at least one modality, but it is empty.")
+        self.modalities = tuple(widths)
+        self.widths = dict(widths)
+        self.classes = classes
+        self.encoders = nn.ModuleDict()
+
+    def heads(self, layers: int = 1) -> dict[str, nn.Module]:
+        """One head per encoder, in their order, on the device of the network.
+
+        Args:
+            layers: Hidden layers of each head.
+        """
+        raise NotImplementedError
+
+    def fused(self, encoded: Mapping[str, Any]) -> Tensor:
+        """Input of a linear output layer, ``(B, width)``, from what the encoders return."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Sequences) -> Tensor:
+        """Logits of shape ``(B, classes)``, or values of shape ``(B,)``; float32 under autocast.
+
+        Args:
+            inputs: Modality to sequences, lengths may differ between modalities.
+
+        Raises:
+            ValueError: If a modality is missing, unknown or of another width.
+        """
+        return self.decode(self.encode(inputs))
+
+    def encode(self, inputs: Sequences) -> dict[str, Any]:
+        """What the encoder of each modality returns; as ``forward``."""
+        self._check_inputs(inputs)
+        return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
+
+    def decode(self, encoded: Mapping[str, Any]) -> Tensor:
+        """Prediction from what the encoders of all modalities return, see ``forward``."""
+        if isinstance(self.output_layer, LateFusion):
+            return self.output_layer.combine(self.output_layer(encoded))
+        output: Tensor = self.output_layer(self.fused(encoded)).float()
+        return output.squeeze(-1) if self.classes is None else output
+
+    def _join(self, fusion: FusionRule, width: int, layers: int) -> None:
+        """Make the output layer: linear, or the heads of a late fusion of so many layers."""
+        if fusion == "features":
+            self.output_layer = nn.Linear(width, 1 if self.classes is None else self.classes)
+        else:
+            self.output_layer = LateFusion(
+                self.heads(layers), late_rule(fusion, self.classes is None)
+            )
+
+    def _check_inputs(self, inputs: Sequences) -> None:
+        if set(inputs) != set(self.modalities):
+            missing = [name for name in self.modalities if name not in inputs]
+            unknown = [name for name in inputs if name not in self.modalities]
+            raise ValueError(
+                f"Expected sequences of the modalities {list(self.modalities)}, but {missing} are "
+                f"missing and {unknown} unknown. Give a missing one as a sequence whose mask is "
+                "false throughout."
+            )
+        for name, expected in self.widths.items():
+            found = inputs[name].values.shape[-1]
+            if found != expected:
+                raise ValueError(
+                    f"Expected steps of {expected} features in modality {name!r}, but got {found}. "
+                    "Build the network for the widths of the data."
+                )
+
+
+class MultimodalTransformer(SequenceNetwork):
     """Transformer per modality and transformer over all, the network of CGGM (Guo et al., 2024).
 
     Padding is never looked at, wherever it is and whatever finite it holds. A missing modality is
@@ -114,99 +204,53 @@ class MultimodalTransformer(nn.Module):
         dropout: float = 0.1,
         readout: Readout = "token",
     ) -> None:
-        super().__init__()
-        _check(widths, readout)
-        self.modalities = tuple(widths)
-        self.widths = dict(widths)
+        super().__init__(widths, classes)
+        if readout not in ("token", "first", "mean"):
+            raise ValueError(
+                f"Expected `readout` to be 'token', 'first' or 'mean', but got {readout!r}."
+            )
         self.width = width
-        self.classes = classes
         self.attention_heads = attention_heads
         self.dropout = dropout
         self.readout: Readout = readout
-        self.encoders = nn.ModuleDict(
-            {
-                name: SequenceEncoder(features, width, encoder_layers, attention_heads, dropout)
-                for name, features in widths.items()
-            }
-        )
-        self.output_layer: nn.Linear | LateFusion
+        for name, features in widths.items():
+            self.encoders[name] = SequenceEncoder(
+                features, width, encoder_layers, attention_heads, dropout
+            )
         if fusion == "features":
             self.fusion = Fusion(
                 self.modalities, width, fusion_layers, attention_heads, dropout, readout
             )
-            self.output_layer = nn.Linear(width, 1 if classes is None else classes)
-        else:
-            heads = sequence_heads(self, layers=fusion_layers)
-            self.output_layer = LateFusion(heads, late_rule(fusion, classes is None))
+        self._join(fusion, width, fusion_layers)
 
-    def forward(self, inputs: Sequences) -> Tensor:
-        """Logits of shape ``(B, classes)``, or values of shape ``(B,)``; float32 under autocast.
+    def fused(self, encoded: Sequences) -> Tensor:
+        """Input of the output layer, from the encoded sequences."""
+        vector: Tensor = self.fusion(encoded)
+        return vector
 
-        Args:
-            inputs: Modality to sequences, lengths may differ between modalities.
-
-        Raises:
-            ValueError: If a modality is missing, unknown or of another width.
-        """
-        return self.decode(self.encode(inputs))
-
-    def encode(self, inputs: Sequences) -> dict[str, MaskedSequence]:
-        """Encoded sequences of each modality, see ``SequenceEncoder``; as ``forward``."""
-        self._check_inputs(inputs)
-        return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
-
-    def decode(self, encoded: Sequences) -> Tensor:
-        """Prediction from the encoded sequences of all modalities, see ``forward``."""
-        if isinstance(self.output_layer, LateFusion):
-            return self.output_layer.combine(self.output_layer(encoded))
-        output: Tensor = self.output_layer(self.fusion(encoded)).float()
-        return output.squeeze(-1) if self.classes is None else output
-
-    def _check_inputs(self, inputs: Sequences) -> None:
-        if set(inputs) != set(self.modalities):
-            missing = [name for name in self.modalities if name not in inputs]
-            unknown = [name for name in inputs if name not in self.modalities]
-            raise ValueError(
-                f"Expected sequences of the modalities {list(self.modalities)}, but {missing} are "
-                f"missing and {unknown} unknown. Give a missing one as a sequence whose mask is "
-                "false throughout."
-            )
-        for name, expected in self.widths.items():
-            found = inputs[name].values.shape[-1]
-            if found != expected:
-                raise ValueError(
-                    f"Expected steps of {expected} features in modality {name!r}, but got {found}. "
-                    "Build the network for the widths of the data."
-                )
+    def heads(self, layers: int = 1) -> dict[str, nn.Module]:
+        """One head per encoder, of so many attention layers; see the base."""
+        device = next(self.encoders.parameters()).device
+        return {
+            name: AttentionHead(
+                self.width,
+                self.classes,
+                layers=layers,
+                attention_heads=self.attention_heads,
+                readout=self.readout,
+            ).to(device)
+            for name in self.encoders
+        }
 
 
-def sequence_heads(network: MultimodalTransformer, *, layers: int = 1) -> dict[str, AttentionHead]:
+def sequence_heads(network: SequenceNetwork, *, layers: int = 1) -> dict[str, nn.Module]:
     """One head per encoder of a network, in the order of its encoders.
 
     Args:
         network: The network whose features the heads read.
-        layers: Attention layers of each head.
+        layers: Hidden layers of each head, of attention for a transformer.
 
     Returns:
         Heads by modality, on the device of the network.
     """
-    device = next(network.parameters()).device
-    return {
-        name: AttentionHead(
-            network.width,
-            network.classes,
-            layers=layers,
-            attention_heads=network.attention_heads,
-            readout=network.readout,
-        ).to(device)
-        for name in network.encoders
-    }
-
-
-def _check(widths: Mapping[str, int], readout: str) -> None:
-    if not widths:
-        raise ValueError("Expected `widths` to name at least one modality, but it is empty.")
-    if readout not in ("token", "first", "mean"):
-        raise ValueError(
-            f"Expected `readout` to be 'token', 'first' or 'mean', but got {readout!r}."
-        )
+    return network.heads(layers)

@@ -1,6 +1,7 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
 from operator import itemgetter
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -22,7 +23,7 @@ from cggm.runs import (
     seed_everything,
 )
 from cggm_cls.data import Batch, TaskData, move
-from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.networks import MultimodalMLP, MultimodalTransformer, SequenceNetwork
 from cggm_cls.training.balancing import adam_factory, sequence_balancer
 from cggm_cls.training.batches import sequence_batches, sequence_loader
 from cggm_cls.training.config import SequenceConfig
@@ -87,6 +88,8 @@ class SequenceTraining:
         self._replica.train()
         inputs = move(batch["inputs"], self.device)
         self.balancer.identify(batch["positions"].to(self.device))
+        if self.data.absences:
+            self.balancer.present({n: x.mask.any(1) for n, x in batch["inputs"].items()})
         self.optimizer.zero_grad()
         loss: Tensor = self.balancer(self._replica(inputs), batch["target"].to(self.device))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -120,16 +123,22 @@ class SequenceTraining:
         return {self._selects: metrics[self._selects], **metrics}
 
 
-def sequence_network(config: SequenceConfig, data: TaskData) -> MultimodalTransformer:
+def sequence_network(config: SequenceConfig, data: TaskData) -> SequenceNetwork:
     """The network of a configuration, for the modalities of the data."""
+    own = config.network
+    shared: dict[str, Any] = {
+        "width": own.width,
+        "encoder_layers": own.encoder_layers,
+        "fusion": own.fusion,
+        "fusion_layers": own.fusion_layers,
+        "dropout": own.dropout,
+    }
+    if own.kind == "mlp":
+        return MultimodalMLP(data.widths, data.classes, **shared)
     return MultimodalTransformer(
         data.widths,
         data.classes,
-        width=config.network.width,
-        attention_heads=config.network.attention_heads,
-        encoder_layers=config.network.encoder_layers,
-        fusion=config.network.fusion,
-        fusion_layers=config.network.fusion_layers,
-        dropout=config.network.dropout,
-        readout=config.network.readout,
+        attention_heads=own.attention_heads,
+        readout=own.readout,
+        **shared,
     )

@@ -8,10 +8,11 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm.balancer import Balancer
+from cggm.errors import MethodRefusal, UserError
 from cggm.methods import bound_balancer
 from cggm.trials import Course, Trials
 from cggm_cls.data import TaskData
-from cggm_cls.networks import MultimodalTransformer, sequence_heads
+from cggm_cls.networks import SequenceNetwork, sequence_heads
 from cggm_cls.training.batches import shuffled_batches
 from cggm_cls.training.config import AdamConfig, SequenceConfig
 
@@ -36,9 +37,7 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.argmax(1) == target).float().mean()
 
 
-def sequence_balancer(
-    config: SequenceConfig, network: MultimodalTransformer, data: TaskData
-) -> Balancer:
+def sequence_balancer(config: SequenceConfig, network: SequenceNetwork, data: TaskData) -> Balancer:
     """The method of a configuration, bound to the network.
 
     Args:
@@ -50,10 +49,11 @@ def sequence_balancer(
     Raises:
         UserError: If the method, or a setting of it, is unknown or cannot serve.
     """
+    _check_absences(config, data)
     regression = data.classes is None
     task_loss = nn.L1Loss() if regression else nn.CrossEntropyLoss()
     rates = config.optimizer
-    return bound_balancer(
+    balancer = bound_balancer(
         config.balancer.name,
         config.balancer.settings,
         {
@@ -67,6 +67,21 @@ def sequence_balancer(
         },
         network,
     )
+    if data.absences and type(balancer) is not Balancer and not balancer.serves_absence:
+        raise MethodRefusal(
+            f"{config.balancer.name} cannot leave out a modality that samples lack.",
+            "Choose a method that can, such as CGGM, or leave such samples out.",
+        )
+    return balancer
+
+
+def _check_absences(config: SequenceConfig, data: TaskData) -> None:
+    """Refuse what takes the empty sequences of absent modalities for data."""
+    if data.absences and config.gradients:
+        raise UserError(
+            "Expected samples with all modalities for --gradients, but some lack one.",
+            "Do without the option, or leave such samples out.",
+        )
 
 
 def adam_factory(
@@ -84,8 +99,14 @@ def adam_factory(
 
 
 def _trials(
-    config: SequenceConfig, network: MultimodalTransformer, data: TaskData, task_loss: nn.Module
+    config: SequenceConfig, network: SequenceNetwork, data: TaskData, task_loss: nn.Module
 ) -> Trials:
+    if data.absences:
+        raise MethodRefusal(
+            f"{config.balancer.name} trains copies of the network, which are not told what samples "
+            "lack, but some lack a modality.",
+            "Choose another method, or leave such samples out.",
+        )
     device = next(network.parameters()).device
     batches = partial(shuffled_batches, size=config.batch_size, seed=config.seed, device=device)
     return Trials(

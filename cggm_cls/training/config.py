@@ -11,20 +11,24 @@ from cggm.runs import BalancerConfig, RunConfig, require
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
-    """The multimodal transformer.
+class SequenceNetworkConfig:
+    """The network: a multimodal transformer, or perceptrons.
 
     Args:
+        kind: A transformer per modality and one over all, or perceptrons, which average the steps
+            of a sequence: for rows of features.
         width: Features of a step inside the network, a multiple of the attention heads.
-        attention_heads: Heads of each attention layer.
+        attention_heads: Heads of each attention layer; of no meaning for perceptrons.
         encoder_layers: Layers of each modality's encoder.
-        fusion: What is fused: features, by a transformer, or the predictions of a head for each
+        fusion: What is fused: features, by such layers, or the predictions of a head for each
             modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
         fusion_layers: Layers over the concatenated sequences, or of each head.
-        dropout: Dropout probability of embeddings, residual branches and the residual head.
-        readout: What is read: the prediction token, the first real step, or the mean.
+        dropout: Dropout probability of embeddings, residual branches and hidden layers.
+        readout: What is read of a transformer: the prediction token, the first real step, or the
+            mean.
     """
 
+    kind: Literal["transformer", "mlp"] = "transformer"
     width: int = 40
     attention_heads: int = 5
     encoder_layers: int = 5
@@ -76,7 +80,7 @@ class SequenceBalancerConfig(BalancerConfig):
     """The balancing method, with the heads that it may use.
 
     Args:
-        head_layers: Attention layers of a head.
+        head_layers: Layers of a head, of attention for a transformer.
     """
 
     head_layers: int = 1
@@ -96,7 +100,7 @@ class SequenceConfig(RunConfig):
         batch_size: Samples per batch.
         threads: Processor threads; as many as there are cores where not given.
         subsets: Whether the test split is evaluated for all subsets of modalities too.
-        network: The multimodal transformer.
+        network: The network.
         optimizer: Adam or AdamW.
         balancer: The balancing method.
     """
@@ -106,7 +110,7 @@ class SequenceConfig(RunConfig):
     batch_size: int = 64
     threads: int | None = field(default=None, metadata={"metavar": "N"})
     subsets: bool = True
-    network: TransformerConfig = field(default_factory=TransformerConfig)
+    network: SequenceNetworkConfig = field(default_factory=SequenceNetworkConfig)
     optimizer: AdamConfig = field(default_factory=AdamConfig)
     balancer: SequenceBalancerConfig = field(default_factory=SequenceBalancerConfig)
 

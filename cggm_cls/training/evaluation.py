@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from cggm.distributed import gather_shards, shard
 from cggm.tensors import evaluating
 from cggm_cls.data import MaskedSequence, Measure, SequenceDataset, move
-from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.networks import SequenceNetwork
 
 
 @torch.no_grad()
 def predict(
-    network: MultimodalTransformer,
+    network: SequenceNetwork,
     dataset: SequenceDataset,
     *,
     batch_size: int = 64,
@@ -47,7 +47,7 @@ def predict(
 
 @torch.no_grad()
 def evaluate_heads(
-    network: MultimodalTransformer,
+    network: SequenceNetwork,
     heads: nn.ModuleDict,
     dataset: SequenceDataset,
     measure: Measure,
@@ -77,7 +77,7 @@ def evaluate_heads(
 
 
 def evaluate(
-    network: MultimodalTransformer,
+    network: SequenceNetwork,
     dataset: SequenceDataset,
     measure: Measure,
     *,

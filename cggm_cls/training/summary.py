@@ -18,7 +18,7 @@ from cggm.runs import (
 from cggm.tensors import subsets_of
 from cggm_cls.data import TaskData
 from cggm_cls.metrics import by_importance
-from cggm_cls.networks import MultimodalTransformer
+from cggm_cls.networks import SequenceNetwork
 from cggm_cls.reports import write_predictions, write_sequence_report
 from cggm_cls.training.batches import epoch_batches
 from cggm_cls.training.config import SequenceConfig
@@ -28,7 +28,7 @@ from cggm_cls.training.evaluation import evaluate, evaluate_heads, predict
 def announce_sequences(
     config: SequenceConfig,
     run: RunFolder,
-    network: MultimodalTransformer,
+    network: SequenceNetwork,
     data: TaskData,
     *,
     done: int = 0,
@@ -47,7 +47,7 @@ def announce_sequences(
     lines = {
         "data": f"{len(data.train)} samples for training, {len(data.valid)} for validation, "
         f"{len(data.test)} for the test, {target}{_if_simulated(data)}",
-        "network": f"transformer on {widths}",
+        "network": f"{config.network.kind} on {widths}",
     }
     describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
     for note in data.notes:
@@ -57,7 +57,7 @@ def announce_sequences(
 def conclude_sequences(
     config: SequenceConfig,
     session: Session,
-    network: MultimodalTransformer,
+    network: SequenceNetwork,
     balancer: Balancer,
     data: TaskData,
 ) -> None:
@@ -78,6 +78,10 @@ def conclude_sequences(
         "max_epochs": config.max_epochs,
         "simulated": data.simulated,
         "classes": data.names,
+        "scaling": {
+            name: {"mean": own.mean.tolist(), "deviation": own.deviation.tolist()}
+            for name, own in data.scaling.items()
+        },
         "validation_score": best.score,
         **_test_metrics(config, network, balancer, data),
     }
@@ -95,7 +99,7 @@ def conclude_sequences(
 
 
 def _test_metrics(
-    config: SequenceConfig, network: MultimodalTransformer, balancer: Balancer, data: TaskData
+    config: SequenceConfig, network: SequenceNetwork, balancer: Balancer, data: TaskData
 ) -> dict[str, Any]:
     """Of the network, of each subset of its modalities, and of each head."""
     own, size = network.output_layer, config.batch_size

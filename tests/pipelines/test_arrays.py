@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cggm.runs.cli import run
-from cggm_cls.data.mfeat import load_mfeat
+from cggm_cls.data.packaged import load_mfeat
 from pipelines import compare
 from tests.documents import PAGES, blocks
 from tests.pipelines.commands import call, refused

@@ -1,34 +1,40 @@
-"""Loader of a folder of arrays: its splits, given or drawn, its targets and its features."""
+"""Loader of a folder of arrays: classes or numbers, features of one scale, and their splits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cggm.errors import DataError, UserError
-from cggm_cls.data.arrays.table import (
-    LAYOUT,
-    LENGTHS,
-    ArrayTable,
-    plain_text,
-    read_archive,
-    read_arrays,
+from cggm_cls.data.arrays.description import DESCRIPTION
+from cggm_cls.data.arrays.files import plain_text
+from cggm_cls.data.arrays.reader import Missing, read_array_table
+from cggm_cls.data.arrays.splits import Rows, split_rows
+from cggm_cls.data.arrays.table import ArrayModality, ArrayTable
+from cggm_cls.data.sequences import (
+    RaggedSequences,
+    Scaling,
+    SequenceDataset,
+    TaskData,
+    content_digest,
 )
-from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData, content_digest
 from cggm_cls.data.simulated import is_simulated
 
-SPLITS = ("train", "valid", "test")
-SHARES = {"valid": 0.15, "test": 0.15}
-"""Of the samples, or of the groups, where splits are drawn."""
-
-Missing = Literal["refuse", "absent"]
+_MOST_CLASSES = 20  # different whole numbers that are classes without a word, however few samples
+_PER_CLASS = 5  # samples of each beyond that
 
 
 def load_array_folder(
-    folder: Path, *, split_seed: int = 0, missing: Missing = "refuse", standardize: bool = True
+    folder: Path,
+    *,
+    target: str | None = None,
+    split_seed: int = 0,
+    missing: Missing = "refuse",
+    standardize: bool = True,
 ) -> TaskData:
     """Read a folder of arrays, see :mod:`cggm_cls.data.arrays`.
 
@@ -37,9 +43,11 @@ def load_array_folder(
 
     Args:
         folder: The folder.
+        target: Name of what is predicted, where the folder has several.
         split_seed: Of the draw of splits, not negative.
-        missing: What becomes of NaN and infinite values: ``"refuse"`` ends with a message,
-            ``"absent"`` leaves out steps, and thus rows of features, that hold any.
+        missing: What becomes of NaN and infinite values, and of samples that the file of a modality
+            lacks: ``"refuse"`` ends with a message, ``"absent"`` leaves out steps, and thus rows of
+            features, that hold any, so that a sample may lack a modality.
         standardize: Whether every feature gets mean 0 and deviation 1 over the training split.
 
     Returns:
@@ -48,199 +56,243 @@ def load_array_folder(
     Raises:
         DataError: If arrays are absent, damaged, of another shape or type, or not finite, or if a
             class, a group or a sample is in the wrong split.
-        UserError: If there are too few samples to draw splits.
+        UserError: If there are too few samples to draw splits, or ``dataset.yaml`` is wrong.
     """
-    tables, notes = _splits(folder, split_seed)
-    _refuse_torn_groups(tables)
-    names = _class_names(tables)
+    table = read_array_table(folder, target, missing)
+    data = table_data(table, split_seed=split_seed, missing=missing, standardize=standardize)
+    return replace(data, simulated=is_simulated(folder))
+
+
+def table_data(
+    table: ArrayTable,
+    *,
+    split_seed: int = 0,
+    missing: Missing = "refuse",
+    standardize: bool = True,
+) -> TaskData:
+    """The splits of a table of arrays.
+
+    Args:
+        table: The samples.
+        split_seed: See :func:`load_array_folder`.
+        missing: See there.
+        standardize: See there.
+
+    Raises:
+        DataError: See there.
+        UserError: See there.
+    """
+    table, notes = _complete(table, missing)
+    classes = _classes(table)
+    rows, found = split_rows(table, classes, split_seed)
+    notes += found
+    names = None if classes is None else _class_names(table, classes, rows, notes)
+    targets = _targets(table, classes, names)
     modalities = {
-        name: _features(name, tables, missing, notes) for name in tables["train"].modalities
+        name: _sequences(name, modality, rows, standardize, notes)
+        for name, modality in table.modalities.items()
     }
-    if standardize:
-        for sequences in modalities.values():
-            _standardize(sequences)
     splits = {
         split: SequenceDataset(
-            {name: sequences[split] for name, sequences in modalities.items()},
-            _target(table, names),
-            table.ids(split),
+            {name: sequences[split] for name, (sequences, _) in modalities.items()},
+            targets[torch.from_numpy(part)],
+            [table.name(row) for row in part],
         )
-        for split, table in tables.items()
+        for split, part in rows.items()
     }
-    _refuse_repeated_ids(folder, splits)
     return TaskData(
         train=splits["train"],
         valid=splits["valid"],
         test=splits["test"],
         classes=None if names is None else len(names),
         digest=content_digest(splits),
-        simulated=is_simulated(folder),
-        notes=tuple(notes),
+        notes=(*notes, *table.notes),
         names=tuple(names or ()),
+        absences=any(bool((s.lengths == 0).any()) for s in splits["train"].inputs.values()),
+        scaling={name: scaling for name, (_, scaling) in modalities.items() if scaling is not None},
     )
 
 
-def _splits(folder: Path, seed: int) -> tuple[dict[str, ArrayTable], list[str]]:
-    """The arrays of each split, checked, and what the user ought to know about them."""
-    archives = {split: folder / f"{split}.npz" for split in SPLITS}
-    if any(file.exists() for file in archives.values()):
-        tables = {split: ArrayTable(file, read_archive(file)) for split, file in archives.items()}
-        for table in tables.values():
-            _check_alike(tables["train"], table.check())
-        return tables, []
-    table = ArrayTable(folder, read_arrays(folder)).check()
-    if "split" in table.arrays:
-        return _given_splits(table), []
-    return _drawn_splits(table, seed)
+def with_drawn_splits(table: ArrayTable, seed: int) -> ArrayTable:
+    """The same table with a split of each sample, drawn by what all its modalities hold.
+
+    Args:
+        table: The samples.
+        seed: Of the draw.
+
+    Raises:
+        UserError: If there are too few samples, or groups.
+    """
+    rows, _ = split_rows(replace(table, split=None), _classes(table), seed)
+    split = np.empty(len(table.target), "U5")
+    for name, part in rows.items():
+        split[part] = name
+    return replace(table, split=split)
 
 
-def _check_alike(train: ArrayTable, other: ArrayTable) -> None:
-    """The arrays of a split must be those of the training split, for other samples."""
-    for name in sorted({*train.modalities} | {*other.modalities}):
-        expected, found = train.arrays.get(name), other.arrays.get(name)
-        if expected is None or found is None:
-            missing = train if expected is None else other
-            what = f"Expected the modality {name} in every split, but this one has none."
-            raise DataError(str(missing.where.parent), missing.where, what, LAYOUT)
-        if expected.ndim != found.ndim or expected.shape[-1] != found.shape[-1]:
-            raise other.error(name, f"shape {('N', *expected.shape[1:])} as in train", found)
+def _complete(table: ArrayTable, missing: Missing) -> tuple[ArrayTable, list[str]]:
+    """The samples that have a modality, with masks that leave out what is not finite."""
+    notes: list[str] = []
+    found = {n: _finite(n, m, table, missing, notes) for n, m in table.modalities.items()}
+    table = replace(table, modalities=found)
+    empty = np.zeros(len(table.target), bool)
+    if all(modality.mask is not None for modality in found.values()):
+        empty = ~np.any([m.mask.any(axis=1) for m in found.values() if m.mask is not None], axis=0)
+    if empty.any():
+        first = table.name(int(np.flatnonzero(empty)[0]))
+        if missing == "refuse" or empty.all():
+            what = f"Expected a modality of each sample, but {int(empty.sum())} have none, such as "
+            fix = "Leave them out, or give --missing absent."
+            raise DataError("arrays", table.where, f"{what}{first}.", fix)
+        notes.append(
+            f"{int(empty.sum())} samples have no modality left, such as {first}: left out."
+        )
+        table = table.chosen(np.flatnonzero(~empty))
+    return table, notes
 
 
-def _given_splits(table: ArrayTable) -> dict[str, ArrayTable]:
-    split_of = np.array([plain_text(value) for value in table.arrays["split"]])
-    unknown = sorted({*split_of.tolist()} - {*SPLITS})
-    absent = [split for split in SPLITS if not (split_of == split).any()]
-    if unknown or absent:
-        found = f"{unknown[0]!r}" if unknown else f"no sample of {absent[0]}"
-        what = f"Expected samples of train, valid and test, but found {found}."
-        raise DataError("array split", table.where, what, "Correct the array, or delete it.")
-    return {split: table.rows(np.flatnonzero(split_of == split)) for split in SPLITS}
+def _finite(
+    name: str, modality: ArrayModality, table: ArrayTable, missing: Missing, notes: list[str]
+) -> ArrayModality:
+    values = modality.values if modality.values.ndim == 3 else modality.values[:, None]
+    mask = np.ones(values.shape[:2], bool) if modality.mask is None else modality.mask
+    bad = ~np.isfinite(values) & mask[:, :, None]
+    steps = bad.any(axis=2)
+    count = int(steps.sum())
+    if not count:
+        return modality
+    if missing == "refuse":
+        row = int(np.flatnonzero(steps.any(axis=1))[0])
+        columns = [modality.columns[k] for k in np.flatnonzero(bad.any(axis=(0, 1)))[:3]
+                   if modality.columns]  # fmt: skip
+        what = f"Expected finite numbers, but {count} steps or rows hold NaN or infinite ones, "
+        what += f"the first of them in {table.name(row)}"
+        what += f" (columns {', '.join(columns)})." if columns else "."
+        fix = "Correct them, or give --missing absent, which leaves such steps and rows out."
+        raise DataError(f"array {name}", modality.where, what, fix)
+    notes.append(f"{count} steps or rows of {name} held NaN or infinite values and are absent.")
+    return replace(modality, mask=mask & ~steps)
 
 
-def _refuse_torn_groups(tables: Mapping[str, ArrayTable]) -> None:
-    home: dict[str, str] = {}
-    for split, table in tables.items():
-        for group in sorted({plain_text(value) for value in table.arrays.get("group", ())}):
-            if home.setdefault(group, split) != split:
-                what = f"Expected each group in one split, but {group!r} is in {home[group]} and "
-                fix = "Keep the samples of a group together."
-                raise DataError("array group", table.where, f"{what}{split}.", fix)
-
-
-def _drawn_splits(table: ArrayTable, seed: int) -> tuple[dict[str, ArrayTable], list[str]]:
-    """Splits of whole groups, or of samples, equally many of each class."""
-    rng, classes = np.random.default_rng([seed, 0]), _are_classes(table.target)
-    groups = table.arrays.get("group")
-    if groups is not None:
-        names, owner = np.unique([plain_text(value) for value in groups], return_inverse=True)
-        parts = _parts(rng.permutation(len(names)))
-        rows = {split: np.flatnonzero(np.isin(owner, part)) for split, part in parts.items()}
-    else:
-        kinds = [plain_text(value) if classes else "" for value in table.target]
-        kind = np.unique(kinds, return_inverse=True)[1]
-        shares = [_parts(rng.permutation(np.flatnonzero(kind == k))) for k in np.unique(kind)]
-        rows = {split: np.sort(np.concatenate([s[split] for s in shares])) for split in SPLITS}
-    if not all(map(len, rows.values())):
-        what = f"{table.where}: expected enough samples or groups to draw splits, but "
-        what += ", ".join(f"{split} would have {len(part)}" for split, part in rows.items()) + "."
-        raise UserError(what, "Give more, or an array `split`.")
-    counts = ", ".join(f"{len(part)} for {split}" for split, part in rows.items())
-    note = f"Splits were drawn, {counts}; an array `split` would fix them."
-    return {split: table.rows(part) for split, part in rows.items()}, [note]
-
-
-def _parts(drawn: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    # The first ones are for validation and test, and what is left for training.
-    ends = np.cumsum([round(share * len(drawn)) for share in SHARES.values()])
-    valid, test, train = np.split(drawn, ends)
-    return {"train": train, "valid": valid, "test": test}
-
-
-def _are_classes(target: NDArray[Any]) -> bool:
-    return target.dtype.kind != "f"
-
-
-def _class_names(tables: Mapping[str, ArrayTable]) -> list[str] | None:
-    """Names of the classes in order of their values, ``None`` for a regression."""
-    target = tables["train"].target
-    if any(_are_classes(table.target) != _are_classes(target) for table in tables.values()):
-        what = "Expected targets of one type in all splits, but found classes and numbers."
-        raise DataError("array target", tables["train"].where, what, "Write them alike.")
-    if not _are_classes(target):
+def _classes(table: ArrayTable) -> list[str] | None:
+    """The class of each sample, ``None`` for a regression."""
+    target, kind = table.target, table.kind
+    number = target.dtype.kind in "iuf"
+    if target.dtype.kind == "f" and not np.isfinite(target).all():
+        bad = int((~np.isfinite(target)).sum())
+        what = f"Expected finite targets, but {bad} of {len(target)} are not."
+        raise DataError("array target", table.where, what, "Leave these samples out.")
+    if kind == "numbers":
+        if not number:
+            what = f"Expected numbers, but found {plain_text(target[0])!r}."
+            raise DataError("array target", table.where, what, "Say `kind: classes`.")
         return None
-    known = [plain_text(value) for value in np.unique(target)]
+    whole = target.dtype.kind != "f" or bool((target == np.rint(target)).all())
+    different = len(np.unique(target))
+    if kind is None and number:
+        few = different <= _MOST_CLASSES and len(target) >= _PER_CLASS * different
+        rare = different > max(_MOST_CLASSES, len(target) / _PER_CLASS)
+        if (target.dtype.kind == "f" and whole and few) or (target.dtype.kind != "f" and rare):
+            what = f"Expected classes or numbers, but {different} different whole numbers of "
+            what += f"{len(target)} samples, as {target.dtype}, could be either."
+            fix = (
+                f"Say `kind: classes` or `kind: numbers` of the target in {DESCRIPTION}, or write "
+            )
+            raise DataError("array target", table.where, what, fix + "classes as texts.")
+        if target.dtype.kind == "f":
+            return None
+    if not whole:
+        what = "Expected classes, but found numbers that are not whole."
+        raise DataError("array target", table.where, what, "Say `kind: numbers`.")
+    labels = target.astype(np.int64) if target.dtype.kind == "f" else target
+    return [plain_text(value) for value in labels]
+
+
+def _class_names(
+    table: ArrayTable, classes: Sequence[str], rows: Mapping[str, Rows], notes: list[str]
+) -> list[str]:
+    """Names of the classes in order of their values; each must occur in the training split."""
+    found = np.array(classes)
+    ordered = np.unique(table.target[rows["train"]])
+    if table.target.dtype.kind == "f":
+        ordered = ordered.astype(np.int64)
+    known = [plain_text(value) for value in ordered]
     if len(known) < 2:
         what = f"Expected at least two classes in the training split, but found {known[0]!r} alone."
-        raise DataError("array target", tables["train"].where, what, "Check targets and splits.")
-    for split, table in tables.items():
-        unseen = sorted({plain_text(value) for value in table.target} - {*known})
+        raise DataError("array target", table.where, what, "Check targets and splits.")
+    for split, part in rows.items():
+        unseen = sorted({*found[part]} - {*known})
         if unseen:
             what = f"Expected the classes of train in {split}, but found {unseen[0]!r}, too."
             raise DataError("array target", table.where, what, "Move samples of it to train.")
+        lacking = [name for name in known if name not in {*found[part]}]
+        if lacking:
+            notes.append(f"No sample of {split} is of {', '.join(lacking[:5])}.")
     return known
 
 
-def _target(table: ArrayTable, names: list[str] | None) -> torch.Tensor:
-    if names is None:
+def _targets(
+    table: ArrayTable, classes: Sequence[str] | None, names: Sequence[str] | None
+) -> torch.Tensor:
+    if classes is None or names is None:
         values = table.target.astype(np.float32)
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
-            what = f"Expected finite targets, but {bad} of {len(values)} are not."
-            raise DataError("array target", table.where, what, "Leave these samples out.")
+        if not np.isfinite(values).all():
+            what = "Expected targets within single precision, but some are beyond."
+            raise DataError("array target", table.where, what, "Scale them.")
+        if not np.ptp(values):
+            what = f"Expected different targets, but all are {values[0]:g}."
+            raise UserError(f"{table.where}: {what}", "Check the target.")
         return torch.from_numpy(values)
     number = {name: place for place, name in enumerate(names)}
-    return torch.tensor([number[plain_text(value)] for value in table.target])
+    return torch.tensor([number[name] for name in classes])
 
 
-def _features(
-    name: str, tables: Mapping[str, ArrayTable], missing: Missing, notes: list[str]
-) -> dict[str, RaggedSequences]:
-    """The sequences of a modality in every split; what was left out is added to the notes."""
-    found: dict[str, RaggedSequences] = {}
-    dropped = 0
-    for split, table in tables.items():
-        array = np.asarray(table.arrays[name])
-        values = (array if array.ndim == 3 else array[:, None]).astype(np.float32)
-        steps = values.shape[1]
-        lengths = table.arrays.get(name + LENGTHS, np.full(len(values), steps))
-        mask = np.arange(steps) < np.asarray(lengths)[:, None]
-        finite = np.isfinite(values).all(axis=2)
-        bad = int((mask & ~finite).sum())
-        if bad and missing == "refuse":
-            row = int(np.flatnonzero((mask & ~finite).any(axis=1))[0])
-            what = f"Expected finite numbers, but {bad} steps or rows hold NaN or infinite ones, "
-            what += f"the first of them in sample {row} of {split}."
-            raise DataError(
-                f"array {name}", table.where, what, "Correct them, or give --missing absent."
-            )
-        dropped += bad
-        found[split] = RaggedSequences.from_padded(
-            torch.from_numpy(values), torch.from_numpy(mask & finite)
+def _sequences(
+    name: str,
+    modality: ArrayModality,
+    rows: Mapping[str, Rows],
+    standardize: bool,
+    notes: list[str],
+) -> tuple[dict[str, RaggedSequences], Scaling | None]:
+    """The sequences of a modality in every split, and what scaled them."""
+    array, cuts = modality.values, modality.steps
+    values = array if array.ndim == 3 else array[:, None]
+    mask = np.ones(values.shape[:2], bool) if modality.mask is None else modality.mask
+    steps = {split: values[part][mask[part]] for split, part in rows.items()}  # (S, D)
+    if not len(steps["train"]):
+        what = "Expected it in the training split, but every sample there lacks it."
+        raise DataError(f"array {name}", modality.where, what, "Leave the modality out.")
+    scaling = _scaling(name, modality, steps["train"], notes) if standardize else None
+    found = {}
+    for split, part in rows.items():
+        scaled = steps[split].astype(np.float64) if scaling else steps[split]
+        scaled = scaled if scaling is None else (scaled - scaling.mean) / scaling.deviation
+        with np.errstate(over="ignore"):
+            single = np.ascontiguousarray(scaled, dtype=np.float32)
+        if not np.isfinite(single).all():
+            what = "Expected numbers within single precision, but some are beyond."
+            raise DataError(f"array {name}", modality.where, what, "Scale the array.")
+        lengths = torch.from_numpy(mask[part].sum(1) * cuts)
+        ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        found[split] = RaggedSequences(
+            torch.from_numpy(single.reshape(len(single) * cuts, -1)), ends
         )
-    if dropped:
+    return found, None if scaling is None else scaling.cut(cuts)
+
+
+def _scaling(name: str, modality: ArrayModality, train: NDArray[Any], notes: list[str]) -> Scaling:
+    """Mean and deviation of each feature over the training split, which is all that is seen."""
+    exact = train.astype(np.float64)
+    mean, deviation = exact.mean(0), exact.std(0)
+    # Rounding gives equal values a tiny deviation, over which a difference would explode.
+    constant = np.ptp(exact, axis=0) == 0
+    if constant.any():
+        where = np.flatnonzero(constant)
+        shown = [modality.columns[k] if modality.columns else str(k) for k in where[:3]]
+        shown += ["..."] * (len(where) > 3)
         notes.append(
-            f"{dropped} steps or rows of {name} held NaN or infinite values and are absent."
+            f"{len(where)} of {len(constant)} features of {name} are constant in training and tell "
+            f"nothing: {', '.join(shown)}."
         )
-    return found
-
-
-def _standardize(sequences: Mapping[str, RaggedSequences]) -> None:
-    """Mean 0 and deviation 1 of each feature over the training split, in place."""
-    train = sequences["train"].values.double()
-    if not len(train):
-        return
-    mean, deviation = train.mean(0), train.std(0, correction=0)
-    deviation[deviation == 0] = 1  # a constant feature becomes 0
-    for part in sequences.values():
-        part.values.copy_((part.values.double() - mean) / deviation)
-
-
-def _refuse_repeated_ids(folder: Path, splits: Mapping[str, SequenceDataset]) -> None:
-    home: dict[str, str] = {}
-    for split, dataset in splits.items():
-        for name in dataset.ids:
-            if name in home:
-                what = f"Expected every identifier once, but {name!r} is in {home[name]} and again "
-                what += f"in {split}."
-                raise DataError("array id", folder, what, "Give each sample one of its own.")
-            home[name] = split
+    mean = np.where(constant, exact[0], mean)
+    return Scaling(mean, np.where(constant, 1.0, deviation))

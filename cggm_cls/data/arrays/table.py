@@ -1,198 +1,183 @@
-"""Tables of arrays of one set of samples, read from files that nobody vouches for and checked."""
+"""Table of arrays about one set of samples, one entry for each."""
 
-import re
-import tokenize
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from cggm.errors import DataError
+from cggm_cls.data.arrays.description import LAYOUT, SHARES, Kind
 
-LAYOUT = (
-    "Give a folder with target.npy and an array for each modality, such as ecg.npy, or with "
-    "train.npz, valid.npz and test.npz that hold them."
-)
-LENGTHS = ".lengths"
-"""Ending of the array that says how many steps of each sequence are real."""
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class ArrayModality:
+    """The arrays of one modality.
 
-_ABOUT_SAMPLES = ("target", "id", "split", "group")
-_LARGEST = 2**36  # bytes that an archive may declare; a compressed one can declare anything
-# What numpy raises for headers and contents that are none.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    TypeError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-)
+    Args:
+        where: Its file, for the messages.
+        values: Rows of features ``(N, D)``, or padded sequences ``(N, T, D)``.
+        mask: Which steps are real, ``(N, T)``, T being 1 for rows; all where ``None``.
+        columns: Names of the features, where they are known.
+        steps: Equal parts that the features of a row are cut into, as steps of a sequence.
+    """
+
+    where: Path
+    values: NDArray[Any]
+    mask: NDArray[np.bool_] | None = None
+    columns: tuple[str, ...] = ()
+    steps: int = 1
+
+    def chosen(self, rows: NDArray[np.int64]) -> "ArrayModality":
+        """The same for some of the samples.
+
+        Args:
+            rows: Their places.
+        """
+        return replace(
+            self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows]
+        )
 
 
 @dataclass(frozen=True)
 class ArrayTable:
-    """Arrays of some samples, with one entry for each of them.
+    """What is known of N samples.
 
     Args:
-        where: The folder or archive, for the messages.
-        arrays: Name to array, as they were read.
+        where: The folder or file, for the messages.
+        modalities: Their arrays by name, in the order of the network.
+        target: What is predicted, ``(N,)``: numbers, texts or booleans.
+        kind: Whether these are classes or numbers; judged by their type where ``None``.
+        ids: Identifier of each sample; by their row where ``None``.
+        split: Name of the split of each sample, ``(N,)``; to be drawn where ``None``.
+        group: Whose samples stay in one split, ``(N,)``.
+        shares: Of the samples, or groups, for validation and test, where splits are drawn.
+        sample: What a sample is called that has no identifier.
+        notes: What the user ought to know.
     """
 
     where: Path
-    arrays: Mapping[str, NDArray[Any]]
+    modalities: Mapping[str, ArrayModality]
+    target: NDArray[Any]
+    kind: Kind | None = None
+    ids: Sequence[str] | None = None
+    split: NDArray[Any] | None = None
+    group: NDArray[Any] | None = None
+    shares: Mapping[str, Fraction] = field(default_factory=lambda: SHARES)
+    sample: str = "sample"
+    notes: tuple[str, ...] = ()
 
-    @property
-    def target(self) -> NDArray[Any]:
-        """What is predicted of each sample, ``(N,)``."""
-        return self.arrays["target"]
-
-    @property
-    def modalities(self) -> list[str]:
-        """Names of the modalities, in alphabetical order."""
-        names = [name for name in self.arrays if name not in _ABOUT_SAMPLES]
-        return sorted(name for name in names if not name.endswith(LENGTHS))
-
-    def check(self) -> "ArrayTable":
-        """Refuse arrays that are not of one set of samples, or of a type that is no feature.
-
-        Returns:
-            The table itself.
-
-        Raises:
-            DataError: If there is no target or no modality, or an array does not fit.
-        """
-        if "target" not in self.arrays or not self.modalities:
-            found = ", ".join(sorted(self.arrays)) or "none"
-            what = f"Expected `target` and at least one modality, but found the arrays {found}."
-            raise DataError(str(self.where), None, what, LAYOUT)
-        count = self.target.size
-        if self.target.shape != (count,) or not count or self.target.dtype.kind not in "biufUS":
-            raise self.error("target", "numbers or texts of shape (N,), N > 0", self.target)
-        for name, array in self.arrays.items():
-            if name in self.modalities:
-                self._check_name(name)
-                if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or not array.size:
-                    raise self.error(name, "numbers of shape (N, D) or (N, T, D)", array)
-            elif array.ndim != 1:
-                raise self.error(name, "one entry per sample, shape (N,)", array)
-            if len(array) != count:
-                raise self.error(name, f"{count} samples, as many as `target` has", array)
-            if name.endswith(LENGTHS):
-                self._check_lengths(name, array)
-        return self
-
-    def rows(self, chosen: NDArray[np.int64]) -> "ArrayTable":
-        """The same arrays of some of the samples.
+    def name(self, row: int) -> str:
+        """Identifier of a sample.
 
         Args:
-            chosen: Their places in this table.
+            row: Its place.
         """
-        return ArrayTable(self.where, {name: array[chosen] for name, array in self.arrays.items()})
+        return self.ids[row] if self.ids is not None else f"{self.sample}-{row:04d}"
 
-    def ids(self, split: str) -> list[str]:
-        """Identifiers of the samples, their numbers in the split where there are none.
+    def chosen(self, rows: NDArray[np.int64]) -> "ArrayTable":
+        """The same for some of the samples, which keep their identifiers.
 
         Args:
-            split: Name of the split that this table is.
+            rows: Their places.
         """
-        if "id" in self.arrays:
-            return [plain_text(value) for value in self.arrays["id"]]
-        return [f"{split}-{number:05d}" for number in range(len(self.target))]
-
-    def error(self, name: str, expected: str, found: NDArray[Any]) -> DataError:
-        """A refusal of an array by its type or shape.
-
-        Args:
-            name: Of the array.
-            expected: What it should have been.
-            found: What it is.
-        """
-        what = f"Expected {expected}, but found {found.dtype} of shape {found.shape}."
-        return DataError(f"array {name}", self.where, what, LAYOUT)
-
-    def _check_name(self, name: str) -> None:
-        # Encoders are kept in a ModuleDict, which takes neither dots nor its own attributes.
-        if not re.fullmatch(r"\w+", name) or hasattr(nn.ModuleDict, name):
-            what = f"Expected names of letters, digits and _, but found the modality {name!r}."
-            raise DataError(f"array {name}", self.where, what, "Rename the array.")
-
-    def _check_lengths(self, name: str, lengths: NDArray[Any]) -> None:
-        of = name.removesuffix(LENGTHS)
-        array = self.arrays.get(of)
-        if array is None or array.ndim != 3 or lengths.dtype.kind not in "iu":
-            raise self.error(name, f"whole numbers beside sequences {of!r} (N, T, D)", lengths)
-        if lengths.min() < 0 or lengths.max() > array.shape[1]:
-            what = f"Expected lengths from 0 to {array.shape[1]}, the steps of {of!r}, but found "
-            what += f"{lengths.min()} to {lengths.max()}."
-            raise DataError(f"array {name}", self.where, what, "Correct the lengths.")
-
-
-def read_archive(file: Path) -> Mapping[str, NDArray[Any]]:
-    """All arrays of an archive by their names.
-
-    Args:
-        file: As ``numpy.savez`` writes it; no object in it is unpickled.
-
-    Raises:
-        DataError: If it is absent or damaged, or declares more than any memory holds.
-    """
-
-    def read() -> Mapping[str, NDArray[Any]]:
-        with zipfile.ZipFile(file) as archive:
-            declared = sum(member.file_size for member in archive.infolist())
-        if declared > _LARGEST:
-            raise ValueError(f"it declares {declared / 2**30:.0f} GiB")
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-
-    return _readable(file, read)
-
-
-def read_arrays(folder: Path) -> Mapping[str, NDArray[Any]]:
-    """The arrays of a folder by their names, mapped into memory.
-
-    Args:
-        folder: With files ``<name>.npy``; others are ignored.
-
-    Raises:
-        DataError: If there is no such folder, or a file is damaged or holds objects.
-    """
-    if not folder.is_dir():
-        raise DataError(str(folder), None, "Expected a folder, but there is none.", LAYOUT)
-    # A mapping cannot be larger than its file, whatever the header declares.
-    return {
-        file.name.removesuffix(".npy"): _readable(
-            file, partial(np.load, file, mmap_mode="r", allow_pickle=False)
+        return replace(
+            self,
+            modalities={name: m.chosen(rows) for name, m in self.modalities.items()},
+            target=self.target[rows],
+            ids=[self.name(row) for row in rows],
+            split=None if self.split is None else self.split[rows],
+            group=None if self.group is None else self.group[rows],
         )
-        for file in sorted(folder.glob("*.npy"))
-    }
 
 
-def _readable(file: Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except FileNotFoundError as error:
-        what = f"Expected {file.name} beside the other splits, but there is no such file."
-        raise DataError(str(file.parent), file, what, LAYOUT) from error
-    except _UNREADABLE as error:
-        what = f"Expected arrays of numbers or text, but the file cannot be read ({error})."
-        fix = "Write it again with numpy.save or numpy.savez, without objects."
-        raise DataError(str(file.parent), file, what, fix) from error
-
-
-def plain_text(value: Any) -> str:  # noqa: ANN401
-    """A class, a group or an identifier as text.
+def unfit(name: str, where: Path, expected: str, found: NDArray[Any]) -> DataError:
+    """A refusal of an array by its type or shape.
 
     Args:
-        value: Text, bytes or a number of numpy.
+        name: Of the array.
+        where: Its file.
+        expected: What it should have been.
+        found: What it is.
     """
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    kind = "text" if found.dtype.kind == "O" else found.dtype
+    what = f"Expected {expected}, but found {kind} of shape {found.shape}."
+    return DataError(f"array {name}", where, what, LAYOUT)
+
+
+def joined_splits(
+    where: Path, parts: Mapping[str, Mapping[str, NDArray[Any]]], files: Mapping[str, Path]
+) -> dict[str, NDArray[Any]]:
+    """Arrays of one file for each split as those of all samples, with an array ``split``.
+
+    Sequences are padded to the longest; where a split has others, lengths are added.
+
+    Args:
+        where: The folder, for the messages.
+        parts: Split to its arrays by name.
+        files: Split to its file.
+
+    Raises:
+        DataError: If the splits hold different arrays, or arrays of other types or shapes.
+    """
+    first = next(iter(parts))
+    full = {split: _with_lengths(arrays, parts) for split, arrays in parts.items()}
+    names = dict.fromkeys(name for arrays in full.values() for name in arrays)
+    for split, arrays in full.items():
+        for name in names:
+            if name not in arrays:
+                kind = (
+                    "array"
+                    if any(a[name].ndim < 2 for a in full.values() if name in a)
+                    else "modality"
+                )
+                what = f"Expected the {kind} {name} in every split, but this one has none."
+                raise DataError(str(where), files[split], what, LAYOUT)
+    for split, arrays in full.items():
+        for name in names:
+            _check_alike(name, files[split], arrays, full[first][name], first)
+    joined = {name: _joined([arrays[name] for arrays in full.values()]) for name in names}
+    counts = [len(next(iter(arrays.values()))) for arrays in full.values()]
+    joined["split"] = np.repeat([*parts], counts)
+    return joined
+
+
+def _with_lengths(
+    arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """Arrays with lengths of those sequences that other splits have lengths of, or pad further."""
+    found = dict(arrays)
+    for name, array in arrays.items():
+        key = f"{name}.lengths"
+        alike = {
+            part[name].shape[1] for part in parts.values() if name in part and part[name].ndim == 3
+        }
+        given = any(key in part for part in parts.values())
+        if array.ndim == 3 and key not in arrays and (given or len(alike) > 1):
+            found[key] = np.full(len(array), array.shape[1])
+    return found
+
+
+def _check_alike(
+    name: str, where: Path, arrays: Mapping[str, NDArray[Any]], known: NDArray[Any], first: str
+) -> None:
+    """An array of a split must be that of the first one, for other samples, and as many as fit."""
+    found, count = arrays[name], next((len(a) for a in arrays.values() if a.ndim), 0)
+    if found.ndim == 0 or len(found) != count:
+        raise unfit(name, where, f"{count} samples, as many as the others", found)
+    if found.ndim != known.ndim or found.shape[-1:] * (found.ndim > 1) != known.shape[-1:] * (
+        known.ndim > 1
+    ):
+        raise unfit(name, where, f"shape {('N', *known.shape[1:])} as in {first}", found)
+    if found.ndim == 1 and (found.dtype.kind == "f") != (known.dtype.kind == "f"):
+        raise unfit(name, where, f"{known.dtype} as in {first}", found)
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    if arrays[0].ndim != 3:
+        return np.concatenate(arrays)
+    steps = max(a.shape[1] for a in arrays)
+    return np.concatenate([np.pad(a, ((0, 0), (0, steps - a.shape[1]), (0, 0))) for a in arrays])

@@ -17,7 +17,7 @@ from cggm_cls.training.config import (
     AdamConfig,
     SequenceBalancerConfig,
     SequenceConfig,
-    TransformerConfig,
+    SequenceNetworkConfig,
 )
 from cggm_cls.training.evaluation import evaluate, predict
 from tests.cggm_cls.splits import task_data
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 CONFIG = SequenceConfig(
     max_epochs=2,
     batch_size=16,
-    network=TransformerConfig(width=8, attention_heads=2, encoder_layers=1, fusion_layers=1),
+    network=SequenceNetworkConfig(width=8, attention_heads=2, encoder_layers=1, fusion_layers=1),
     optimizer=AdamConfig(name="adamw", lr=0.01, head_lr=0.01),
 )
 torch.set_num_threads(1)

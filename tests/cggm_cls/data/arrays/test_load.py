@@ -122,7 +122,7 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
     lab[1, 0], ecg[0, 1], ecg[1, 2] = np.nan, np.inf, np.nan  # the last one is padding
     folder = written(tmp_path / "own", lab=lab, ecg=ecg)
     with pytest.raises(
-        DataError, match=r"array ecg.*1 steps or rows.*sample 0 of train.*--missing"
+        DataError, match=r"array ecg.*1 steps or rows.*first of them in sample-0000\..*--missing"
     ):
         load_array_folder(folder)
     data = load_array_folder(folder, missing="absent", standardize=False)
@@ -133,6 +133,8 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
     assert data.notes == (
         "1 steps or rows of ecg held NaN or infinite values and are absent.",
         "1 steps or rows of lab held NaN or infinite values and are absent.",
+        "Taken by names alone: modalities ecg (up to 3 steps of 1) of ecg.npy, lab (2 features) of "
+        "lab.npy; target target.npy:target; a split. dataset.yaml would say otherwise.",
     )
     assert torch.isfinite(
         load_array_folder(folder, missing="absent").train.inputs["lab"].values
@@ -151,7 +153,7 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
         ({"lab": np.zeros((8, 0))}, "array lab"),
         ({"target": np.zeros((8, 1))}, r"array target.*shape \(N,\)"),
         ({"target": np.array(1.0)}, r"array target.*shape \(N,\)"),
-        ({"target": np.array([np.nan, 1] * 4)}, "Expected finite targets, but 2 of 4"),
+        ({"target": np.array([np.nan, 1] * 4)}, "Expected finite targets, but 4 of 8"),
         ({"target": np.array(["a"] * 8)}, "at least two classes"),
         ({"target": np.array(list("ababacab"))}, "Expected the classes of train in valid.*'c'"),
         ({"ecg.lengths": np.array([4] + [1] * 7)}, "lengths from 0 to 3, the steps of 'ecg'"),
@@ -159,7 +161,10 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
         ({"ecg": None}, "whole numbers beside sequences 'ecg'"),
         ({"split": np.array(["train"] * 6 + ["valid"] * 2)}, "found no sample of test"),
         ({"split": np.array(["train", "dev"] * 4)}, "found 'dev'"),
-        ({"id": np.array(list("abcdefga"))}, "'a' is in train and again in test"),
+        (
+            {"id": np.array(list("abcdefga"))},
+            r"'a' is in rows 0 and 7 \(from 0\), and 1 rows repeat one",
+        ),
         ({"items": np.zeros((8, 1))}, "the modality 'items'.*Rename"),
         ({"left+right": np.zeros((8, 1))}, r"the modality 'left\+right'"),
         ({"split": None, "target": np.arange(8)}, "enough samples or groups to draw splits"),
@@ -180,7 +185,7 @@ def test_archives_must_be_alike(tmp_path):
     with pytest.raises(DataError, match=r"array lab.*as in train"):
         load_array_folder(folder)
     (folder / "test.npz").unlink()
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="there is no such file"):
         load_array_folder(folder)
 
 
@@ -202,7 +207,7 @@ def test_files_that_are_no_arrays_are_refused_and_nothing_in_them_runs(tmp_path)
 
 def test_an_archive_that_declares_more_than_memory_is_not_inflated(tmp_path, monkeypatch):
     folder = archived(tmp_path / "own")
-    monkeypatch.setattr("cggm_cls.data.arrays.table._LARGEST", 100)
+    monkeypatch.setattr("cggm_cls.data.arrays.files._LARGEST", 100)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(DataError, match="it declares"):
         load_array_folder(folder)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cggm.errors import DataError, UserError
-from cggm_cls.data.mfeat import STEPS, load_mfeat
+from cggm_cls.data.packaged import STEPS, load_mfeat
 from tests.quantifiers import every
 
 try:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cggm.errors import DataError, UserError
-from cggm_cls.data.htad import CLASSES, load_htad
+from cggm_cls.data.packaged import ACTIVITIES, load_htad
 
 try:
     FILE = Path(
@@ -50,7 +50,7 @@ def test_splits_are_disjoint_and_complete_and_have_all_classes_alike(data):
 def test_classes_and_features_are_those_of_the_row_of_the_file(data):
     raw = table()
     test, train = rows(data.test), rows(data.train)
-    assert [CLASSES[k] for k in data.test.target.tolist()] == [raw[row][0] for row in test]
+    assert [ACTIVITIES[k] for k in data.test.target.tolist()] == [raw[row][0] for row in test]
     assert data.names[1] == "eat chips"
     values = np.array([[float(x) for x in row[1:]] for row in raw])
     expected = (values[test] - values[train].mean(0)) / values[train].std(0)
@@ -89,6 +89,6 @@ def test_absent_and_other_files_are_named(tmp_path, monkeypatch):
     def absent(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("cggm_cls.data.htad.distribution", absent)
+    monkeypatch.setattr("cggm_cls.data.packaged.distribution", absent)
     with pytest.raises(UserError, match=r"not installed.*--no-deps multiviewstacking==0\.7\.5"):
         load_htad(None, seed=0)

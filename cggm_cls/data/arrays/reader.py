@@ -1,0 +1,408 @@
+"""Reader of a folder of arrays: files, aligned by their identifiers, become one table."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cggm.errors import DataError
+from cggm_cls.data.arrays.description import (
+    DESCRIPTION,
+    LAYOUT,
+    Description,
+    ModalitySource,
+    Reference,
+    read_description,
+)
+from cggm_cls.data.arrays.files import (
+    PICKLES,
+    FileContent,
+    is_array_file,
+    plain_text,
+    read_array_file,
+)
+from cggm_cls.data.arrays.guess import guess_description, is_about_samples
+from cggm_cls.data.arrays.splits import SPLITS
+from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, joined_splits, unfit
+
+Missing = Literal["refuse", "absent"]
+OWN_FILES = ("simulated.json",)
+
+_ID_NAME = re.compile(r"(.*[^a-z0-9])?(id|ids|uid|uuid|index|idx|row|unnamed: \d+)|", re.IGNORECASE)
+_FEWEST = 10  # rows from which whole numbers without a gap are taken for a count of rows
+
+
+def read_array_table(folder: Path, target: str | None, missing: Missing) -> ArrayTable:
+    """The arrays of a folder as one table, with what was taken for what in its notes.
+
+    Args:
+        folder: The folder.
+        target: Name of the target, where there are several.
+        missing: What becomes of samples that the file of a modality lacks, see
+            :func:`cggm_cls.data.arrays.load_array_folder`.
+
+    Raises:
+        DataError: If files are absent, damaged, or do not fit together.
+        UserError: If ``dataset.yaml`` is wrong, or the target is not there.
+    """
+    if not folder.is_dir():
+        raise DataError(str(folder), None, "Expected a folder, but there is none.", LAYOUT)
+    description = read_description(folder)
+    if description is None:
+        contents = {content.path.name: content for content in _all_files(folder)}
+        description = guess_description(folder, [*contents.values()])
+    else:
+        named = _named_columns(description)
+        contents = {
+            name: read_array_file(folder / name, named.__contains__) for name in description.files
+        }
+    chosen = description.chosen(target, folder)
+    table = TableReader(folder, description, contents, chosen, missing).read()
+    notes = [*_taken(description, chosen, table), *_unread(folder, contents)]
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _named_columns(description: Description) -> set[str | None]:
+    """Columns that are kept as they are written."""
+    found = [description.split, description.group, *(t.at for t in description.targets.values())]
+    return {description.id_name, *(at.name for at in found if at is not None)}
+
+
+def _all_files(folder: Path) -> Iterator[FileContent]:
+    """Every file of arrays in a folder; one for each split counts as one file."""
+    files = [f for f in sorted(folder.iterdir()) if is_array_file(f) and not f.name.startswith(".")]
+    splits = {f.suffix: f for f in files if f.stem in SPLITS}
+    for suffix in splits:
+        parts = {split: folder / f"{split}{suffix}" for split in SPLITS}
+        for part in parts.values():
+            if part not in files:
+                what = f"Expected {part.name} beside the other splits, but there is no such file."
+                raise DataError(str(folder), part, what, LAYOUT)
+        found = {split: read_array_file(f, lambda _: True) for split, f in parts.items()}
+        if any(content.is_table for content in found.values()):
+            what = f"Expected one table with a column `split`, but found {splits[suffix].name}."
+            raise DataError(str(folder), splits[suffix], what, "Join the tables of the splits.")
+        arrays = {split: content.arrays for split, content in found.items()}
+        path = folder / f"{{{','.join(SPLITS)}}}{suffix}"
+        yield FileContent(path, joined_splits(folder, arrays, parts))
+    for file in files:
+        if file.stem not in SPLITS:
+            yield read_array_file(file, partial(is_about_samples, file))
+
+
+def _taken(description: Description, target: str, table: ArrayTable) -> Iterator[str]:
+    """What names of files were taken for, and targets that serve for nothing."""
+    if description.guessed:
+        parts = [f"{name} {_shape(m)} of {m.where.name}" for name, m in table.modalities.items()]
+        beside = {"identifiers": table.ids, "a split": table.split, "groups": table.group}
+        found = [name for name, values in beside.items() if values is not None]
+        yield (
+            f"Taken by names alone: modalities {', '.join(parts)}; target "
+            f"{description.targets[target].at}; {', '.join(found) or 'nothing else'}. "
+            f"{DESCRIPTION} would say otherwise."
+        )
+    others = [name for name in description.targets if name != target]
+    if others:
+        yield f"Other targets are not looked at: {', '.join(others)}."
+
+
+def _shape(modality: ArrayModality) -> str:
+    values, columns = modality.values, modality.columns
+    if values.ndim == 3:
+        return f"(up to {values.shape[1]} steps of {values.shape[2]})"
+    shown = ", ".join([*columns[:3], *(["..."] if len(columns) > 3 else [])])
+    return f"({values.shape[1]} features{': ' * bool(shown)}{shown})"
+
+
+def _unread(folder: Path, contents: Mapping[str, FileContent]) -> Iterator[str]:
+    """Files that lie in the folder and belong to nothing that was read."""
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    joined = {f"{split}{name[name.rfind('.') :]}" for name in contents for split in SPLITS}
+    plain = {name for name in names if not name.startswith(".")} - {*contents} - joined
+    left = sorted(plain - {DESCRIPTION, *OWN_FILES})
+    if left:
+        pickles = any(Path(name).suffix in PICKLES for name in left)
+        why = "; reading a pickle would run what it holds" if pickles else ""
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        yield f"Not read: {shown}{why}."
+
+
+class TableReader:
+    """Reads what a description speaks of, in the order of the target's samples.
+
+    Args:
+        folder: The folder.
+        description: What it holds.
+        contents: Its files by name.
+        target: Name of the target to train on.
+        missing: What becomes of samples that a modality's file lacks, see
+            :func:`cggm_cls.data.arrays.load_array_folder`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        description: Description,
+        contents: Mapping[str, FileContent],
+        target: str,
+        missing: Missing,
+    ) -> None:
+        self.folder, self.description, self.contents = folder, description, contents
+        self.source, self.missing = description.targets[target], missing
+        self.notes: list[str] = []
+        self.target = self._target(target)
+        self.own_ids = self._ids(self._content(self.source.at))
+        others = [m.at for m in description.modalities.values()]
+        listed = [self._ids(self._content(at)) for at in others] if self.own_ids is None else []
+        known = [ids for ids in listed if ids is not None]
+        self.order = self.own_ids or (known[0] if known else None)
+
+    def read(self) -> ArrayTable:
+        """The table.
+
+        Raises:
+            DataError: If an array is absent, of another type or shape or number of samples, or
+                identifiers are repeated or differ between files.
+        """
+        description = self.description
+        modalities = {n: self._modality(n, s) for n, s in description.modalities.items()}
+        return ArrayTable(
+            self.folder,
+            modalities,
+            self.target,
+            kind=self.source.kind,
+            ids=self.order,
+            split=self._beside("split", description.split),
+            group=self._beside("group", description.group),
+            shares=description.shares,
+            sample=description.sample,
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+    def _content(self, at: Reference) -> FileContent:
+        return self.contents[at.file]
+
+    def _array(self, at: Reference) -> NDArray[Any]:
+        content = self._content(at)
+        if at.name is None and len(content.arrays) == 1:
+            return next(iter(content.arrays.values()))
+        if at.name is None or at.name not in content.arrays:
+            known = ", ".join(content.arrays) or "none"
+            wanted = "the name of an array" if at.name is None else f"{at.name!r}"
+            what = f"Expected {wanted} in it, but it holds {known}."
+            raise DataError(str(self.folder), content.path, what, f"Correct {DESCRIPTION}.")
+        return content.arrays[at.name]
+
+    def _target(self, name: str) -> NDArray[Any]:
+        target, where = self._array(self.source.at), self._content(self.source.at).path
+        if target.dtype.kind == "O":
+            target = _converted(target, where)
+        if target.shape != (target.size,) or not target.size or target.dtype.kind not in "biufUS":
+            raise unfit(name, where, "numbers or texts of shape (N,), N > 0", target)
+        return target
+
+    def _ids(self, content: FileContent) -> list[str] | None:
+        """Identifiers of the rows of a file, each once; ``None`` where it has none."""
+        found = next((a for n, a in content.arrays.items() if self._identifies(n)), None)
+        if found is None and self.description.ids is not None and not content.is_table:
+            found = self._array(self.description.ids)
+        if found is None:
+            return None
+        if found.ndim != 1:
+            raise unfit(self.description.id_name, content.path, "one entry per sample", found)
+        ids = [plain_text(value) for value in found]
+        if len({*ids}) < len(ids):
+            again = next(name for name in ids if ids.count(name) > 1)
+            rows = [number for number, name in enumerate(ids) if name == again]
+            what = f"Expected every identifier once, but {again!r} is in rows {rows[0]} and "
+            what += f"{rows[1]} (from 0), and {len(ids) - len({*ids})} rows repeat one."
+            fix = "Give each sample one of its own; steps of a sequence belong into an array."
+            raise DataError("array id", content.path, what, fix)
+        return ids
+
+    def _identifies(self, name: str) -> bool:
+        own = self.description.id_name
+        return name == own or (self.description.guessed and name.lower() in ("id", "ids"))
+
+    def _places(self, name: str, at: Reference, array: NDArray[Any]) -> NDArray[np.int64] | None:
+        """Where each sample is in a file, -1 for nowhere; ``None`` where both have one order."""
+        content, count = self._content(at), len(self.target)
+        ids = self._ids(content)
+        if ids is not None and len(array) != len(ids):
+            raise unfit(name, content.path, f"{len(ids)} samples, as many as identifiers", array)
+        if ids is None or self.order is None or len(self.order) != count:
+            if len(array) != count:
+                raise unfit(name, content.path, f"{count} samples, as many as `target` has", array)
+            if self.order is not None and ids is None:
+                of = "the target" if self.own_ids is not None else "the others"
+                self.notes.append(
+                    f"{at.file} has no identifiers: its rows are taken in the order of {of}."
+                )
+            return None
+        if ids == self.order:
+            return None
+        return self._reordered(ids, content)
+
+    def _reordered(self, ids: Sequence[str], content: FileContent) -> NDArray[np.int64]:
+        place, wanted = {name: row for row, name in enumerate(ids)}, self.order or []
+        lacking = [name for name in wanted if name not in place]
+        extra = [name for name in ids if name not in {*wanted}]
+        if self.own_ids is None:
+            what = "Expected the identifiers of the other files in their order, because the target "
+            what += "has none, but found others or another order."
+            raise DataError("array id", content.path, what, "Give the target identifiers.")
+        strange = [
+            *([f"{len(lacking)} samples are not in it, such as {lacking[0]!r}"] if lacking else []),
+            *([f"{len(extra)} of its rows have no target, such as {extra[0]!r}"] if extra else []),
+        ]
+        if strange and (self.missing == "refuse" or len(lacking) == len(wanted)):
+            what = f"Expected the identifiers of the target, but {' and '.join(strange)}."
+            fix = "Correct them, or give --missing absent: such samples lack the modality."
+            raise DataError("array id", content.path, what, fix)
+        self.notes += [f"{content.path.name}: {text}." for text in strange]
+        if not strange:
+            self.notes.append(f"{content.path.name}: rows were put into the target's order.")
+        return np.array([place.get(name, -1) for name in wanted], dtype=np.int64)
+
+    def _beside(self, name: str, at: Reference | None) -> NDArray[Any] | None:
+        """One entry per sample of another array, in the order of the samples."""
+        if at is None:
+            return None
+        array = self._array(at)
+        if array.ndim != 1:
+            raise unfit(name, self._content(at).path, "one entry per sample, shape (N,)", array)
+        places = self._places(name, at, array)
+        if places is None:
+            return array
+        if (places < 0).any():
+            what = f"Expected an entry for every sample, but {int((places < 0).sum())} have none."
+            raise DataError(f"array {name}", self._content(at).path, what, "Add them.")
+        return array[places]
+
+    def _modality(self, name: str, source: ModalitySource) -> ArrayModality:
+        content = self._content(source.at)
+        # Encoders are kept in a ModuleDict, which takes neither dots nor its own attributes.
+        if not re.fullmatch(r"\w+", name) or hasattr(nn.ModuleDict, name):
+            what = f"Expected names of letters, digits and _, but found the modality {name!r}."
+            raise DataError(
+                f"array {name}", content.path, what, f"Rename it, or write a {DESCRIPTION}."
+            )
+        columns = self._columns(content, source) if content.is_table else ()
+        values = _stacked(content, columns) if columns else self._array(source.at)
+        if values.dtype.kind not in "biuf" or values.ndim not in (2, 3) or not values.size:
+            raise unfit(name, content.path, "numbers of shape (N, D) or (N, T, D)", values)
+        if values.shape[-1] % source.steps or (source.steps > 1 and values.ndim == 3):
+            expected = f"rows (N, D) whose D is a multiple of {source.steps} steps"
+            raise unfit(name, content.path, expected, values)
+        mask = self._mask(name, source, values)
+        places = self._places(name, source.at, values)
+        if places is not None:
+            there = np.broadcast_to((places >= 0)[:, None], (len(places), _steps(values)))
+            mask = there if mask is None else there & mask[places]
+            values = values[places]
+        return ArrayModality(content.path, values, mask, columns, source.steps)
+
+    def _mask(
+        self, name: str, source: ModalitySource, values: NDArray[Any]
+    ) -> NDArray[np.bool_] | None:
+        """Real steps of a modality, in the order of its file."""
+        at = source.lengths or source.mask
+        if at is None:
+            return None
+        found, where, steps = self._array(at), self._content(at).path, _steps(values)
+        label = f"{name}.{'lengths' if source.lengths else 'mask'}"
+        if len(found) != len(values):
+            raise unfit(label, where, f"{len(values)} samples, as many as {name!r} has", found)
+        if source.lengths is not None:
+            if values.ndim != 3 or found.dtype.kind not in "iu" or found.ndim != 1:
+                expected = f"whole numbers beside sequences {name!r} (N, T, D)"
+                raise unfit(label, where, expected, found)
+            if found.min() < 0 or found.max() > steps:
+                what = f"Expected lengths from 0 to {steps}, the steps of {name!r}, but found "
+                what += f"{found.min()} to {found.max()}."
+                raise DataError(f"array {label}", where, what, "Correct the lengths.")
+            return np.asarray(np.arange(steps) < found[:, None])
+        shaped = found.reshape(len(found), -1)
+        whole = found.dtype.kind in "biu" and bool(np.isin(found, (0, 1)).all())
+        if not whole or shaped.shape[1] not in (1, steps):
+            raise unfit(label, where, f"zeros and ones of shape (N, {steps}) or (N,)", found)
+        return np.broadcast_to(shaped.astype(bool), (len(found), steps))
+
+    def _columns(self, content: FileContent, source: ModalitySource) -> tuple[str, ...]:
+        """Names of the columns of a table that are features."""
+        patterns = (source.at.name,) if source.at.name is not None else source.columns
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in content.arrays):
+                known = ", ".join(content.arrays)
+                what = f"Expected a column {pattern!r}, but it has {known}."
+                raise DataError(str(self.folder), content.path, what, f"Correct {DESCRIPTION}.")
+        if patterns:
+            return tuple(n for n in content.arrays if any(fnmatchcase(n, p) for p in patterns))
+        described = self.description
+        spoken = [described.split, described.group, *(t.at for t in described.targets.values())]
+        others = {at.name for at in spoken if at is not None and at.file == content.path.name}
+        features = tuple(
+            name for name in content.arrays if name not in others and not self._identifies(name)
+        )
+        self._refuse_identifiers(content, features)
+        return features
+
+    def _refuse_identifiers(self, content: FileContent, features: Sequence[str]) -> None:
+        """Refuse columns that number or name samples: a network would learn them by heart."""
+        for name in features:
+            values = content.arrays[name]
+            counts = values.dtype.kind in "iu" and len(values) >= _FEWEST
+            counts = counts and np.ptp(values) == len(values) - 1 == len({*values.tolist()}) - 1
+            if counts or _ID_NAME.fullmatch(name):
+                found = (
+                    "numbers the rows without a gap" if counts else "is called like an identifier"
+                )
+                what = f"Expected columns of features, but {name!r} {found}."
+                fix = f"Write `id: {name}` into {DESCRIPTION} if it identifies samples, remove it, "
+                fix += "or list the `columns` of the modality there."
+                raise DataError(f"column {name}", content.path, what, fix)
+
+
+def _steps(values: NDArray[Any]) -> int:
+    return values.shape[1] if values.ndim == 3 else 1
+
+
+def _stacked(content: FileContent, columns: Sequence[str]) -> NDArray[Any]:
+    """Columns side by side, ``(N, D)``; texts that are numbers count as such."""
+    found = [content.arrays[name] for name in columns]
+    found = [_converted(c, content.path) if c.dtype.kind == "O" else c for c in found]
+    texts = [name for name, c in zip(columns, found, strict=True) if c.dtype.kind not in "biuf"]
+    if texts:
+        what = f"Expected columns of numbers, but {len(texts)} hold text: {', '.join(texts[:3])}."
+        fix = "Write them as numbers, such as a column of 0 and 1 for each value; or list the "
+        fix += f"`columns` of the modality in {DESCRIPTION}."
+        raise DataError(f"column {texts[0]}", content.path, what, fix)
+    return np.stack(found, axis=1)
+
+
+def _converted(texts: NDArray[Any], where: Path) -> NDArray[Any]:
+    """Whole numbers, numbers or texts, whatever a column of texts holds throughout."""
+    values = [plain_text(value) for value in texts.ravel()]
+    if not all(values):
+        empty = [row for row, value in enumerate(values) if not value]
+        what = f"Expected a value in every row, but {len(empty)} are empty, the first in row "
+        what += f"{empty[0]} (from 0)."
+        raise DataError(str(where.parent), where, what, "Fill them in, or leave the rows out.")
+    for kind in (int, float):
+        # Python reads 1_0 as a number, and 007 as the same one as 7.
+        if any("_" in value for value in values):
+            break
+        try:
+            found = np.array([kind(value) for value in values])
+        except (ValueError, OverflowError):
+            continue
+        if found.dtype.kind == "f" or len({*values}) == len({*found.tolist()}):
+            return found.reshape(texts.shape)
+    return np.array(values).reshape(texts.shape)
