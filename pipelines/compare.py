@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cggm.comparison import JobOptions
 from cggm.runs import DEVICES, parse_options, require, run
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,11 @@ class CompareOptions:
         protocol: complete, or missing: methods that take modalities from samples (mrd, passion,
             redcore) keep one of all subsets for each, drawn anew, and all subsets are evaluated.
         sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
-        jobs: Trainings side by side.
+        jobs: Trainings side by side; one after another here, all at once on a cluster, where not
+            given.
+        launcher: local, or slurm: each training is a job of an array, and the next command gathers
+            what ended meanwhile; submitit-debug tries that without a cluster.
+        cluster: What each job gets.
         data: Folder of the data; the demo data where not given.
         config: Configuration laid over the defaults of every training.
         max_epochs: Passes over the training data; those of the configuration where not given.
@@ -55,7 +60,9 @@ class CompareOptions:
     quick: bool = False
     protocol: str = field(default="complete", metadata={"metavar": "complete|missing"})
     sweep: bool = False
-    jobs: int = field(default=1, metadata={"metavar": "N"})
+    jobs: int | None = field(default=None, metadata={"metavar": "N"})
+    launcher: Literal["local", "slurm", "submitit-debug"] = "local"
+    cluster: JobOptions = field(default_factory=JobOptions)
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     config: Path | None = field(default=None, metadata={"metavar": "YAML"})
     max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
@@ -64,8 +71,8 @@ class CompareOptions:
     tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs"):
-            require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        require(self.seeds >= 1, "seeds", "of at least 1", self.seeds)
+        require(self.jobs is None or self.jobs >= 1, "jobs", "of at least 1", self.jobs)
         free = not (self.quick and self.config)
         require(free, "config", "to be left out with --quick", self.config)
 
@@ -82,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(CompareOptions, __doc__, argv)
 
     from cggm.comparison import (
+        ClusterQueue,
         ComparisonProgress,
         Plan,
         Queue,
@@ -109,7 +117,12 @@ def main(argv: Sequence[str]) -> int:
     store = RecordStore(options.output)
     with locked(options.output) as lock:
         progress = ComparisonProgress(runs, len(store.pending(runs)))
-        queue = Queue(store, lock=lock, jobs=options.jobs, report=progress.show)
+        queue: Queue | ClusterQueue
+        if options.launcher == "local":
+            queue = Queue(store, lock=lock, jobs=options.jobs or 1, report=progress.show)
+        else:
+            most, cluster = options.jobs, options.cluster
+            queue = ClusterQueue(store, options.launcher, cluster, progress, most=most)
         failed = queue.run(runs)
         page, report = write_results(
             *(options.output, plan, store.records(runs), store.refused(), table),

@@ -1,3 +1,5 @@
+from .clusters import ClusterQueue as ClusterQueue
+from .clusters import JobOptions as JobOptions
 from .plan import SWEEP as SWEEP
 from .plan import Plan as Plan
 from .records import RecordStore as RecordStore

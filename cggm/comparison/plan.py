@@ -52,6 +52,11 @@ class PlannedRun:
             output / "runs" / self.task.name / self.method.replace(":", "-") / f"seed-{self.seed}"
         )
 
+    def log(self, output: Path) -> Path:
+        """What it prints, beside its folder."""
+        folder = self.folder(output)
+        return folder.with_name(f"{folder.name}.log")
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 from cggm.comparison.plan import PlannedRun, command_line
 from cggm.comparison.processes import Script, share_imports
@@ -87,6 +89,17 @@ class ComparisonProgress:
         state = f"{outcome.seconds:6.0f} s, {left} left{_ending(outcome)}"
         print(f"{count} {what} {state}", flush=True)
 
+    def count(self, states: Sequence[str], over: int, total: int) -> None:
+        """Say how many jobs of a cluster wait and run.
+
+        Args:
+            states: Of each job, ``queued`` or ``running``.
+            over: Trainings that need not be run any more.
+            total: All trainings.
+        """
+        told = [f"{states.count(state)} {state}" for state in ("queued", "running")]
+        print(", ".join([*told, f"{over} of {total} finished"]), flush=True)
+
     def close(self, failed: Sequence[Outcome]) -> None:
         """List the trainings that failed, with their logs."""
         for outcome in failed:
@@ -108,6 +121,20 @@ def _ending(outcome: Outcome) -> str:
 
 
 _POLL = 0.2
+
+
+class RunningScript(Protocol):
+    """A script that was started, here or in a job of a cluster."""
+
+    @property
+    def pid(self) -> int:
+        """Number of its process."""
+
+    def poll(self) -> int | None:
+        """Exit code, negative after a signal; ``None`` while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
 
 
 class Queue:
@@ -182,30 +209,50 @@ class Queue:
                 raise
 
     def _train(self, run: PlannedRun) -> Outcome:
-        folder = RunFolder(run.folder(self.store.output))
-        resume = any(folder.checkpoints.glob("epoch-*"))
-        if not resume and folder.path.is_dir():  # killed before its first checkpoint
-            shutil.rmtree(folder.path)
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.path.with_name(f"{folder.path.name}.log")
-        start = time.monotonic()
-        told = command_line(run, self.store.output, resume=resume)
-        error_file = log.with_suffix(".error.json")
-        error_file.unlink(missing_ok=True)
-        script = Script(run.task.script, told, log, inherited=self.lock, error_file=error_file)
-        code, peak = self._watch(script)
-        error = read_reported_error(error_file) if code else None
-        return Outcome(run, code, time.monotonic() - start, peak, error, resume, log)
+        start = partial(Script, inherited=self.lock)
+        return train(run, self.store.output, start, ending=self._stop.is_set)
 
-    def _watch(self, script: Script) -> tuple[int, float | None]:
-        """Wait for a script, or end it when the comparison is to end; its code and peak memory."""
-        peak = None
-        while (code := script.poll()) is None:
-            peak = _peak_mb(script.pid) or peak
-            if self._stop.is_set():
-                script.terminate()
-            time.sleep(_POLL)
-        return code, peak
+
+def train(
+    run: PlannedRun,
+    output: Path,
+    start: Callable[..., RunningScript],
+    *,
+    ending: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train once: from the last checkpoint, if an earlier start left one.
+
+    Args:
+        run: The training, which nothing else works on.
+        output: Folder of the comparison.
+        start: Starts a script; called with its file, its command line, its log and ``error_file=``,
+            see :class:`cggm.comparison.processes.Script`.
+        ending: Whether the script is to be asked to end; called now and then.
+    """
+    folder = RunFolder(run.folder(output))
+    resume = any(folder.checkpoints.glob("epoch-*"))
+    if not resume and folder.path.is_dir():  # killed before its first checkpoint
+        shutil.rmtree(folder.path)
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    log = run.log(output)
+    began = time.monotonic()
+    told = command_line(run, output, resume=resume)
+    error_file = log.with_suffix(".error.json")
+    error_file.unlink(missing_ok=True)
+    code, peak = _watch(start(run.task.script, told, log, error_file=error_file), ending)
+    error = read_reported_error(error_file) if code else None
+    return Outcome(run, code, time.monotonic() - began, peak, error, resume, log)
+
+
+def _watch(script: RunningScript, ending: Callable[[], bool]) -> tuple[int, float | None]:
+    """Wait for a script, or end it when that is asked for; its code and peak memory."""
+    peak = None
+    while (code := script.poll()) is None:
+        peak = _peak_mb(script.pid) or peak
+        if ending():
+            script.terminate()
+        time.sleep(_POLL)
+    return code, peak
 
 
 def _peak_mb(pid: int) -> float | None:

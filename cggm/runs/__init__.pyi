@@ -20,6 +20,7 @@ from .launch import joined as joined
 from .launch import ranked as ranked
 from .launch import same_output as same_output
 from .launch import share_of_batch as share_of_batch
+from .launch import start_ranks as start_ranks
 from .loop.loading import CaseLoader as CaseLoader
 from .loop.nonfinite import NonFiniteGuard as NonFiniteGuard
 from .loop.replicas import replicated as replicated

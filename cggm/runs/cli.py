@@ -5,16 +5,25 @@ import os
 import sys
 from collections.abc import Callable, Sequence, Sized
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cggm.commands import spoken
 from cggm.errors import MethodRefusal, UserError
 from cggm.runs.config import ConfigReader, options_of, to_yaml
+from cggm.runs.environment import group_of_ranks
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.options import RunConfig, RunOptions, require_device
-from cggm.runs.storage import check_free, let_go_of_all, parse_json, read_yaml, write_json
+from cggm.runs.storage import (
+    check_free,
+    let_go_of_all,
+    parse_json,
+    read_json,
+    read_yaml,
+    write_json,
+)
 from cggm.runs.streams import lasting_streams
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ def parse_arguments(
     """
     reader = ConfigReader(RunOptions, schema, description=description)
     options = reader.read(RunOptions, [a for a in argv if a not in ("-h", "--help")])
+    options = _after_restart(options)
     configs = defaults.parent
     if options.resume:
         defaults = RunFolder.open(options.resume).config
@@ -96,6 +106,8 @@ def parse_training(
     if parsed[0].data is None and demo.exists():
         parsed = parse_arguments(schema, description, argv, defaults=demo, methods=methods)
     config, options = parsed
+    if _restarts() and os.environ.get("RANK", "0") == "0":
+        _say(f"started again: {options.resume or options.output} goes on from its last checkpoint")
     if options.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -267,6 +279,32 @@ def choose_device(name: str | None) -> "torch.device":
             "Leave --device out, or give cpu.",
         )
     return device
+
+
+def _restarts() -> int:
+    """How often torchrun started this group of ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _after_restart(options: RunOptions) -> RunOptions:
+    """Where torchrun started a group of ranks again, it goes on from what it left.
+
+    Raises:
+        UserError: If the group cannot know its folder.
+    """
+    if not _restarts() or options.resume:
+        return options
+    if options.output is None:
+        raise UserError(
+            "The ranks were started again, but cannot tell which folder is theirs.",
+            "Give --output where you give --max-restarts.",
+        )
+    folder = RunFolder(options.output)
+    files = (folder.environment, *folder.path.glob("*/environment.json"))  # of a run, or of a group
+    began = [read_json(file, missing_ok=True).get("group") for file in files]
+    if group_of_ranks() not in began or not folder.config.exists():
+        return options
+    return replace(options, output=None, resume=options.output)
 
 
 def _config_file(configs: Path, given: Path) -> Path:

@@ -33,6 +33,16 @@ def machine() -> str:
     return f"{cores} cores of {processor()}"
 
 
+def group_of_ranks() -> str | None:
+    """What tells a group of ranks from others, also after it was started again by torchrun.
+
+    ``None`` for a process that torchrun did not start.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    # torchrun's default; the process that started this rank then tells groups apart.
+    return f"{platform.node()}:{os.getppid()}" if name == "none" else name
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and command line of this process, JSON values."""
     import torch
@@ -42,6 +52,7 @@ def environment() -> dict[str, Any]:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
         "commit": _commit(),
+        "group": group_of_ranks(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": processor(),

@@ -1,9 +1,12 @@
-"""Several processes that train, evaluate or predict as one: the ranks that torchrun starts.
+"""Several processes that train, evaluate or predict as one: ranks that torchrun starts.
 
 Every function leaves a process that runs alone as it is, and makes no process group for it.
 """
 
+import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -28,6 +31,54 @@ _TIMEOUT = timedelta(minutes=30)  # that a rank waits for another one in a colle
 _PROBE = 977  # tag of a message that nobody waits for
 _LISTENS = 1.0  # seconds
 _PATIENCE = 10.0  # seconds that a rank leaves the first one to say the same
+
+
+_ENDS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+_SAVES = 240  # seconds that ranks get to save
+
+
+def start_ranks(argv: Sequence[str], script: Callable[[Sequence[str]], list[str]]) -> int:
+    """Run torchrun, whose end is one line and the exit code of what ended it.
+
+    The signals of ``--signal`` of SLURM and of a terminal reach the ranks, which have time to save.
+
+    Args:
+        argv: torchrun's arguments.
+        script: Given the script's name and its arguments, those to be run.
+
+    Returns:
+        The exit code of the first rank that failed, 1 where it was killed, 128 and the signal's
+        number where one asked for the end.
+
+    Raises:
+        UserError: If a rank was killed, or torchrun cannot start.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as run_ranks
+
+    ends = (f"--signals-to-handle={','.join(_ENDS)}", f"--shutdown-timeout={_SAVES}")
+    arguments = parse_args([*ends, *argv])
+    if not arguments.module:
+        words = [arguments.training_script, *arguments.training_script_args]
+        arguments.training_script, *arguments.training_script_args = script(words)
+    logging.disable(logging.ERROR)  # torchrun's tables; ranks say themselves what happened
+    try:
+        run_ranks(arguments)
+    except SignalException as stop:
+        print(f"{stop.sigval.name}: the ranks were told to save and to end.", file=sys.stderr)
+        return 128 + int(stop.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        raise UserError(
+            f"Rank {rank} was killed ({name}), and the others were ended.",
+            "Was memory short? Continue a training with --resume, or give --max-restarts.",
+        ) from None
+    return 0
 
 
 def ranked(main: Main) -> Main:

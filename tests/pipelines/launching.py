@@ -15,8 +15,18 @@ WORKER = Path(__file__).with_name("torchrun_worker.py")
 
 def launch(script: Path | str, *argv: object) -> "subprocess.Popen[str]":
     """Start two ranks of a script."""
+    return _start(*LAUNCHER, script, *argv)
+
+
+def launch_ranks(restarts: int, *words: object) -> "subprocess.Popen[str]":
+    """Start two ranks of a command by the project's own launcher."""
+    options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+    return _start(sys.executable, ROOT / "pipelines" / "ranks.py", *options, *words)
+
+
+def _start(*command: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*LAUNCHER, str(script), *map(str, argv)],
+        [*map(str, command)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -17,7 +17,7 @@ from cggm_cls.data.mosi.simulation import simulate_mosi
 from tests.cggm_seg.nifti import write_case
 from tests.pipelines.commands import SCRIPTS, call, left_over, tiny_config
 from tests.pipelines.faults import write_bad_case
-from tests.pipelines.launching import launch, run_all
+from tests.pipelines.launching import launch, launch_ranks, run_all
 
 SEQUENCES = """
 max_epochs: 3
@@ -157,3 +157,39 @@ def test_cases_are_shared_to_the_same_results(tmp_path, capsys):
     assert volumes[0] == volumes[1]
     assert [row[0] for row in volumes[1]] == ["case", *(f"case{k}" for k in range(5))]
     assert left_over(run) == []
+
+
+@pytest.mark.slow
+def test_group_that_lost_a_rank_goes_on_by_itself_to_the_same_bits(trained, folder):
+    data = ("--data", folder / "mosi.pkl", "--config", folder / "dropout.yaml")
+    lost = folder / "lost"
+    process = launch_ranks(1, "mosi", "train", *data, "--output", lost, "--save_minutes", 0)
+    while not list(lost.glob("checkpoints/epoch-0000-step-*[2-9]")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert said.count(f"started again: {lost} goes on from its last checkpoint\n") == 1
+    assert "Traceback" not in said
+    environment = json.loads((lost / "environment.json").read_text())
+    assert environment["resumed_at"] >= 2
+    assert len(environment["earlier_starts"]) == 1
+    assert farthest(weights(lost), weights(folder / "whole")) == 0
+    for log in ("metrics.jsonl", "balance.jsonl", "results.json"):
+        assert (lost / log).read_text() == (folder / "whole" / log).read_text()
+
+
+def test_signal_to_the_launcher_is_one_line(trained, folder):
+    data = ("--data", folder / "mosi.pkl", "--config", folder / "dropout.yaml")
+    told = folder / "told"
+    process = launch_ranks(0, "mosi", "train", *data, "--output", told, "--save_minutes", 0)
+    while not list(told.glob("checkpoints/epoch-0000-step-*[2-9]")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert "Traceback" not in said
+    assert said.count("SIGUSR1: saved step") == 1
+    assert said.endswith("SIGUSR1: the ranks were told to save and to end.\n")
