@@ -212,10 +212,12 @@ class ClusterQueue:
     def _hand_in(self, runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
         """Jobs of some trainings, by SLURM's number.
 
-        The first training of a task may write the demo data; the others wait for it.
+        The first training of a task may write the demo data, or convert the user's; the others wait
+        for it.
         """
-        demo = [run for run in runs if "--data" not in run.arguments]
-        first = [*{run.task.name: run for run in reversed(demo)}.values()]
+        begun = {record.task for record in self.store.records()}
+        new = [run for run in runs if run.task.name not in begun]
+        first = [*{run.task.name: run for run in reversed(new)}.values()]
         rest = [run for run in runs if run not in first]
         numbers: dict[PlannedRun, str] = {}
         for batch in (first, rest):

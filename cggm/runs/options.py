@@ -119,13 +119,18 @@ class SessionOptions:
         save_minutes: Minutes between checkpoints within an epoch; 0 saves after every step.
         skip_nonfinite: Whether a step whose loss or gradients are not finite is left out; otherwise
             it ends the run.
+        check_every: Steps between looks for numbers that are not finite, which make the host wait
+            for a GPU; 16 there and 1 on a processor where not given. More than 1 holds a copy of
+            weights and optimizer, takes back the steps since then, and is for one process without
+            skip_nonfinite and float16.
         curves: Whether curves of the training are drawn, now and then and in the end.
         mlflow: Folder, or URI of a server, where MLflow keeps the metrics too; needs its package.
     """
 
     task: ClassVar[str] = "custom"
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"max_epochs", "keep_last", "save_minutes", "skip_nonfinite", "curves", "mlflow"}
+        {"max_epochs", "keep_last", "save_minutes", "skip_nonfinite"}
+        | {"check_every", "curves", "mlflow"}
     )
     max_epochs: int = field(metadata={"metavar": "N"})
     seed: int = field(default=0, metadata={"metavar": "N"})
@@ -133,6 +138,7 @@ class SessionOptions:
     keep_last: int = 2
     save_minutes: float = field(default=10.0, metadata={"metavar": "X"})
     skip_nonfinite: bool = False
+    check_every: int | None = field(default=None, metadata={"metavar": "N"})
     curves: bool = True
     mlflow: str | None = field(default=None, metadata={"metavar": "DIR|URI"})
 
@@ -150,6 +156,8 @@ class SessionOptions:
             )
         for name in ("validate_every", "keep_last"):
             require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        every = self.check_every
+        require(every is None or every >= 1, "check_every", "of at least 1", every)
         require(self.save_minutes >= 0, "save_minutes", "of at least 0", self.save_minutes)
 
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from cggm.balancer import Balancer
-from cggm.distributed import broadcast_from_first, is_first_rank, wait_for_ranks
+from cggm.distributed import broadcast_from_first, is_first_rank, wait_for_ranks, world_size
 from cggm.errors import UserError
 from cggm.handlers import BalanceHandler, BalanceRecorder, loss_of
 from cggm.runs.checkpoints import (
@@ -28,6 +28,7 @@ from cggm.runs.folder import RunFolder
 from cggm.runs.launch import check_ranks_agree
 from cggm.runs.loop import (
     CaseLoader,
+    DeferredLooks,
     NonFiniteGuard,
     Replicas,
     WarmupCosine,
@@ -38,6 +39,8 @@ from cggm.runs.options import SessionOptions, allowed_changes
 from cggm.runs.parts import EpochLosses, TrainingData, TrainingParts, Validation, scaler_of
 from cggm.runs.storage import hold, let_go
 from cggm.runs.watch import Journal, TrainingProgress
+
+_GPU_LOOKS = 16  # steps between looks for numbers that are not finite
 
 
 class Session:
@@ -110,6 +113,7 @@ class Session:
             names=data.names,
             save=self._save_before,
             skip=options.skip_nonfinite,
+            deferred=self._deferred(options.check_every),
         )
         self._prepared = False
         self._began_before = run.config.exists()
@@ -273,8 +277,23 @@ class Session:
         wait_for_ranks()  # torchrun kills all of them soon after one has left
         return self.folder.checkpoints
 
+    def _deferred(self, every: int | None) -> DeferredLooks | None:
+        """Looks now and then, where a look makes the host wait and the run ends at a bad step."""
+        if every is None:
+            on_gpu = next(self._parts.network.parameters()).device.type == "cuda"
+            every = _GPU_LOOKS if on_gpu else 1
+        scaled = scaler_of(self.trainer) is not None and getattr(self.trainer, "amp", True)
+        if every == 1 or scaled or self._options.skip_nonfinite or world_size() > 1:
+            return None
+
+        def save_held() -> tuple[int, Path]:
+            return self._saver.save_held(), self.folder.checkpoints
+
+        return DeferredLooks(every, lambda i: self._saver.hold(i // self._steps, i), save_held)
+
     def _flush(self) -> None:
-        """Write what would be lost otherwise, before a checkpoint."""
+        """Look at what is about to be saved, and write what would be lost otherwise."""
+        self.guard.settle()
         if self._recorder is not None:
             self._recorder.flush()
         self._journal.note_time()

@@ -4,5 +4,6 @@ from .options import ComputeOptions as ComputeOptions
 from .options import FileOptions as FileOptions
 from .options import InferOptions as InferOptions
 from .slices import InferenceSettings as InferenceSettings
+from .slices import computes_bf16 as computes_bf16
 from .volume import predict_probabilities as predict_probabilities
 from .volume import predict_volume as predict_volume

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 import torch
-from monai.engines import SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.utils import CommonKeys
 from torch.optim import SGD
 
 from cggm.balancer import Balancer
+from cggm.errors import UserError
 from cggm.handlers import BalanceHandler
 from cggm.runs import (
     CaseLoader,
@@ -30,6 +34,7 @@ from cggm_seg.data import (
     slice_batches,
     slice_loader,
 )
+from cggm_seg.inference import computes_bf16
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.balancing import sgd_factory, training_slices
 from cggm_seg.training.config import BratsConfig, SgdConfig
@@ -96,6 +101,7 @@ def _engine(
     loader: CaseLoader[SliceItem],
     device: torch.device,
 ) -> SupervisedTrainer:
+    half = _in_bf16(config, device)
     return SupervisedTrainer(
         device=device,
         max_epochs=config.max_epochs,
@@ -107,11 +113,53 @@ def _engine(
         prepare_batch=prepare_batch,
         non_blocking=True,
         decollate=False,
-        amp=config.amp and device.type == "cuda",
-        amp_kwargs={"dtype": torch.bfloat16},
+        iteration_update=_iterate_in_bf16 if half else None,
         accumulation_steps=config.optimizer.accumulation_steps,
         optim_set_to_none=True,
     )
+
+
+def _in_bf16(config: BratsConfig, device: torch.device) -> bool:
+    """Whether to train in bfloat16.
+
+    Raises:
+        UserError: If that is asked of a processor without instructions for it.
+    """
+    if device.type != "cpu":
+        return bool(config.amp) and device.type == "cuda"
+    if config.amp == "cpu" and not computes_bf16(device):
+        raise UserError(
+            "--amp cpu: this processor has no instructions for bfloat16, and would be slower.",
+            "Leave it out.",
+        )
+    return config.amp == "cpu"
+
+
+def _iterate_in_bf16(engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """MONAI's iteration in bfloat16, on any device and without a loss scale.
+
+    MONAI's own names CUDA, and has a GradScaler, which bfloat16 has no need of and whose checks
+    make the host wait for the device in each step.
+    """
+    told = (engine.state.device, engine.non_blocking)
+    inputs, targets = engine.prepare_batch(batch, *told, **engine.to_kwargs)
+    engine.state.output = output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
+    steps, length = engine.accumulation_steps, engine.state.epoch_length
+    position = (engine.state.iteration - 1) % length + 1  # within the epoch
+    engine.network.train()
+    if (position - 1) % steps == 0:
+        engine.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        output[CommonKeys.PRED] = engine.inferer(inputs, engine.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        output[CommonKeys.LOSS] = engine.loss_function(output[CommonKeys.PRED], targets).mean()
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+    (output[CommonKeys.LOSS] / steps).backward()
+    engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+    if position % steps == 0 or position == length:
+        engine.optimizer.step()
+    engine.fire_event(IterationEvents.MODEL_COMPLETED)
+    return output
 
 
 def _schedule(config: SgdConfig, optimizer: SGD) -> WarmupCosine:

@@ -180,7 +180,8 @@ class BratsConfig(RunConfig):
     Args:
         batch_size: Slices per batch, shared by all ranks.
         workers: Processes that load slices, at most one per core; as many build the cache.
-        amp: Whether a GPU computes in bfloat16 where it can.
+        amp: Whether a GPU computes in bfloat16; with cpu a processor, too, which has to have
+            instructions for it.
         strict: Whether a bad case ends the run; otherwise it is left out and listed.
         cache: Folder of the slice cache; <data>/.slices where not given.
         manifest: What brats_verify recorded of the data, a file or the folder given to its
@@ -208,7 +209,7 @@ class BratsConfig(RunConfig):
     }
     batch_size: int = 64
     workers: int = 2
-    amp: bool = True
+    amp: bool | Literal["cpu"] = field(default=True, metadata={"metavar": "true|false|cpu"})
     strict: bool = False
     cache: Path | None = None
     manifest: Path | None = field(default=None, metadata={"metavar": "PATH"})

@@ -57,11 +57,12 @@ class RunProgress:
 
 def save_checkpoint(
     folder: Path,
-    network: nn.Module,
+    network: nn.Module | Stateful,
     parts: Mapping[str, Stateful | None],
     progress: RunProgress,
     *,
     keep_last: int = 2,
+    rng: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, then remove those that are neither recent nor the best.
 
@@ -74,6 +75,7 @@ def save_checkpoint(
         parts: Everything else with a state, by name; ``None`` where a run does without.
         progress: How far the run is.
         keep_last: Number of recent checkpoints to keep, besides the one of the highest score.
+        rng: State of the random generators; that of now where not given.
 
     Returns:
         Folder of the new checkpoint.
@@ -81,11 +83,12 @@ def save_checkpoint(
     Raises:
         FileExistsError: If this progress was saved before.
     """
-    state = unwrap(network).state_dict()
+    own = unwrap(network) if isinstance(network, nn.Module) else network
+    state = own.state_dict()
     # safetensors refuses tensors that share memory, as tied weights do.
     weights = {key: value.to("cpu", copy=True).contiguous() for key, value in state.items()}
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    training = {"parts": states, "rng": rng_state()}
+    training = {"parts": states, "rng": rng_state() if rng is None else rng}
     target = folder / folder_name(progress.epoch, progress.iteration)
     publish(
         target,

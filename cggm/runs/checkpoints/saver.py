@@ -2,16 +2,32 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
+from cggm.contract import unwrap
 from cggm.distributed import is_first_rank, wait_for_ranks
 from cggm.runs.checkpoints.files import find_checkpoints, prune
 from cggm.runs.checkpoints.load import load_checkpoint
 from cggm.runs.checkpoints.save import RunProgress, Stateful, save_checkpoint
 from cggm.runs.folder import RunFolder
-from cggm.runs.loop import Stopped, StopSignals
+from cggm.runs.loop import Stopped, StopSignals, rng_state
+
+
+@dataclass(frozen=True)
+class _HeldState:
+    """The state of one part as it was."""
+
+    state: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
 
 
 class Saver:
@@ -47,6 +63,7 @@ class Saver:
         self._run, self._network, self._parts = run, network, parts
         self._flush, self._keep_last = flush, keep_last
         self._seconds, self._saved_at = 60 * minutes, time.monotonic()
+        self._held: tuple[RunProgress, _HeldState, dict[str, _HeldState], dict[str, Any]]
 
     def restore(self) -> RunProgress:
         """Continue from the last checkpoint; without one the run begins anew.
@@ -81,6 +98,25 @@ class Saver:
                 self.progress,
                 keep_last=self._keep_last,
             )
+
+    def hold(self, epoch: int, iteration: int) -> None:
+        """Keep a copy of everything in memory, on its device, in place of the last such copy."""
+        parts = {name: part for name, part in self._parts.items() if part is not None}
+        self._held = (
+            replace(self.progress, epoch=epoch, iteration=iteration, score=None),
+            _HeldState(deepcopy(unwrap(self._network).state_dict())),
+            {name: _HeldState(deepcopy(part.state_dict())) for name, part in parts.items()},
+            rng_state(),
+        )
+
+    def save_held(self) -> int:
+        """Save what is held, unless something newer was; returns the completed iterations."""
+        progress, network, parts, rng = self._held
+        if progress.iteration > self.progress.iteration:
+            self.progress = progress
+            folder, keep_last = self._run.checkpoints, self._keep_last
+            save_checkpoint(folder, network, parts, progress, keep_last=keep_last, rng=rng)
+        return self.progress.iteration
 
     def save_if_due(self, epoch: int, iteration: int) -> None:
         """Save where the last time is long enough ago."""

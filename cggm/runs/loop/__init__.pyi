@@ -1,3 +1,4 @@
+from .deferred import DeferredLooks as DeferredLooks
 from .loading import CaseLoader as CaseLoader
 from .nonfinite import NonFiniteGuard as NonFiniteGuard
 from .replicas import Replicas as Replicas

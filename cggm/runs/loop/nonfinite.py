@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from cggm.balancer import Balancer
 from cggm.distributed import gather_objects, sum_over_ranks
 from cggm.errors import UserError
+from cggm.runs.loop.deferred import DeferredLooks, SeenStep, finite_flags
 from cggm.tensors import without_subclass
 
 _SHOWN = 16  # samples in a message
@@ -73,10 +74,11 @@ class NonFiniteGuard:
     statistics are those from before. Without ``skip`` the run then ends with a message that names
     the samples. ``engine.state.skipped_steps`` counts what was skipped in the epoch.
 
-    Whether to step is for the host to decide, so it waits for the device once a step. All ranks
-    decide alike: what one rank finds is every rank's. With a GradScaler its own check comes first,
-    an overflow is its affair, and only a loss that is not finite, or a scale that has fallen below
-    1, is refused here.
+    Whether to step is for the host to decide, so it waits for the device once a step, unless
+    ``deferred`` says how to look now and then: steps are then made at once, and where a look finds
+    a bad one the run ends with the state that was held from before it. All ranks decide alike: what
+    one rank finds is every rank's. With a GradScaler its own check comes first, an overflow is its
+    affair, and only a loss that is not finite, or a scale that has fallen below 1, is refused here.
 
     The loss is looked at in engines that leave ``{"loss": ...}`` in ``engine.state.output`` before
     they step, as MONAI's do; in others through the gradients alone.
@@ -91,6 +93,8 @@ class NonFiniteGuard:
         skip: Whether to go on without such steps.
         most_skipped: Share of an epoch's steps, in [0, 1]; the run ends when more are skipped. One
             is always allowed.
+        deferred: How to look now and then instead of at each step, where the run ends at the first
+            bad one: not with ``skip``, not with a GradScaler, and not with several ranks.
     """
 
     def __init__(
@@ -103,12 +107,14 @@ class NonFiniteGuard:
         save: Callable[[int], Path],
         skip: bool = False,
         most_skipped: float = 0.1,
+        deferred: DeferredLooks | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.balancer = balancer
         self.skip = skip
         self.most_skipped = most_skipped
+        self.deferred = deferred
         self._names_of = names
         self._save = save
         self._engine: Engine | None = None
@@ -157,10 +163,26 @@ class NonFiniteGuard:
         Raises:
             UserError: If something is not finite and the run must end.
         """
-        if self._fine is None:
+        if self._fine is None and self.deferred is None:
             self._fine = self._all_finite([*self._window.losses, *self._loss(), self._norm()])
             if not self._fine:
                 self._refuse()
+
+    def settle(self) -> None:
+        """Look at the steps that were made without; before anything of them is used or kept.
+
+        Raises:
+            UserError: If one of them was bad. The state from before it is saved.
+        """
+        found = None if self.deferred is None else self.deferred.look()
+        if found is None or self.deferred is None:
+            return
+        step, finite = found
+        done, where = self.deferred.save_held()
+        moved = [what for what, fine in zip(step.moved, finite[1:], strict=True) if not fine]
+        reason = _described(step.losses, step.samples, _owners(moved, self.balancer))
+        kept = f"The weights are those from after step {done}, before it, in {where}."
+        raise _ended(step.epoch, step.iteration, reason, kept, skip=False)
 
     def _guarding(self) -> Callable[..., Any]:
         step = self.optimizer.step
@@ -172,6 +194,8 @@ class NonFiniteGuard:
             # An optimizer that skips on the device, for a GradScaler, holds scaled gradients.
             if getattr(self.optimizer, "found_inf", None) is None:
                 self.check()
+            if self.deferred is not None:
+                self.deferred.add(self._seen())
             self._window.batches = 0
             return None if self._fine is False else step(*arguments, **keywords)
 
@@ -183,6 +207,8 @@ class NonFiniteGuard:
         self._statistics = RunningStatistics(self.network, *methods)
         self._window = _Window()
         self._start_epoch(engine)
+        if self.deferred is not None:
+            self.deferred.hold(engine.state.iteration)
 
     def _start_epoch(self, engine: Engine) -> None:
         engine.state.skipped_steps = 0  # type: ignore[attr-defined]
@@ -190,13 +216,19 @@ class NonFiniteGuard:
     def _open(self, engine: Engine) -> None:
         if not self.waiting:
             self._window = _Window(self._scale())
-            self._statistics.keep()
+            if self.deferred is None:
+                self._statistics.keep()
+            elif self.deferred.due:
+                self.settle()
+                self.deferred.hold(engine.state.iteration - 1)
         self._window.batches += 1
         self._window.samples += self._names_of(engine.state.batch)
         self._earlier_output = engine.state.output
         self._fine = None
 
     def _close(self, engine: Engine) -> None:
+        if engine.state.iteration % (engine.state.epoch_length or 1) == 0:
+            self.settle()  # before what follows at the end of an epoch
         if not self.waiting:
             return
         self._window.losses += self._loss()
@@ -221,6 +253,21 @@ class NonFiniteGuard:
         state = getattr(engine, "state", None)
         scaler = getattr(engine, "scaler", None) or getattr(state, "scaler", None)
         return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _seen(self) -> SeenStep:
+        """The step that is about to be made, without waiting for its numbers."""
+        assert self._engine is not None
+        state, losses = self._engine.state, [*self._window.losses, *self._loss()]
+        found: dict[nn.Parameter | str, Tensor] = {
+            parameter: parameter.grad
+            for parameter in self._parameters()
+            if parameter.grad is not None
+        }
+        found |= _head_gradients(self.balancer)
+        flags = finite_flags(losses, [*found.values()])
+        return SeenStep(
+            state.epoch, state.iteration, [*self._window.samples], losses, [*found], flags
+        )
 
     def _norm(self) -> Tensor:
         own = [p.grad for p in self._parameters() if p.grad is not None]
@@ -258,15 +305,19 @@ class NonFiniteGuard:
     def _end(self, reason: str, state: Any) -> None:  # noqa: ANN401
         done = state.iteration - self._window.batches
         where = self._save(done)
-        what = f"Epoch {state.epoch}, iteration {state.iteration}: {reason}."
         kept = f"The weights are those from before this step, in {where}."
         if not done:
             kept = "No step had been taken, so nothing was saved."
         if self.skip:
             kept = f"{state.skipped_steps} steps of this epoch were skipped for that. {kept}"
-        advice = "Look at these samples, or lower the learning rate"
-        way_out = "." if self.skip else "; --skip_nonfinite goes on without them."
-        raise UserError(f"{what} {kept}", f"{advice}{way_out}")
+        raise _ended(state.epoch, state.iteration, reason, kept, skip=self.skip)
+
+
+def _ended(epoch: int, iteration: int, reason: str, kept: str, *, skip: bool) -> UserError:
+    advice = "Look at these samples, or lower the learning rate"
+    way_out = "." if skip else "; --skip_nonfinite goes on without them."
+    what = f"Epoch {epoch}, iteration {iteration}: {reason}. {kept}"
+    return UserError(what, f"{advice}{way_out}")
 
 
 def _reason(
@@ -287,14 +338,23 @@ def _reason(
         A clause such as ``the loss is nan on the samples a, b``. Samples of ranks whose loss is
         finite are left out where another rank's is not.
     """
+    moved: list[nn.Parameter | str] = [
+        p for p in parameters if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
+    of_heads = _head_gradients(balancer).items()
+    moved += [name for name, gradient in of_heads if not bool(gradient.isfinite().all())]
+    return _described(losses, samples, _owners(moved, balancer))
+
+
+def _described(losses: Sequence[Tensor], samples: Sequence[str], parts: Sequence[str]) -> str:
     bad = [float(loss) for loss in losses if not bool(loss.isfinite().all())]
     reports = gather_objects((bad, samples))
     guilty = [report for report in reports if report[0]]
     if guilty:
         what = f"the loss is {guilty[0][0][0]}"
     else:
-        parts = " and of ".join(_bad_parts(parameters, balancer)) or "the scaled loss"
-        what = f"the gradient of {parts} is not finite"
+        named = " and of ".join(parts) or "the scaled loss"
+        what = f"the gradient of {named} is not finite"
     names = list(dict.fromkeys(name for _, given in guilty or reports for name in given))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} on the samples {', '.join(names[:_SHOWN])}{more}" if names else what
@@ -307,8 +367,8 @@ def _head_gradients(balancer: Balancer | None) -> dict[str, Tensor]:
     return balancer.heads.window.named("gradient/")
 
 
-def _bad_parts(parameters: Sequence[nn.Parameter], balancer: Balancer | None) -> list[str]:
-    """Encoders, heads and the rest, those whose gradient is not finite."""
+def _owners(moved: Sequence[nn.Parameter | str], balancer: Balancer | None) -> list[str]:
+    """Encoders, heads and the rest that own parameters, or gradients of heads by their names."""
     parts: dict[str, nn.Module] = {}
     if balancer is not None:
         heads = {} if balancer.heads is None else dict(balancer.heads.items())
@@ -316,11 +376,8 @@ def _bad_parts(parameters: Sequence[nn.Parameter], balancer: Balancer | None) ->
         parts |= {f"head {name}": module for name, module in heads.items()}
     owner = {id(p): name for name, module in parts.items() for p in module.parameters()}
     rest = "the rest of the network" if parts else "the network"
-    bad = [
-        owner.get(id(p), rest)
-        for p in parameters
-        if p.grad is not None and not bool(p.grad.isfinite().all())
-    ]
-    of_heads = _head_gradients(balancer).items()
-    bad += [f"head {k.partition('.')[0]}" for k, g in of_heads if not bool(g.isfinite().all())]
-    return list(dict.fromkeys(bad))
+    names = (
+        f"head {one.partition('.')[0]}" if isinstance(one, str) else owner.get(id(one), rest)
+        for one in moved
+    )
+    return list(dict.fromkeys(names))

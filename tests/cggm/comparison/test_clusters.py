@@ -1,4 +1,4 @@
-"""Jobs of a cluster without one: what each gets, what is handed in, gathered and handed in again."""
+"""Jobs of a cluster without one: what each gets, what is handed in, and gathered"""
 
 import json
 import sys
@@ -142,7 +142,7 @@ def test_second_command_gathers_and_hands_in_what_has_no_job(planned, slurm, mon
     assert "0 queued, 2 running, 2 of 4 finished\n" in said
 
 
-def test_demo_data_are_written_by_the_first_training_of_a_task(planned, slurm, monkeypatch):
+def test_data_are_prepared_by_the_first_training_of_a_task(planned, slurm, monkeypatch):
     runs, store = planned
     monkeypatch.setattr(clusters, "_slurm_jobs", dict)
     queue(store, runs, "slurm").run(runs)

@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ from cggm_seg.training.assembly import segmentation_session
 from cggm_seg.training.balancing import segmentation_balancer
 from cggm_seg.training.config import BratsConfig
 from cggm_seg.training.validation import ValidationSlice
+from tests.cggm.synchronization import Waits
 from tests.cggm_seg.nifti import write_case
 from tests.quantifiers import every, none
 
@@ -205,3 +207,93 @@ def test_processes_are_no_more_than_cores(config):
     assert replace(config, workers=0).processes == 0
     assert replace(config, workers=1).processes == 1
     assert 1 <= replace(config, workers=10_000).processes < 10_000
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Says whether the processor has instructions for bfloat16."""
+
+    def has(bf16):
+        monkeypatch.setattr("cggm_seg.training.assembly.computes_bf16", lambda device: bf16)
+
+    return has
+
+
+def test_processor_trains_in_bfloat16_where_it_is_told_to(config, cache, tmp_path, processor):
+    processor(True)
+    losses = {}
+    for amp in (True, "cpu"):
+        training = Training(replace(config, amp=amp), cache, tmp_path / str(amp))
+        types = set()
+        stem = next(m for m in training.network.modules() if isinstance(m, torch.nn.Conv2d))
+        stem.register_forward_hook(lambda module, given, out, types=types: types.add(out.dtype))
+        training.session.run()
+        assert types >= {torch.bfloat16 if amp == "cpu" else torch.float32}
+        assert {p.dtype for p in training.network.parameters()} == {torch.float32}
+        losses[amp] = [row["train_loss"] for row in read_jsonl(training.run.metrics)]
+    assert losses["cpu"] != losses[True]
+    assert losses["cpu"] == pytest.approx(losses[True], rel=0.05)
+
+
+def test_iteration_in_bfloat16_is_monais_but_for_its_precision(
+    config, cache, tmp_path, processor, monkeypatch
+):
+    processor(True)
+    monkeypatch.setattr("cggm_seg.training.assembly.torch.bfloat16", torch.float32)
+    optimizer = replace(config.optimizer, accumulation_steps=2)
+    states = []
+    for amp in (False, "cpu"):  # autocast to float32 changes nothing
+        options = replace(config, amp=amp, optimizer=optimizer, batch_size=2)
+        training = Training(options, cache, tmp_path / str(amp))
+        training.session.run()
+        states.append(training.network.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
+def test_bfloat16_is_refused_where_it_would_be_slower(config, cache, tmp_path, processor):
+    processor(False)
+    with pytest.raises(UserError, match="no instructions for bfloat16"):
+        Training(replace(config, amp="cpu"), cache, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("amp", "every"), [(False, 100), ("cpu", 100), (False, 1)])
+def test_steps_of_a_session_wait_for_the_device_where_each_is_looked_at(
+    config, cache, tmp_path, processor, amp, every
+):
+    """Those of a GPU are counted on a processor, whose optimizer and looks are the same."""
+    processor(True)
+    options = replace(config, amp=amp, check_every=every, batch_size=2)
+    training = Training(options, cache, tmp_path / "run")
+    waits = []
+    with Waits() as counted:
+        for event in (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED):
+            training.trainer.add_event_handler(event, lambda: waits.append(counted.count))
+        training.session.run()
+    within = [after - before for before, after in zip(waits[::2], waits[1::2], strict=True)]
+    assert len(within) == 6
+    # The first step looks at the modules, the last one of an epoch at what was put off.
+    assert [within[1], *within[3:5]] == [1 if every == 1 else 0] * 3
+
+
+def test_number_that_is_not_finite_leaves_the_checkpoint_from_before_the_looks(
+    config, cache, tmp_path
+):
+    options = replace(config, check_every=2, batch_size=2, max_epochs=3)
+    training = Training(options, cache, tmp_path / "run")
+
+    def spoil(engine):
+        if engine.state.iteration == 4:
+            next(training.network.parameters()).data[0] = torch.nan
+
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, spoil)
+    with pytest.raises(UserError, match=r"Epoch 2, iteration 4: the loss is nan .* after step 3,"):
+        training.session.run()
+    [kept] = training.run.checkpoints.iterdir()
+    assert kept.name.startswith("epoch-0001")
+    states = []
+    for name in ("run", "whole"):
+        one = Training(options, cache, tmp_path / name)
+        one.session.run()
+        states.append(one.network.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

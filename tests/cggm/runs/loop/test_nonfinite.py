@@ -13,11 +13,13 @@ from torch.testing import assert_close
 from cggm import BalanceHandler
 from cggm.errors import UserError
 from cggm.methods import method_names
+from cggm.runs.loop.deferred import DeferredLooks
 from cggm.runs.loop.nonfinite import NonFiniteGuard
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import build, make
 from tests.cggm.networks import make_cggm, make_late
 from tests.cggm.runs.loop.nonfinite_runs import SAVED, Training, batches_of, normed, plain_training
+from tests.cggm.synchronization import Waits
 from tests.quantifiers import every
 
 HALF = {"most_skipped": 0.5}
@@ -230,3 +232,68 @@ def test_all_ranks_skip_together(ranks):
 def test_a_rank_without_foreground_gives_finite_losses(ranks):
     for rank in ranks:
         assert rank["background"].isfinite().all()
+
+
+class Held:
+    """Keeps the state of a training in memory, as a run's saver does."""
+
+    def __init__(self):
+        self.states, self.saves = [], 0
+        self.deferred = DeferredLooks(4, self.hold, self.save)
+
+    def hold(self, iteration):
+        self.states.append((iteration, self.training.state()))
+
+    def save(self):
+        self.saves += 1
+        return self.states[-1][0], SAVED
+
+
+def deferring(**settings):
+    held = Held()
+    held.training = plain_training(options={"deferred": held.deferred}, **settings)
+    return held, held.training
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("bad", [0, 3, 4, 5, 9])
+def test_deferred_looks_keep_the_state_from_before_the_first_bad_step(bad, clip):
+    held, training = deferring(clip=clip)
+    message = stopped(training, batches_of(10, bad=(bad, 9)))
+    assert f"Epoch 1, iteration {bad + 1}: the loss is nan on the samples {bad}-0, " in message
+    kept = 4 * (bad // 4)
+    assert f"The weights are those from after step {kept}, before it, in {SAVED}." in message
+    assert held.saves == 1
+    iteration, state = held.states[-1]
+    assert iteration == kept
+    whole = plain_training(clip=clip).run(batches_of(kept)) if kept else plain_training(clip=clip)
+    equal(state, whole.state())
+
+
+def test_deferred_looks_name_the_part_whose_gradient_is_bad():
+    _, training = deferring()
+    message = stopped(training, batches_of(4, bad=(2,), value=float("inf")))
+    assert "iteration 3: the gradient of encoder audio is not finite on the samples 2-0" in message
+
+
+def test_deferred_looks_change_no_step():
+    held, training = deferring(accumulation=2)
+    training.run(batches_of(10), max_epochs=2)
+    equal(
+        training.state(), plain_training(accumulation=2).run(batches_of(10), max_epochs=2).state()
+    )
+    assert [iteration for iteration, _ in held.states] == [0, 8, 18]
+    assert not held.saves
+
+
+def test_deferred_looks_do_not_wait_in_a_step():
+    def waits(training, batches):
+        with Waits() as counted:
+            training.run(batches)
+        return counted.count
+
+    # Adam on a processor counts its steps there; what is left are the looks.
+    at_each = waits(plain_training(), batches_of(17)) - waits(plain_training(), batches_of(1))
+    _, training = deferring()
+    _, short = deferring()
+    assert waits(training, batches_of(17)) - waits(short, batches_of(1)) <= at_each - 16 + 4
