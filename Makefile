@@ -1,4 +1,4 @@
-.PHONY: demo test test-all lint bench known-answer faults compare-quick docs release-check hashes clean
+.PHONY: demo test test-all lint bench gpu gpu-dry known-answer faults compare-quick docs release-check hashes clean
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,6 +23,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run_all
+
+# Everything that waits for a GPU, in ten minutes: benchmarks/results/gpu.json and gpu.md.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
+
+# The same on a processor, small: it finds what would end the evening on a GPU.
+gpu-dry: $(READY)
+	$(BIN)/python -m benchmarks.gpu --device cpu --tiny --output build/gpu
 
 # Guided heads, joint training and matched controls on 24 fresh seeds, trained at once.
 known-answer: $(READY)
