@@ -9,13 +9,17 @@ missing, methods are compared where modalities are missing.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cggm.comparison import JobOptions
 from cggm.runs import DEVICES, parse_options, require, run
+
+if TYPE_CHECKING:
+    from cggm.comparison import Outcome, PlannedRun, RecordStore
 
 ROOT = Path(__file__).parent.parent
 METHODS = (
@@ -39,7 +43,11 @@ class CompareOptions:
         quick: Whether tasks have the small size that the table gives.
         protocol: complete, or missing: methods that take modalities from samples (mrd, passion,
             redcore) keep one of all subsets for each, drawn anew, and all subsets are evaluated.
-        sweep: Whether to train CGGM with other values of rho and lambda, too (figure 5).
+        sweep: What to tune first, for every method alike, as in
+            optimizer.lr=1e-4..1e-2:log,batch_size=32|64,cggm:rho=0.5..2; without a value, CGGM is
+            trained with other values of rho and lambda, too (figure 5).
+        trials: Of each method, the first with its own settings.
+        sweep_engine: random, the same draws for all methods, or optuna.
         jobs: Trainings side by side; one after another here, all at once on a cluster, where not
             given.
         launcher: local, or slurm: each training is a job of an array, and the next command gathers
@@ -59,7 +67,9 @@ class CompareOptions:
     seeds: int = field(default=5, metadata={"metavar": "N"})
     quick: bool = False
     protocol: str = field(default="complete", metadata={"metavar": "complete|missing"})
-    sweep: bool = False
+    sweep: bool | str = field(default=False, metadata={"metavar": "KEY=VALUES"})
+    trials: int = field(default=10, metadata={"metavar": "N"})
+    sweep_engine: Literal["random", "optuna"] = "random"
     jobs: int | None = field(default=None, metadata={"metavar": "N"})
     launcher: Literal["local", "slurm", "submitit-debug"] = "local"
     cluster: JobOptions = field(default_factory=JobOptions)
@@ -71,7 +81,8 @@ class CompareOptions:
     tasks: Path = field(default=ROOT / "configs" / "tasks.yaml", metadata={"metavar": "YAML"})
 
     def __post_init__(self) -> None:
-        require(self.seeds >= 1, "seeds", "of at least 1", self.seeds)
+        for name in ("seeds", "trials"):
+            require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
         require(self.jobs is None or self.jobs >= 1, "jobs", "of at least 1", self.jobs)
         free = not (self.quick and self.config)
         require(free, "config", "to be left out with --quick", self.config)
@@ -83,20 +94,20 @@ class CompareOptions:
         given = {name: getattr(self, name) for name in names}
         return tuple(t for n, v in given.items() if v is not None for t in (f"--{n}", str(v)))
 
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """How methods are tuned, which trainings of one folder share."""
+        if not isinstance(self.sweep, str):
+            return ()
+        engine = ("--sweep_engine", self.sweep_engine)
+        return ("--sweep", self.sweep, "--trials", str(self.trials), *engine)
+
 
 def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(CompareOptions, __doc__, argv)
 
-    from cggm.comparison import (
-        ClusterQueue,
-        ComparisonProgress,
-        Plan,
-        Queue,
-        RecordStore,
-        locked,
-        write_results,
-    )
+    from cggm.comparison import Plan, RecordStore, Sweep, locked, write_results
     from cggm.reports import find_task, load_tasks
 
     table = load_tasks(options.tasks)
@@ -109,28 +120,44 @@ def main(argv: Sequence[str]) -> int:
         (*seeds,),
         options.arguments,
         quick=options.quick,
-        sweep=options.sweep,
+        sweep=options.sweep is True,
         protocol=options.protocol,
+        tuned=options.tuned,
     )
     runs = plan.runs(ROOT / "configs")
+    sweep = None
+    if isinstance(options.sweep, str):
+        sweep = Sweep.parse(options.sweep, options.trials, options.sweep_engine)
     plan.keep(options.output)
     store = RecordStore(options.output)
     with locked(options.output) as lock:
-        progress = ComparisonProgress(runs, len(store.pending(runs)))
-        queue: Queue | ClusterQueue
-        if options.launcher == "local":
-            queue = Queue(store, lock=lock, jobs=options.jobs or 1, report=progress.show)
-        else:
-            most, cluster = options.jobs, options.cluster
-            queue = ClusterQueue(store, options.launcher, cluster, progress, most=most)
-        failed = queue.run(runs)
+        train = partial(_train, options, lock)
+        if sweep is not None:
+            runs = sweep.tuned(runs, options.output, train)
+        failed, close = train(store, runs)
         page, report = write_results(
             *(options.output, plan, store.records(runs), store.refused(), table),
             kinds=[options.figures],
         )
     print(f"\ntables, figures and {page}\nreport   {report}")
-    progress.close(failed)
+    close(failed)
     return 1 if failed else 0
+
+
+def _train(
+    options: CompareOptions, lock: int, store: "RecordStore", runs: Sequence["PlannedRun"]
+) -> tuple[list["Outcome"], Callable[[Sequence["Outcome"]], None]]:
+    """Train what a store lacks; returns what failed, and what lists it."""
+    from cggm.comparison import ClusterQueue, ComparisonProgress, Queue
+
+    progress = ComparisonProgress(runs, len(store.pending(runs)))
+    queue: Queue | ClusterQueue
+    if options.launcher == "local":
+        queue = Queue(store, lock=lock, jobs=options.jobs or 1, report=progress.show)
+    else:
+        most, cluster = options.jobs, options.cluster
+        queue = ClusterQueue(store, options.launcher, cluster, progress, most=most)
+    return queue.run(runs), progress.close
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ class Plan:
             it what these are compared with.
         protocol: ``"complete"``, or ``"missing"``: methods that take modalities from samples keep
             one of all subsets for each, drawn anew, and all subsets are evaluated.
+        tuned: How methods are tuned first, in the words of the command line.
     """
 
     tasks: tuple[Task, ...]
@@ -82,6 +83,7 @@ class Plan:
     quick: bool = False
     sweep: bool = False
     protocol: str = "complete"
+    tuned: tuple[str, ...] = ()
 
     def runs(self, configs: Path) -> list[PlannedRun]:
         """All runs, seed by seed, so that an interrupted comparison is balanced.
@@ -137,7 +139,7 @@ class Plan:
     def _noted(self) -> list[str]:
         chosen = ["--quick"] if self.quick else []
         chosen += ["--protocol", self.protocol] if self.protocol != "complete" else []
-        return [*chosen, *self.arguments]
+        return [*chosen, *self.tuned, *self.arguments]
 
 
 _CODE = "--balancer.name"

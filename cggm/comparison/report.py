@@ -13,6 +13,7 @@ from cggm.comparison.plan import SWEEP
 from cggm.comparison.records import FinishedRun, RecordStore
 from cggm.comparison.statistics import average_ranks, can_be_ranked
 from cggm.comparison.tables import known_tasks, rank_table, verdict_table
+from cggm.comparison.tuning import tuning_table
 from cggm.display import GRAY, Line, LineChart, Values, limits
 from cggm.reports import (
     NOTHING,
@@ -72,6 +73,7 @@ def report_comparison(
             _verdicts(records, tasks),
             *(_task(output, records, swept, task) for task in tasks),
             *([_ranks(records, tasks)] if can_be_ranked(records) else []),
+            _tuning(output),
             _refusals(refused),
         ],
         simulated=f"Data of {_listed(simulated)} are simulated: {NOTHING}" if simulated else "",
@@ -189,6 +191,11 @@ def _mean(found: Sequence[Curve]) -> Curve:
     """Mean over the seeds that went as far as the shortest one."""
     shortest = min(len(x) for x, _ in found)
     return found[0][0][:shortest], np.mean([y[:shortest] for _, y in found], 0)
+
+
+def _tuning(output: Path) -> Section:
+    table = tuning_table(output)
+    return Section("Tuning", marked_table(table) if table else Markup())
 
 
 def _refusals(refused: Mapping[tuple[str, str], str]) -> Section:

@@ -20,9 +20,19 @@ from cggm.comparison.tables import (
     simulated_suffix,
     verdict_table,
 )
+from cggm.comparison.tuning import tuning_table
 from cggm.display import RENDERERS, Chart, Table, picture_file, to_markdown
 from cggm.reports import Task
 from cggm.runs import machine, write_atomically
+
+_AS_PUBLISHED = (
+    "Settings are those of `configs/methods`, published or default ones, where a name does not say "
+    "otherwise; none was tuned here."
+)
+_TUNED = (
+    "Settings were tuned on the validation split by equally many trials for each method, see the "
+    "table on tuning."
+)
 
 
 def write_results(
@@ -55,19 +65,21 @@ def write_results(
         (output / folder).mkdir(exist_ok=True)
     named = [r for r in records if r.method not in SWEEP or r.method in plan.methods]
     tasks = known_tasks(named, table)
-    parts = [_head(records)]
+    tuning = tuning_table(output)
+    parts = [_head(records, tuned=tuning is not None)]
     if verdicts := verdict_table(named, tasks):
         parts.append(_keep_table(output, "verdicts", verdicts))
     for task in tasks:
         parts += _task(output, task, named, records, kinds)
     parts += _ranks(output, named, tasks, kinds) if can_be_ranked(named) else []
+    parts += [] if tuning is None else [_keep_table(output, "tuning", tuning)]
     parts += [_refusals(refused)] if refused else []
     page = output / "comparison.md"
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
     return page, report_comparison(output, named, refused, table, swept=records)
 
 
-def _head(records: Sequence[FinishedRun]) -> str:
+def _head(records: Sequence[FinishedRun], *, tuned: bool) -> str:
     simulated = " on SIMULATED data" if simulated_suffix(records) else ""
     seeds = ", ".join(str(seed) for seed in sorted({record.seed for record in records}))
     lines = [
@@ -76,8 +88,7 @@ def _head(records: Sequence[FinishedRun]) -> str:
         f"{len(records)} trainings, seeds {seeds or 'none'}, "
         f"{datetime.now():%Y-%m-%d}, {machine()}.",
         "All methods have the same epochs, the same order of the data and the same initial weights "
-        "per seed. Settings are those of `configs/methods`, published or default ones, where a "
-        "name does not say otherwise; none was tuned here. What a method does beside the training "
+        f"per seed. {_TUNED if tuned else _AS_PUBLISHED} What a method does beside the training "
         "(teachers, estimates) is in its time.",
     ]
     return "\n\n".join(lines)
