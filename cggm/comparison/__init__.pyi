@@ -1,6 +1,7 @@
 from .clusters import ClusterQueue as ClusterQueue
-from .clusters import JobOptions as JobOptions
 from .plan import SWEEP as SWEEP
+from .plan import CompareOptions as CompareOptions
+from .plan import JobOptions as JobOptions
 from .plan import Plan as Plan
 from .plan import PlannedRun as PlannedRun
 from .records import Outcome as Outcome

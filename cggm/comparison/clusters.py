@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cggm.comparison.plan import PlannedRun
+from cggm.comparison.plan import JobOptions, PlannedRun
 from cggm.comparison.records import Outcome, RecordStore
 from cggm.comparison.trainings import ComparisonProgress, train
 from cggm.errors import UserError
@@ -23,7 +23,6 @@ from cggm.runs import (
     read_json,
     read_jsonl,
     read_reported_error,
-    require,
     write_json,
 )
 
@@ -37,55 +36,6 @@ _SIGNAL = "USR1"  # before the time limit and on preemption: a training saves an
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _POLL = 5.0
 _ALWAYS = 10_000  # a training may be cut by the time limit as often as it takes
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What each job of a cluster gets; what is left out is the cluster's default.
-
-    Args:
-        partition: SLURM's partition.
-        minutes: Time limit of a job; a training that takes longer saves, waits in the queue again
-            and goes on.
-        cpus: Processor cores of a job, and its threads.
-        gpus: GPUs of a job.
-        memory: Memory of a job, in GB.
-        constraint: Features that a node must have.
-        notice: Seconds before the time limit at which a training is told to save.
-    """
-
-    partition: str | None = field(default=None, metadata={"metavar": "NAME"})
-    minutes: int = field(default=240, metadata={"metavar": "N"})
-    cpus: int = field(default=1, metadata={"metavar": "N"})
-    gpus: int = field(default=0, metadata={"metavar": "N"})
-    memory: float | None = field(default=None, metadata={"metavar": "GB"})
-    constraint: str | None = field(default=None, metadata={"metavar": "NAME"})
-    notice: int = field(default=90, metadata={"metavar": "N"})
-
-    def __post_init__(self) -> None:
-        for name in ("minutes", "cpus", "notice"):
-            value = getattr(self, name)
-            require(value >= 1, f"cluster.{name}", "of at least 1", value)
-        require(self.gpus >= 0, "cluster.gpus", "of at least 0", self.gpus)
-        memory = self.memory
-        require(memory is None or memory > 0, "cluster.memory", "greater than 0", memory)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """For submitit's executor."""
-        chosen = {
-            "slurm_partition": self.partition,
-            "slurm_constraint": self.constraint,
-            "mem_gb": self.memory,
-            "gpus_per_node": self.gpus or None,
-        }
-        return {
-            "name": "cggm",
-            "timeout_min": self.minutes,
-            "cpus_per_task": self.cpus,
-            "slurm_signal_delay_s": self.notice,
-            **{name: value for name, value in chosen.items() if value is not None},
-        }
 
 
 class Job:

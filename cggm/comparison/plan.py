@@ -1,14 +1,15 @@
-"""The runs that a comparison needs: methods times seeds on each task."""
+"""Options of a comparison, and the runs that it needs: methods times seeds on each task."""
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from cggm.errors import UserError
 from cggm.reports import Task
-from cggm.runs import check_form, read_json, read_yaml, require, write_json
+from cggm.runs import DEVICES, check_form, read_json, read_yaml, require, write_json
 
 UNIMODAL = "unimodal"
 SWEPT_RHO = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -22,6 +23,150 @@ _BATCHES = 30
 _ALWAYS = ("--curves", "false")
 PROTOCOLS = ("complete", "missing")
 _UNIFORM = {"subsets": "uniform", "per": "sample"}
+
+
+METHODS = (
+    "unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending,ogm,ogm_ge,agm,pmr,umt,"
+    "joint_late,ume,qmf,reconboost,mmpareto,opm,constant,random,cggm_magnitude,cggm_direction,cggm"
+)
+MISSING = "joint,mrd_uniform,unimodal_losses,passion,redcore,cggm"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What each job of a cluster gets; what is left out is the cluster's default.
+
+    Args:
+        partition: SLURM's partition.
+        minutes: Time limit of a job; a training that takes longer saves, waits in the queue again
+            and goes on.
+        cpus: Processor cores of a job, and its threads.
+        gpus: GPUs of a job.
+        memory: Memory of a job, in GB.
+        constraint: Features that a node must have.
+        notice: Seconds before the time limit at which a training is told to save.
+    """
+
+    partition: str | None = field(default=None, metadata={"metavar": "NAME"})
+    minutes: int = field(default=240, metadata={"metavar": "N"})
+    cpus: int = field(default=1, metadata={"metavar": "N"})
+    gpus: int = field(default=0, metadata={"metavar": "N"})
+    memory: float | None = field(default=None, metadata={"metavar": "GB"})
+    constraint: str | None = field(default=None, metadata={"metavar": "NAME"})
+    notice: int = field(default=90, metadata={"metavar": "N"})
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "cpus", "notice"):
+            value = getattr(self, name)
+            require(value >= 1, f"cluster.{name}", "of at least 1", value)
+        require(self.gpus >= 0, "cluster.gpus", "of at least 0", self.gpus)
+        memory = self.memory
+        require(memory is None or memory > 0, "cluster.memory", "greater than 0", memory)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For submitit's executor."""
+        chosen = {
+            "slurm_partition": self.partition,
+            "slurm_constraint": self.constraint,
+            "mem_gb": self.memory,
+            "gpus_per_node": self.gpus or None,
+        }
+        return {
+            "name": "cggm",
+            "timeout_min": self.minutes,
+            "cpus_per_task": self.cpus,
+            "slurm_signal_delay_s": self.notice,
+            **{name: value for name, value in chosen.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare balancing methods.
+
+    Args:
+        task: A task of the table: brats, mosi, iemocap, food101, mfeat or htad; several separated
+            by commas.
+        output: Folder of the comparison.
+        methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
+            unimodal for every modality alone. A selection that suits the protocol where not given.
+        seeds: Trainings of each method, with consecutive seeds from 0 on.
+        quick: Whether tasks have the small size that the table gives.
+        protocol: complete, or missing: methods that take modalities from samples (mrd, passion,
+            redcore) keep one of all subsets for each, drawn anew, and all subsets are evaluated.
+        sweep: What to tune first, for every method alike, as in
+            optimizer.lr=1e-4..1e-2:log,batch_size=32|64,cggm:rho=0.5..2; without a value, CGGM is
+            trained with other values of rho and lambda, too (figure 5).
+        trials: Of each method, the first with its own settings.
+        sweep_engine: random, the same draws for all methods, or optuna.
+        jobs: Trainings side by side; one after another here, all at once on a cluster, where not
+            given.
+        launcher: local, or slurm: each training is a job of an array, and the next command gathers
+            what ended meanwhile; submitit-debug tries that without a cluster.
+        cluster: What each job gets.
+        data: Folder of the data; the demo data where not given.
+        config: Configuration laid over the defaults of every training.
+        max_epochs: Passes over the training data; those of the configuration where not given.
+        device: Where to compute; CUDA if there is one, where not given.
+        figures: Format of the figures besides PNG.
+        tasks: Table in which a task of your own may stand, in place of configs/tasks.yaml.
+    """
+
+    task: str = field(metadata={"metavar": "NAME"})
+    output: Path = field(metadata={"metavar": "DIR"})
+    methods: str | None = field(default=None, metadata={"metavar": "A,B"})
+    seeds: int = field(default=5, metadata={"metavar": "N"})
+    quick: bool = False
+    protocol: str = field(default="complete", metadata={"metavar": "complete|missing"})
+    sweep: bool | str = field(default=False, metadata={"metavar": "KEY=VALUES"})
+    trials: int = field(default=10, metadata={"metavar": "N"})
+    sweep_engine: Literal["random", "optuna"] = "random"
+    jobs: int | None = field(default=None, metadata={"metavar": "N"})
+    launcher: Literal["local", "slurm", "submitit-debug"] = "local"
+    cluster: JobOptions = field(default_factory=JobOptions)
+    data: Path | None = field(default=None, metadata={"metavar": "DIR"})
+    config: Path | None = field(default=None, metadata={"metavar": "YAML"})
+    max_epochs: int | None = field(default=None, metadata={"metavar": "N"})
+    device: str | None = field(default=None, metadata={"metavar": DEVICES})
+    figures: Literal["png", "pdf", "svg"] = "png"
+    tasks: Path | None = field(default=None, metadata={"metavar": "YAML"})
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "trials"):
+            require(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        require(self.jobs is None or self.jobs >= 1, "jobs", "of at least 1", self.jobs)
+        free = not (self.quick and self.config)
+        require(free, "config", "to be left out with --quick", self.config)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What every training is told."""
+        names = ("data", "config", "max_epochs", "device")
+        given = {name: getattr(self, name) for name in names}
+        return tuple(t for n, v in given.items() if v is not None for t in (f"--{n}", str(v)))
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """How methods are tuned, which trainings of one folder share."""
+        if not isinstance(self.sweep, str):
+            return ()
+        engine = ("--sweep_engine", self.sweep_engine)
+        return ("--sweep", self.sweep, "--trials", str(self.trials), *engine)
+
+    def plan(self, tasks: Sequence[Task]) -> "Plan":
+        """What is trained on tasks of the table."""
+        usual = MISSING if self.protocol == "missing" else METHODS
+        return Plan(
+            (*tasks,),
+            (*(self.methods or usual).split(","),),
+            (*range(self.seeds),),
+            self.arguments,
+            quick=self.quick,
+            sweep=self.sweep is True,
+            protocol=self.protocol,
+            tuned=self.tuned,
+        )
 
 
 @dataclass(frozen=True)

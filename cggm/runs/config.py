@@ -117,11 +117,6 @@ def metavar(hint: Any) -> str:  # noqa: ANN401
     return "|".join(dict.fromkeys(map(metavar, parts)))
 
 
-def _is_switch(hint: Any) -> bool:  # noqa: ANN401
-    """Whether an option may stand alone, which means true."""
-    return hint is bool or bool in get_args(hint)
-
-
 T = TypeVar("T")
 
 
@@ -294,7 +289,11 @@ class ConfigReader:
         for option in schema_options(schema):
             if option.group not in groups:
                 groups[option.group] = self._parser.add_argument_group(option.group)
-            bare = {"nargs": "?", "const": True} if _is_switch(option.hint) else {}
+            bare = (
+                {"nargs": "?", "const": True}
+                if bool in (option.hint, *get_args(option.hint))
+                else {}
+            )
             groups[option.group].add_argument(
                 f"--{option.key}",
                 type=option.hint,
@@ -332,7 +331,7 @@ class ConfigReader:
                 "Give each value behind its option; quote one that has blanks.",
             )
         for key, words, _ in options:
-            if not words and not _is_switch(self._hints.get(key)):
+            if not words and bool not in (self._hints.get(key), *get_args(self._hints.get(key))):
                 raise UserError(f"--{key}: expected one argument.", "See --help for the options.")
 
     def _try(self, values: Mapping[str, object]) -> None:

@@ -42,7 +42,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscr
 
 def is_installed() -> bool:
     """Whether the daemons are there, and this user may start them."""
-    return os.geteuid() == 0 and all(map(_daemon, DAEMONS))
+    return os.geteuid() == 0 and None not in map(_daemon, DAEMONS)
 
 
 @contextmanager

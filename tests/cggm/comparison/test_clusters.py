@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from cggm.comparison import clusters
-from cggm.comparison.clusters import ClusterQueue, Job, JobOptions
-from cggm.comparison.plan import Plan
+from cggm.comparison.clusters import ClusterQueue, Job
+from cggm.comparison.plan import JobOptions, Plan
 from cggm.comparison.records import RecordStore
 from cggm.comparison.trainings import ComparisonProgress
 from cggm.errors import UserError

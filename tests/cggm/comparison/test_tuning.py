@@ -12,6 +12,7 @@ from cggm.display.tables import to_markdown
 from cggm.errors import UserError
 from cggm.reports import Task
 from cggm.runs import Metric, is_registered, register_metrics
+from tests.quantifiers import every
 
 LR = Space("optimizer.lr", None, (), 1e-4, 1e-2, True)
 
@@ -46,7 +47,7 @@ def test_wrong_spaces_are_refused(text, expected):
 
 def test_draws_fill_a_range_by_its_logarithm():
     drawn = [LR.draw(k) for k in range(1, 400)]
-    assert all(1e-4 <= value <= 1e-2 for value in drawn)
+    assert every(1e-4 <= value <= 1e-2 for value in drawn)
     assert sum(value < 1e-3 for value in drawn) / len(drawn) == pytest.approx(0.5, abs=0.08)
     assert {Space("a", None, ("x", "y")).draw(k) for k in range(20)} == {"x", "y"}
     assert LR.draw(3) == LR.draw(3) != LR.draw(4)
@@ -96,7 +97,7 @@ def test_best_on_validation_is_what_all_seeds_train_with(laboratory, engine):
         assert len(own) == 6, "equally many"
         assert own[0].arguments == ("--x", "1"), "the first has its own settings"
         rates = [dict(zip(r.arguments[::2], r.arguments[1::2], strict=True)) for r in own[1:]]
-        assert all(("--balancer.settings.rho" in told) == (method == "cggm") for told in rates)
+        assert every(("--balancer.settings.rho" in told) == (method == "cggm") for told in rates)
         gaps = {
             run: json.loads((run.folder(laboratory.folder / "trials") / "results.json").read_text())
             for run in own

@@ -296,4 +296,4 @@ def test_number_that_is_not_finite_leaves_the_checkpoint_from_before_the_looks(
         one = Training(options, cache, tmp_path / name)
         one.session.run()
         states.append(one.network.state_dict())
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert every(torch.equal(value, states[1][key]) for key, value in states[0].items())
