@@ -195,12 +195,13 @@ class _Optuna:
     def __init__(self, folder: Path) -> None:
         try:
             import optuna
+            from optuna.storages.journal import JournalFileBackend
         except ModuleNotFoundError as error:
             raise UserError(
                 "--sweep_engine optuna needs the package optuna.", 'pip install "cggm[tune]"'
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.log"))
+        backend = JournalFileBackend(str(folder / "optuna.log"))
         self._optuna, self._storage = optuna, optuna.storages.JournalStorage(backend)
 
     def ask(self, pair: Pair, trial: int, spaces: Sequence[Space]) -> Settings:

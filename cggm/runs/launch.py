@@ -59,13 +59,13 @@ def start_ranks(argv: Sequence[str], script: Callable[[Sequence[str]], list[str]
     from torch.distributed.run import run as run_ranks
 
     ends = (f"--signals-to-handle={','.join(_ENDS)}", f"--shutdown-timeout={_SAVES}")
-    arguments = parse_args([*ends, *argv])
+    arguments = parse_args([*ends, *argv])  # type: ignore[no-untyped-call]
     if not arguments.module:
         words = [arguments.training_script, *arguments.training_script_args]
         arguments.training_script, *arguments.training_script_args = script(words)
     logging.disable(logging.ERROR)  # torchrun's tables; ranks say themselves what happened
     try:
-        run_ranks(arguments)
+        run_ranks(arguments)  # type: ignore[no-untyped-call]
     except SignalException as stop:
         print(f"{stop.sigval.name}: the ranks were told to save and to end.", file=sys.stderr)
         return 128 + int(stop.sigval)

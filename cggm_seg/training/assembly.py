@@ -135,7 +135,7 @@ def _in_bf16(config: BratsConfig, device: torch.device) -> bool:
     return config.amp == "cpu"
 
 
-def _iterate_in_bf16(engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
+def _iterate_in_bf16(engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
     """MONAI's iteration in bfloat16, on any device and without a loss scale.
 
     MONAI's own names CUDA, and has a GradScaler, which bfloat16 has no need of and whose checks
@@ -143,7 +143,8 @@ def _iterate_in_bf16(engine: SupervisedTrainer, batch: Mapping[str, Any]) -> dic
     """
     told = (engine.state.device, engine.non_blocking)
     inputs, targets = engine.prepare_batch(batch, *told, **engine.to_kwargs)
-    engine.state.output = output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
+    output: dict[str, Any] = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
+    engine.state.output = output
     steps, length = engine.accumulation_steps, engine.state.epoch_length
     position = (engine.state.iteration - 1) % length + 1  # within the epoch
     engine.network.train()

@@ -263,7 +263,7 @@ class NonFiniteGuard:
             for parameter in self._parameters()
             if parameter.grad is not None
         }
-        found |= _head_gradients(self.balancer)
+        found.update(_head_gradients(self.balancer).items())
         flags = finite_flags(losses, [*found.values()])
         return SeenStep(
             state.epoch, state.iteration, [*self._window.samples], losses, [*found], flags
