@@ -100,6 +100,12 @@ class Balancer(nn.Module):
         return self._binding
 
     @property
+    def readings_by_modality(self) -> dict[str, dict[str, float]]:
+        """The readings as numbers, by modality and name; waits for the device."""
+        rows = {reading: value.tolist() for reading, value in self.readings.items()}
+        return {n: {k: r[i] for k, r in rows.items()} for i, n in enumerate(self.clock.modalities)}
+
+    @property
     def micro_batches(self) -> int:
         """Training calls since the optimizer last stepped."""
         return self._micro_batches
@@ -221,11 +227,7 @@ class Balancer(nn.Module):
         return total
 
     def take_part(self, step: Step) -> Tensor:
-        """The loss of a forward pass that a chain of methods has made.
-
-        Args:
-            step: The pass.
-        """
+        """The loss of a forward pass that a chain of methods has made."""
         self._open()
         self._present = {}
         return self.loss(step)
@@ -261,11 +263,7 @@ class Balancer(nn.Module):
         self._present = dict(masks)
 
     def told_present(self, size: int) -> Tensor:
-        """What :meth:`present` said of the coming batch, bool, ``(B, M)``, on the processor.
-
-        Args:
-            size: Samples in the batch.
-        """
+        """What :meth:`present` said of a batch of this size, bool, ``(B, M)``, on the processor."""
         names = self.binding.names
         rows = [torch.as_tensor(self._present.get(name, True)) for name in names]
         return torch.stack([mask.detach().cpu().bool().expand(size) for mask in rows], 1)

@@ -9,4 +9,5 @@ from .subsets import score_subsets as score_subsets
 from .trainer import nnUNetTrainerCGGM as nnUNetTrainerCGGM
 from .trainer import nnUNetTrainerJoint as nnUNetTrainerJoint
 from .trainer import nnUNetTrainerMRD as nnUNetTrainerMRD
+from .trainer import nnUNetTrainerMRDUnimodalLosses as nnUNetTrainerMRDUnimodalLosses
 from .trainer import nnUNetTrainerUnimodalLosses as nnUNetTrainerUnimodalLosses

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ class TrainerSettings:
             require(value is None or value >= 1, name, "of at least 1", value)
 
 
-def read_settings(folder: Path | None) -> TrainerSettings:
+def read_settings(folder: Path | None, defaults: Mapping[str, Any]) -> TrainerSettings:
     """Settings of a training: of the file that the environment names, else of the one by the plans.
 
     Args:
         folder: Where the plans lie, ``None`` where that is not known.
+        defaults: Of the method, which the file's own settings take precedence over, one by one.
 
     Raises:
         UserError: If the named file does not exist, or a file holds an unknown key or a wrong type.
@@ -64,7 +65,8 @@ def read_settings(folder: Path | None) -> TrainerSettings:
             "Correct the variable, or unset it.",
         )
     file = Path(named) if named else (folder or Path()) / FILE
-    return read_config(TrainerSettings, [file] if named or (folder and file.is_file()) else [])
+    given = read_config(TrainerSettings, [file] if named or (folder and file.is_file()) else [])
+    return replace(given, settings=_merged(defaults, given.settings))
 
 
 def channel_names(dataset: Mapping[str, Any]) -> list[str]:
@@ -84,3 +86,12 @@ def channel_names(dataset: Mapping[str, Any]) -> list[str]:
 def trainers_folder() -> Path:
     """The folder that ``nnUNet_extTrainer`` has to name, so that nnU-Net finds the trainers."""
     return Path(__file__).parent / "trainers"
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Given settings over defaults, also within the settings of one method of a chain."""
+    merged = {**defaults, **given}
+    for name, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
+            merged[name] = {**value, **given[name]}
+    return merged

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +34,9 @@ class nnUNetTrainerJoint(nnUNetTrainer):
         device: Likewise.
 
     Attributes:
-        method: The class of ``cggm.methods`` that balances.
+        method: The class of ``cggm.methods`` that balances, or several joined by ``+`` to a chain.
+        defaults: Settings of the method where the file of settings gives none, of a chain by the
+            names of its methods.
 
     Raises:
         UserError: If the configuration belongs to a cascade, a setting is wrong, or there is one
@@ -41,6 +44,7 @@ class nnUNetTrainerJoint(nnUNetTrainer):
     """
 
     method: ClassVar[str] = "Balancer"
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class nnUNetTrainerJoint(nnUNetTrainer):
                 "Train it with nnUNetTrainer.",
             )
         base = self.preprocessed_dataset_folder_base
-        self.settings = read_settings(Path(base) if base else None)
+        self.settings = read_settings(Path(base) if base else None, self.defaults)
         self.plans_manager.plans[_IN_PLANS] = {"width": self.settings.width}
         told = {
             "num_epochs": self.settings.epochs,
@@ -192,6 +196,17 @@ class nnUNetTrainerUnimodalLosses(nnUNetTrainerJoint):
     """Joint training plus the losses of a head for each modality."""
 
     method: ClassVar[str] = "UnimodalLosses"
+
+
+class nnUNetTrainerMRDUnimodalLosses(nnUNetTrainerJoint):
+    """Modality dropout of all subsets alike, and the losses of a head for each modality.
+
+    For cases that lack modalities: the dropout lets the decoder do without any of them, the heads'
+    losses teach each encoder what it can tell alone.
+    """
+
+    method: ClassVar[str] = "ModalityDropout+UnimodalLosses"
+    defaults: ClassVar[Mapping[str, Any]] = {"ModalityDropout": {"subsets": "uniform"}}
 
 
 class KeepConstant(BasicTransform):

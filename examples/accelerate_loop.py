@@ -36,6 +36,5 @@ for epoch in range(1, 6):
 with tempfile.TemporaryDirectory() as folder:
     accelerator.save_state(folder)
     accelerator.load_state(folder)
-for i, name in enumerate(NAMES):
-    score, term = (balancer.readings[reading][i] for reading in ("score", "term"))
-    print(f"{name:<5}  score {score:.2f}  B {term:.2f}")
+for name, read in balancer.readings_by_modality.items():
+    print(f"{name:<5}  score {read['score']:.2f}  B {read['term']:.2f}")

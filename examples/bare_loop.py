@@ -1,9 +1,12 @@
 """CGGM in a bare loop, on a network that names its parts in its own way; data are SIMULATED."""
 
+from tempfile import TemporaryDirectory
+
 import torch
 from torch import Tensor, nn
 
 from cggm import CGGM
+from cggm.runs import RunRecorder
 
 CLASSES = 4
 
@@ -61,14 +64,15 @@ balancer = CGGM(heads, task_loss=nn.CrossEntropyLoss(), score=accuracy)
 encoders = {"text": network.text_branch, "audio": network.audio_branch}
 balancer.bind(encoders=encoders, output_layer=network.classifier)
 
-for step in range(1, 201):
-    text, audio, target = simulated_batch(centers)
-    optimizer.zero_grad()
-    loss = balancer(network(text, audio), target)
-    loss.backward()
-    optimizer.step()
-    if step % 50 == 0:
-        for i, name in enumerate(heads):
-            score, term, cosine = (balancer.readings[k][i] for k in ("score", "term", "cosine"))
-            print(f"step {step:<3}  {name:<5}  score {score:.2f}  B {term:.2f}  cos {cosine:+.2f}")
+with TemporaryDirectory() as folder, RunRecorder(balancer, folder, simulated=True):
+    for step in range(1, 201):
+        text, audio, target = simulated_batch(centers)
+        optimizer.zero_grad()
+        loss = balancer(network(text, audio), target)
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            for name, read in balancer.readings_by_modality.items():
+                told = f"B {read['term']:.2f}  cos {read['cosine']:+.2f}"
+                print(f"step {step:<3}  {name:<5}  score {read['score']:.2f}  {told}")
 balancer.unbind()

@@ -5,10 +5,10 @@ import tempfile
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, Trainer, TrainingArguments, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, TrainingArguments, ViTConfig, ViTModel
 
 from cggm import CGGM
-from cggm.hosts import balanced_loss
+from cggm.hosts import BalancedTrainer
 
 CLASSES, WIDTH = 3, 32
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -59,21 +59,19 @@ def simulated_samples(count: int) -> list[dict[str, Tensor]]:
     return [{"words": w, "picture": p, "labels": y} for w, p, y in rows]
 
 
-def balanced_trainer(folder: str, samples: list, **arguments: object) -> tuple[Trainer, CGGM]:
-    """A trainer, and the balancer that is bound to its model."""
+def balanced_trainer(folder: str, samples: list, **arguments: object) -> BalancedTrainer:
+    """A trainer that binds the balancer to its model."""
     torch.manual_seed(0)
     model = TextAndImage()
     balancer = CGGM({n: Head() for n in model.encoders}, nn.CrossEntropyLoss(), accuracy)
-    loss = balanced_loss(balancer.bind(model), lambda outputs: outputs["logits"])
     options = TrainingArguments(folder, report_to="none", use_cpu=True, **arguments)
-    return Trainer(model, options, train_dataset=samples, compute_loss_func=loss), balancer
+    return BalancedTrainer(model, options, train_dataset=samples, balancer=balancer)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         settings = {"max_steps": 20, "learning_rate": 0.002, "gradient_accumulation_steps": 2}
-        trainer, balancer = balanced_trainer(folder, simulated_samples(128), **settings)
+        trainer = balanced_trainer(folder, simulated_samples(128), **settings)
         trainer.train()
-    readings = (balancer.readings[reading] for reading in ("score", "term"))
-    for name, score, term in zip(balancer.heads, *readings, strict=True):
-        print(f"{name:<5}  score {score:.2f}  B {term:.2f}")
+    for name, read in trainer.balancer.readings_by_modality.items():
+        print(f"{name:<5}  score {read['score']:.2f}  B {read['term']:.2f}")

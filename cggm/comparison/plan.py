@@ -20,7 +20,7 @@ SWEEP = (
 )
 _WITH_GRADIENTS = ("joint", "cggm")
 _BATCHES = 30
-_ALWAYS = ("--curves", "false")
+_ALWAYS = ("--curves", "false", "--report", "false")
 PROTOCOLS = ("complete", "missing")
 _UNIFORM = {"subsets": "uniform", "per": "sample"}
 

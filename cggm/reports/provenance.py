@@ -49,7 +49,7 @@ def _facts(record: RunRecord) -> Mapping[str, str]:
         "Method": record.method,
         "Data": str(config["data"] or "demo data") if "data" in config else "",
         "Data digest": str(record.progress.get("fingerprint", {}).get("data", "")),
-        "Seed": str(config["seed"]),
+        "Seed": str(config.get("seed", "")),
         "Epochs": f"{results.get('max_epochs', len(record.metrics))}"
         + (f", weights of epoch {epoch} selected on validation" if epoch else ""),
         "Started": environment.get("started", "").replace("T", " "),

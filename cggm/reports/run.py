@@ -18,7 +18,7 @@ from cggm.runs import (
 Json = Mapping[str, Any]
 
 _CONFIG = {
-    "seed": int,
+    "seed?": int,
     "data?": (str, None),
     "balancer?": {"name": str, "settings": {"*": object}, "*": object},
     "*": object,

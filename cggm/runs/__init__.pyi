@@ -81,4 +81,5 @@ from .watch.logs import JsonLines as JsonLines
 from .watch.logs import Picture as Picture
 from .watch.logs import read_jsonl as read_jsonl
 from .watch.progress import TrainingProgress as TrainingProgress
+from .watch.recorder import RunRecorder as RunRecorder
 from .workers import map_processes as map_processes

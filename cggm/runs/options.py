@@ -196,16 +196,18 @@ class RunConfig(SessionOptions):
             cggm.runs.gradients; needs heads.
         device: Where to compute, a GPU by its number as cuda:1; CUDA if there is one, where not
             given.
+        report: Whether a report is written in the end, with what it needs of predictions.
         balancer: The balancing method.
     """
 
     may_change: ClassVar[frozenset[str]] = SessionOptions.may_change | {
-        *("data", "device", "gradients", "balancer.record_every")
+        *("data", "device", "gradients", "report", "balancer.record_every")
     }
     data: Path | None = field(default=None, metadata={"metavar": "DIR"})
     modalities: tuple[str, ...] | None = field(default=None, metadata={"metavar": "NAMES"})
     gradients: int = field(default=0, metadata={"metavar": "N"})
     device: str | None = field(default=None, metadata={"metavar": DEVICES})
+    report: bool = True
     balancer: BalancerConfig = field(default_factory=BalancerConfig)
 
     @property

@@ -38,7 +38,7 @@ from cggm.runs.metrics import selection_score
 from cggm.runs.options import SessionOptions, allowed_changes
 from cggm.runs.parts import EpochLosses, TrainingData, TrainingParts, Validation, scaler_of
 from cggm.runs.storage import hold, let_go
-from cggm.runs.watch import Journal, TrainingProgress
+from cggm.runs.watch import Journal, TrainingProgress, method_record
 
 _GPU_LOOKS = 16  # steps between looks for numbers that are not finite
 
@@ -190,7 +190,7 @@ class Session:
         """The method as a configuration of ours says it, where these options do not."""
         if self._balancer is None or hasattr(self._options, "balancer"):
             return {}
-        return {"balancer": {"name": type(self._balancer).__name__, "settings": {}}}
+        return method_record(self._balancer)
 
     def _build_saver(self) -> Saver:
         parts, options = self._parts, self._options

@@ -63,7 +63,7 @@ def conclude_sequences(
 ) -> None:
     """Evaluate the best checkpoint on the test split, plot the curves and print the metrics.
 
-    Writes ``results.json`` and, with the curves, ``predictions.npz`` and ``report.html``.
+    Writes ``results.json`` and, with the report, ``predictions.npz``.
 
     Args:
         config: The configuration.
@@ -90,7 +90,7 @@ def conclude_sequences(
         plot_curves(run, simulated=data.simulated)
     # The run counts as finished once everything is there that follows from its results.
     write_json(run.results, {**result, "finished": False})
-    if config.curves:
+    if config.report:
         prediction = predict(network, data.test, batch_size=config.batch_size)
         write_predictions(run, prediction.numpy(), data.test.target.numpy())
         write_sequence_report(run.path)
@@ -127,8 +127,10 @@ def _print_results(
     print("\n".join(aligned([[m.heading, m.text(test[m.name])] for m in records])))
     if rows:
         print(f"\nthe same, for subsets of modalities\n{_table(rows)}")
+    print()
     if config.curves:
-        print(f"\ncurves   {run.curves}")
+        print(f"curves   {run.curves}")
+    if config.report:
         print(f"report   {run.report}")
 
 

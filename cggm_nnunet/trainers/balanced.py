@@ -4,6 +4,7 @@ from cggm_nnunet.trainer import (
     nnUNetTrainerCGGM,
     nnUNetTrainerJoint,
     nnUNetTrainerMRD,
+    nnUNetTrainerMRDUnimodalLosses,
     nnUNetTrainerUnimodalLosses,
 )
 
@@ -11,5 +12,6 @@ __all__ = [
     "nnUNetTrainerCGGM",
     "nnUNetTrainerJoint",
     "nnUNetTrainerMRD",
+    "nnUNetTrainerMRDUnimodalLosses",
     "nnUNetTrainerUnimodalLosses",
 ]

@@ -109,6 +109,7 @@ def conclude_segmentation(
     write_json(run.results, {**result, "finished": False})
     if config.curves:
         plot_curves(run, simulated=cohort.simulated)
+    if config.report:
         keep_validation(run, network, cohort, rows[modalities])
         write_segmentation_report(run.path)
     write_json(run.results, {**result, "finished": True})
@@ -128,8 +129,10 @@ def _print_table(
     print(f"\nmean Dice of {cases}, epoch {epoch}")
     if table:  # unless all modalities alone are asked for, and no case has all
         print(_subset_table(table))
+    print()
     if config.curves:
-        print(f"\ncurves   {run.curves}")
+        print(f"curves   {run.curves}")
+    if config.report:
         print(f"report   {run.report}")
     print(f"run      {run.path}")
 

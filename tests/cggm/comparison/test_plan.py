@@ -15,7 +15,7 @@ from tests.quantifiers import every
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
 METHODS = CONFIGS / "methods"
-ALWAYS = ("--curves", "false")
+ALWAYS = ("--curves", "false", "--report", "false")
 TASKS = load_tasks(CONFIGS / "tasks.yaml")
 
 
@@ -49,7 +49,7 @@ def test_unimodal_is_every_modality_alone():
 
 def test_settings_are_laid_over_those_of_the_file():
     (run,) = Plan(tasks("mosi"), ("cggm:rho=0.5:lam=1e-3",), (0,)).runs(CONFIGS)
-    assert run.arguments[:4] == (*ALWAYS, "--method", "cggm")
+    assert run.arguments[:6] == (*ALWAYS, "--method", "cggm")
     files = [ROOT / "configs" / "mosi" / "train.yaml", METHODS / "cggm.yaml"]
     before = read_config(MosiConfig, files).balancer
     after = read_config(MosiConfig, files, run.arguments[4:]).balancer

@@ -1,4 +1,4 @@
-"""Every method in Lightning and under Accelerate: the weights and coefficients of a bare loop."""
+"""Every method in Lightning, under Accelerate and in HF's Trainer: all that a bare loop gives."""
 
 from functools import cache
 
@@ -7,11 +7,13 @@ import torch
 
 pytest.importorskip("lightning", reason="needs lightning: pip install lightning")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+pytest.importorskip("transformers", reason="needs transformers: pip install 'cggm[features]'")
 
 from cggm.methods import method_names
 from tests.cggm.contract_hosts import bare_loop
 from tests.cggm.hosts.trainers import (
     accelerate_loop,
+    hugging_face,
     lightning_automatic,
     lightning_manual,
     torch_state,
@@ -22,7 +24,7 @@ expected = cache(bare_loop)
 
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("host", [lightning_automatic, accelerate_loop])
+@pytest.mark.parametrize("host", [lightning_automatic, accelerate_loop, hugging_face])
 def test_trains_like_a_bare_loop_bit_for_bit(host, accumulation, name):
     _compare(host, accumulation, name)
 

@@ -1,6 +1,9 @@
-"""One training of the contract's sessions in Lightning, and in a loop under Accelerate."""
+"""One training of the contract's sessions in Lightning, under Accelerate and in HF's Trainer."""
+
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.cggm.contract_hosts import EPOCHS, Session, positions
@@ -95,6 +98,50 @@ def accelerate_loop(name: str, accumulation: int) -> Session:
                 optimizer.zero_grad()
         session.balancer.end_epoch(epoch)
     return session
+
+
+def hugging_face(name: str, accumulation: int) -> Session:
+    """Hugging Face's Trainer, whose loss function the balancer is."""
+    session = Session(name)
+    with TemporaryDirectory() as folder:
+        trainer_of(session, folder, gradient_accumulation_steps=accumulation).train()
+    return session
+
+
+def trainer_of(session: Session, folder, **options):
+    """A trainer of Hugging Face around a session, with the contract's batches in their order."""
+    from transformers import TrainingArguments
+
+    from cggm.hosts import BalancedTrainer
+
+    class InOrder(BalancedTrainer):
+        def get_train_dataloader(self):
+            rows = [{"inputs": inputs, "labels": target} for inputs, target in session.batches]
+            return self.accelerator.prepare(DataLoader(rows, batch_size=None))
+
+    defaults = {"num_train_epochs": EPOCHS, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    arguments = {"save_strategy": "no", **defaults, **quiet, **options}
+    if not session.balancer.bound:
+        session.balancer.bind(session.network)
+    return InOrder(
+        Named(session.network),
+        TrainingArguments(str(folder), **arguments),
+        optimizers=(session.optimizer, None),
+        balancer=session.balancer,
+        identify=lambda inputs: positions((None, inputs["labels"])),
+    )
+
+
+class Named(nn.Module):
+    """A network that takes inputs and gives logits by their names."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs, labels=None):
+        return {"logits": self.network(inputs)}
 
 
 def torch_state(session: Session) -> dict[str, torch.Tensor]:
