@@ -31,6 +31,7 @@ CONFIG = {
     "threads": 1,
     "subsets": False,
     "curves": False,
+    "report": False,
     "save_minutes": 0,
     "network": {"width": 8, "attention_heads": 2, "encoder_layers": 1, "fusion_layers": 1},
     "optimizer": {"lr": 0.01, "head_lr": 0.01},

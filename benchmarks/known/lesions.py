@@ -110,8 +110,8 @@ def train_demo(settings: Mapping[str, object]) -> None:
     """
     settings = {
         "config": ROOT / "configs" / "brats" / "demo.yaml", "max_epochs": EPOCHS,
-        "validate_every": EPOCHS, "subsets": "false", "curves": "false", "workers": 0,
-        "device": "cpu", **settings,
+        "validate_every": EPOCHS, "subsets": "false", "curves": "false", "report": "false",
+        "workers": 0, "device": "cpu", **settings,
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     subprocess.run(

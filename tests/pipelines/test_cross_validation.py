@@ -15,6 +15,7 @@ batch_size: 4
 workers: 0
 subsets: false
 curves: false
+report: false
 network: {encoder_name: tu-lcnet_050, decoder_channels: 8, low_level_channels: 8}
 slices: {size: 32, per_case: 2, augment: false}
 """

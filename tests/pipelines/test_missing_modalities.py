@@ -51,7 +51,7 @@ def test_run_says_what_is_lacking(whole):
 
 def test_without_leave_such_cases_are_left_out(common, tmp_path, capsys):
     refusing = [word for word in common if word not in ("--missing", "allow")]
-    short = ("--max_epochs", 1, "--curves", "false", "--subsets", "false")
+    short = ("--max_epochs", 1, "--report", "false", "--curves", "false", "--subsets", "false")
     assert call("train", *refusing, *short, "--output", tmp_path / "run") == 0
     said = capsys.readouterr().err
     assert "2 cases were skipped" in said

@@ -74,6 +74,8 @@ def test_signal_ends_a_training_with_all_that_it_made(name, code, tmp_path):
     assert call("mfeat", "--resume", run) == 0
     assert call(*common, "--output", whole) == 0
     assert_same(run, whole)
+    assert (whole / "report.html").is_file()  # which runs without curves have, too
+    assert not (whole / "curves").exists()
 
 
 def test_a_second_training_on_a_folder_is_refused_at_once(tmp_path, capsys):

@@ -25,10 +25,12 @@ batch_size: 8
 device: cpu
 subsets: false
 curves: false
+report: false
 network: {{width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1, dropout: {dropout}}}
 optimizer: {{lr: {lr}, head_lr: {lr}}}
 balancer: {{name: CGGM, settings: {{gate: null}}}}
 """
+QUICK = ("--curves", "false", "--report", "false")
 
 
 def ranks_of(process):
@@ -131,7 +133,7 @@ def test_cases_are_shared_to_the_same_results(tmp_path, capsys):
     config = tiny_config(tmp_path)
     out, table = [tmp_path / "one", tmp_path / "two"], [tmp_path / "1.json", tmp_path / "2.json"]
     shared = [
-        ("train", "--data", cohort, "--config", config, "--output", run, "--curves", "false"),
+        ("train", "--data", cohort, "--config", config, "--output", run, *QUICK),
         ("infer", "--model", run, "--input", cohort, "--output", out[1]),
         ("evaluate", "--predictions", out[1], "--reference", cohort, "--output", table[1]),
     ]

@@ -18,6 +18,7 @@ batch_size: 8
 device: cpu
 subsets: false
 curves: false
+report: false
 network: {width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1}
 """
 BAD = 40

@@ -28,8 +28,9 @@ class RunRecorder:
     balancer's optimizer steps; a step that was skipped leaves none. At the end there are curves,
     and ``cggm report FOLDER`` makes a page of it all. Nothing is waited for within a step.
 
-    The log is complete whenever the balancer's state is taken for a checkpoint. Where a state of an
-    earlier training is loaded, before or after the recorder is opened, lines of later steps go.
+    Losses are those of the first rank. The log is complete whenever the balancer's state is taken
+    for a checkpoint. Where a state of an earlier training is loaded, before or after the recorder
+    is opened, lines of later steps go.
 
     Do not use it beside a :class:`cggm.runs.Session`, which records by itself.
 
@@ -44,11 +45,12 @@ class RunRecorder:
     Raises:
         UserError: In the first step, if the folder holds the log of another training.
 
-    Example:
-        >>> with RunRecorder(balancer, "runs/mine") as record:  # doctest: +SKIP
-        ...     for epoch in range(1, 11):
-        ...         train(epoch)
-        ...         record.end_epoch(epoch, {"accuracy": validate()})
+    Example::
+
+        with RunRecorder(balancer, "runs/mine") as record:
+            for epoch in range(1, 11):
+                train(epoch)
+                record.end_epoch(epoch, {"accuracy": validate()})
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def test_settings_are_laid_over_those_of_the_file():
     assert run.arguments[:6] == (*ALWAYS, "--method", "cggm")
     files = [ROOT / "configs" / "mosi" / "train.yaml", METHODS / "cggm.yaml"]
     before = read_config(MosiConfig, files).balancer
-    after = read_config(MosiConfig, files, run.arguments[4:]).balancer
+    after = read_config(MosiConfig, files, run.arguments[6:]).balancer
     assert after.settings == {**before.settings, "rho": 0.5, "lam": 0.001}
     assert before.settings["rho"] == 1.3
     assert run.folder(Path("out")) == Path("out/runs/mosi/cggm-rho=0.5-lam=1e-3/seed-0")
@@ -82,7 +82,7 @@ def test_where_modalities_are_missing_methods_that_can_draw_all_subsets_alike():
         ["--balancer.settings.per=case", uniform],
         ["--balancer.settings.subsets=independent", sample],
     ]
-    assert every(arguments[2:4] == ("--subsets", "true") for arguments in told)
+    assert every(arguments[4:6] == ("--subsets", "true") for arguments in told)
     with pytest.raises(UserError, match=r"protocol of .*complete.*but got most"):
         Plan(tasks("brats"), methods, (0,), protocol="most").runs(CONFIGS)
 

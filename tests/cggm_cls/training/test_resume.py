@@ -30,6 +30,7 @@ max_epochs: 3
 batch_size: 16
 subsets: false
 curves: false
+report: false
 network: {width: 8, attention_heads: 2, encoder_layers: 1, fusion_layers: 1}
 optimizer: {lr: 0.01, head_lr: 0.01, patience: 0}
 """
