@@ -393,6 +393,30 @@ def recorded(modules: Mapping[str, nn.Module], *, inputs: bool = False) -> Itera
             handle.remove()
 
 
+def follow(
+    balancer: Any,  # noqa: ANN401
+    before: Callable[..., None],
+    after: Callable[..., None],
+    saving: Callable[..., None],
+) -> list[RemovableHandle]:
+    """Call functions around each call of a balancer, and before its state is taken.
+
+    Args:
+        balancer: The balancer.
+        before: Called with it and its arguments.
+        after: Called with it, its arguments and the loss that it returned.
+        saving: Called with it, a prefix and a flag, as its ``state_dict`` begins.
+
+    Returns:
+        What removes them.
+    """
+    return [
+        balancer.register_forward_pre_hook(before),
+        balancer.register_forward_hook(after),
+        balancer.register_state_dict_pre_hook(saving),
+    ]
+
+
 def _held_by(optimizer: Optimizer) -> Iterator[Tensor]:
     return (p for group in optimizer.param_groups for p in group["params"])
 

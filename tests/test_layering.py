@@ -31,6 +31,8 @@ FOREIGN = {
     "cggm_nnunet": {"cggm_cls", "pipelines", "monai", "segmentation_models_pytorch",
                     "transformers"},
 }  # fmt: skip
+# What a module in cggm/hosts puts a balancer into; nothing else in cggm imports these modules.
+HOSTS = {"cggm/hosts/transformers.py": "transformers"}
 # A package may import those that stand before it in its line.
 LEVELS = {
     "cggm": (
@@ -86,6 +88,7 @@ def test_packages_import_no_foreign_ones(package):
         for file in sources(package)
         for name in imports(file)
         if name.partition(".")[0] in FOREIGN[package]
+        and name.partition(".")[0] != HOSTS.get(str(file.relative_to(ROOT)))
     }
     assert not found
     assert len(sources(package)) > 3

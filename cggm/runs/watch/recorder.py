@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from cggm import Balancer, BalanceRecorder, Chain
+from cggm.binding import follow
 from cggm.distributed import is_first_rank
 from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
@@ -75,12 +76,7 @@ class RunRecorder:
         self._last: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        balancer: Any = self.balancer
-        self._hooks = [
-            balancer.register_forward_pre_hook(self._before),
-            balancer.register_forward_hook(self._after),
-            balancer.register_state_dict_pre_hook(lambda *_: self.flush()),
-        ]
+        self._hooks = follow(self.balancer, self._before, self._after, lambda *_: self.flush())
         self._started = False
         return self
 
