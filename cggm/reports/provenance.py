@@ -99,8 +99,9 @@ def _warnings(record: RunRecord) -> Iterator[str]:
         yield "The run is not finished: it has no results."
     if epoch and epoch == last and len(record.validated) > 1:
         yield "The last epoch was the best one: the network might still improve with more epochs."
-    if record.validated:
-        yield from record.validated[-1].get("warnings", [])
+    last_validation = record.validated[-1] if record.validated else {}
+    told = [*record.results.get("warnings", []), *last_validation.get("warnings", [])]
+    yield from dict.fromkeys(told)
     starts = len(record.environment.get("earlier_starts", []))
     if starts:
         yield f"The run was interrupted and resumed {starts} time{'s' if starts > 1 else ''}."

@@ -10,6 +10,7 @@ from .cohort import Cohort as Cohort
 from .cohort import open_cohort as open_cohort
 from .findings import Code as Code
 from .findings import Finding as Finding
+from .labels import CLASS_CODES as CLASS_CODES
 from .labels import LabelScheme as LabelScheme
 from .labels import label_scheme as label_scheme
 from .labels import to_classes as to_classes

@@ -36,6 +36,7 @@ class Code(StrEnum):
     FRACTIONAL_LABEL = "fractional-label"
     OTHER_SCHEME = "label-of-other-scheme"
     NO_LESION = "no-lesion"
+    UNUSED_CLASS = "class-in-no-case"
     OUTSIDE = "label-outside-brain"
     SHIFTED = "label-shifted"
     SWAPPED = "modalities-swapped"
@@ -70,6 +71,7 @@ MEANINGS: dict[Code, str] = {
     Code.FRACTIONAL_LABEL: "labels that are no whole numbers, such as 3.9999",
     Code.OTHER_SCHEME: "labels that another scheme explains, or several",
     Code.NO_LESION: "a label map of nothing but background",
+    Code.UNUSED_CLASS: "a class that no label map of three cases or more holds",
     Code.OUTSIDE: "lesion outside the brain",
     Code.SHIFTED: "the label map fits the images better when moved",
     Code.SWAPPED: "modalities look like each other's in the rest of the data",
@@ -78,7 +80,14 @@ MEANINGS: dict[Code, str] = {
 """One line for each code."""
 
 WARNINGS = frozenset(
-    {Code.UNRECOGNIZED, Code.EXTREME, Code.NO_LESION, Code.SWAPPED, Code.ODD_GEOMETRY}
+    {
+        Code.UNRECOGNIZED,
+        Code.EXTREME,
+        Code.NO_LESION,
+        Code.UNUSED_CLASS,
+        Code.SWAPPED,
+        Code.ODD_GEOMETRY,
+    }
 )
 """Codes that call for a look; all others are errors."""
 

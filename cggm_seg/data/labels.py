@@ -12,7 +12,7 @@ from cggm.runs import parse_json
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.nifti import Volume
 
-CLASSES = ("background", "NCR", "ED", "ET")
+CLASS_CODES = ("background", "NCR", "ED", "ET")
 """Background, necrotic or non-enhancing core, edema, enhancing tumor, as classes 0 to 3."""
 
 _ROUNDING = 1e-5  # of labels that were stored as floating-point numbers
@@ -52,11 +52,11 @@ class LabelScheme:
             what = f"Expected to know the label scheme, but it may be {_readings(self.rivals)}."
             raise UserError(what, f"Say it with --labels {_choices(self.rivals)}.")
         written = {c: value for value, c in reversed(self.classes)}
-        lacking = [CLASSES[c] for c in range(len(CLASSES)) if c not in written]
+        lacking = [CLASS_CODES[c] for c in range(len(CLASS_CODES)) if c not in written]
         if lacking:
             what = f"Expected a label for each class, but {self.name} has none for {lacking[0]}."
             raise UserError(what, "Add it to --labels.")
-        return np.array([written[c] for c in range(len(CLASSES))], np.uint8)
+        return np.array([written[c] for c in range(len(CLASS_CODES))], np.uint8)
 
 
 BRATS2021 = LabelScheme(
@@ -113,7 +113,7 @@ def label_scheme(text: str | None) -> LabelScheme | None:
     if not 0 <= min(mapping) <= max(mapping) <= 255 or set(mapping.values()) == {0}:
         what = "Expected --labels to map values from 0 to 255, not all of them to background, "
         raise UserError(f"{what}but got {text!r}.", "Give pairs such as 1=NCR,2=ED,4=ET.")
-    words = ", ".join(f"{value} {CLASSES[c]}" for value, c in mapping.items() if value)
+    words = ", ".join(f"{value} {CLASS_CODES[c]}" for value, c in mapping.items() if value)
     return LabelScheme(text, tuple(mapping.items()), words)
 
 
@@ -140,7 +140,9 @@ def scheme_of_names(names: Mapping[str, Any]) -> LabelScheme | None:
         classes |= {int(value): region for value in regions.get(region, [])}
     if not set(classes.values()) >= {2, 3}:
         return None
-    return label_scheme(",".join(f"{value}={CLASSES[c]}" for value, c in sorted(classes.items())))
+    return label_scheme(
+        ",".join(f"{value}={CLASS_CODES[c]}" for value, c in sorted(classes.items()))
+    )
 
 
 def to_classes(case_id: str, file: Path, volume: Volume, scheme: LabelScheme) -> np.ndarray:
@@ -232,10 +234,10 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _class(name: str | int) -> int:
-    by_name = {word.lower(): number for number, word in enumerate(CLASSES)}
+    by_name = {word.lower(): number for number, word in enumerate(CLASS_CODES)}
     number = by_name.get(str(name).lower())
     number = int(name) if number is None else number
-    if number not in range(len(CLASSES)):
+    if number not in range(len(CLASS_CODES)):
         raise ValueError(name)
     return number
 

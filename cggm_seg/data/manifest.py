@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class FileRecord:
         format: Version of the checks that found nothing, see
             :data:`cggm_seg.verification.case.FORMAT`; 0 for records of before there were versions.
         has_error: Whether an error was found in the file, so that it is to be read again.
+        classes: Classes 1 to 3 that a label map holds, ascending; empty for an image.
     """
 
     path: str
@@ -54,6 +55,7 @@ class FileRecord:
     statistics: list[float | None]
     format: int
     has_error: bool = False
+    classes: list[int] = field(default_factory=list)
 
     def to_json(self) -> str:
         """One line, without its end."""
@@ -166,6 +168,7 @@ _FORM = {
     "statistics": [NUMBER],
     "format": int,
     "has_error?": bool,
+    "classes?": [int],
 }
 
 

@@ -224,7 +224,10 @@ def _header(head: bytes) -> nib.Nifti1Header:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
-        fix = "Split the image into one file per modality."
+        fix = (
+            "Split an image into one file per modality; put the channels of a label map, one for "
+            "each class or region, into one map of values."
+        )
         if len(shape) < 3:
             fix = "Give the whole volume, all slices in one file."
         raise _Fault(Code.NOT_3D, f"Expected a 3-D image, but its shape is {shape}.", fix)

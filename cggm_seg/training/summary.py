@@ -25,6 +25,7 @@ from cggm_seg.training.validation import (
     mean_of,
     missed_warnings,
     subset_means,
+    unused_class_warnings,
 )
 
 
@@ -61,6 +62,8 @@ def announce_segmentation(
             for name, ids in cohort.lacking.items()
         )
     describe_training(lines, config.balancer, network, run, done=done, max_epochs=config.max_epochs)
+    for warning in unused_class_warnings(cohort.cache, split.training):
+        print(f"warning: {warning}")
     lacking = {"lacking": cohort.lacking} if cohort.lacking else {}
     write_json(run.split, split.to_dict() | lacking)
 
@@ -91,7 +94,8 @@ def conclude_segmentation(
     rows = evaluate_cached(network, cache, split.validation, subsets=subsets, progress="Evaluating")
     table = subset_means(rows, cache)
     whole = "+".join(modalities)
-    warnings = missed_warnings(rows[modalities], cache)
+    missed = missed_warnings(rows[modalities], cache)
+    warnings = unused_class_warnings(cache, split.training) + missed
     result = {
         "epoch": best.epoch,
         "max_epochs": config.max_epochs,
@@ -114,7 +118,7 @@ def conclude_segmentation(
         write_segmentation_report(run.path)
     write_json(run.results, {**result, "finished": True})
     _print_table(config, run, cohort, best.epoch, table)
-    for warning in warnings:
+    for warning in missed:
         print(f"\nwarning: {warning}")
 
 

@@ -15,7 +15,7 @@ from cggm.distributed import gather_shards, is_first_rank, shard
 from cggm.runs import Picture
 from cggm.scores import ratio_score
 from cggm.tensors import evaluating
-from cggm_seg.data import SliceCache
+from cggm_seg.data import CLASS_CODES, SliceCache
 from cggm_seg.evaluation import REGIONS, region_dice_counts
 from cggm_seg.networks import OUTPUT_STRIDE, ModalityFeatures, MultiEncoderDeepLabV3Plus
 from cggm_seg.pictures import COLORS, gray_levels, shown_modalities
@@ -102,6 +102,25 @@ def missed_warnings(rows: Rows, cache: SliceCache) -> list[str]:
         f"Not one voxel was found of {' and '.join(missed)}, although validation cases have it "
         f"({cases} of {len(rows)}). Train longer, or with --loss.dice regions and --slices.focus "
         "regions, which count small regions as much as large ones."
+    ]
+
+
+def unused_class_warnings(cache: SliceCache, case_ids: Sequence[str]) -> list[str]:
+    """A sentence on the classes that training cannot teach; none where there is none.
+
+    Args:
+        cache: Tells which classes a case has.
+        case_ids: Cases of the training.
+    """
+    counts = [cache.class_counts(case_id) for case_id in case_ids]
+    held = {int(number) for own in counts for number in np.flatnonzero(own.any(axis=0))}
+    unused = [name for number, name in enumerate(CLASS_CODES) if number not in held]
+    if not unused:
+        return []
+    return [
+        f"No label map of the {len(case_ids)} training cases holds {' or '.join(unused)}: the "
+        "network learns that there is none. Say with --labels what the values mean if that is not "
+        "so."
     ]
 
 

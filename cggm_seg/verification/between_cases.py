@@ -4,8 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cggm_seg.data import MODALITIES, Code, FileRecord, Finding
+from cggm_seg.data import CLASS_CODES, MODALITIES, Code, FileRecord, Finding
 from cggm_seg.verification.modalities import swapped_modalities
+
+_ENOUGH_LABELS = 3  # one or two gliomas may well be without enhancing tumor or necrosis
 
 
 def cohort_findings(records: Sequence[FileRecord], data: Path) -> list[Finding]:
@@ -16,7 +18,7 @@ def cohort_findings(records: Sequence[FileRecord], data: Path) -> list[Finding]:
         data: Folder that their paths are relative to.
     """
     ordered = sorted(records, key=lambda record: record.path)
-    parts = (_empty_labels, _duplicates, _swapped, _odd)
+    parts = (_empty_labels, _unused_classes, _duplicates, _swapped, _odd)
     return [finding for part in parts for finding in part(ordered, data)]
 
 
@@ -26,6 +28,21 @@ def _empty_labels(records: Sequence[FileRecord], data: Path) -> Iterator[Finding
             what = "Expected a lesion, but the label map is empty."
             fix = "Check the label map; a case without lesion teaches background alone."
             yield Finding(Code.NO_LESION, record.case, data / record.path, what, fix)
+
+
+def _unused_classes(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:
+    """One finding for each class that none of the label maps holds, where there are some."""
+    maps = [r for r in records if r.modality == "seg" and r.classes]
+    if len(maps) < _ENOUGH_LABELS:
+        return
+    for number, name in enumerate(CLASS_CODES[1:], start=1):
+        if not any(number in record.classes for record in maps):
+            what = f"Expected {name} in some label map, but none of {len(maps)} holds it."
+            fix = (
+                "Say with --labels what their values mean, or know that a network which is "
+                "trained on them never predicts it."
+            )
+            yield Finding(Code.UNUSED_CLASS, maps[0].case, data / maps[0].path, what, fix)
 
 
 def _duplicates(records: Sequence[FileRecord], data: Path) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from cggm_seg.data import (
 from cggm_seg.verification.alignment import FARTHEST, best_shift, lesion_voxels, outside_share
 from cggm_seg.verification.modalities import modality_statistics, subsampled
 
-FORMAT = 6
+FORMAT = 7
 """Version of the checks and of what their records say, to be raised by hand with either.
 
 Files that were verified in another version are read again. A test holds the outcome of a fixed
@@ -87,6 +87,13 @@ class _CaseFile:
         if not lesion.size:
             return ""
         return _digest(np.append(lesion, self.classes.T.ravel()[lesion]))
+
+    def lesion_classes(self) -> list[int]:
+        """Classes 1 to 3 that a label map holds, ascending; none of an image."""
+        if self.classes is None:
+            return []
+        flat: list[int] = np.unique(self.classes.ravel(order="K")).tolist()
+        return [number for number in flat if number]
 
 
 def case_files(case: Case) -> dict[str, Path]:
@@ -241,6 +248,7 @@ def _record(
         statistics=statistics,
         format=FORMAT,
         has_error=has_error,
+        classes=file.lesion_classes(),
     )
 
 

@@ -22,7 +22,7 @@ from cggm.runs import file_digest, parse_json, replacing
 from cggm_seg.data import preprocessing, volumes
 from cggm_seg.data.cases import Case
 from cggm_seg.data.findings import Code, Finding
-from cggm_seg.data.labels import CLASSES
+from cggm_seg.data.labels import CLASS_CODES
 from cggm_seg.data.manifest import check_recorded
 
 FORMAT = 3
@@ -158,7 +158,7 @@ def pack(case: Case) -> dict[str, np.ndarray]:
     errors = preprocessing.rounding_errors(brain, statistics, values, scales, offsets)
     _check_errors(case, errors)
     label = np.ascontiguousarray(data.label[box].transpose(2, 0, 1))
-    counts = [np.bincount(plane.ravel(), minlength=len(CLASSES)) for plane in label]
+    counts = [np.bincount(plane.ravel(), minlength=len(CLASS_CODES)) for plane in label]
     return {
         "images": np.ascontiguousarray(values.swapaxes(0, 1)),
         "label": label,

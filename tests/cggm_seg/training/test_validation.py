@@ -17,6 +17,7 @@ from cggm_seg.training.validation import (
     missed_regions,
     missed_warnings,
     subset_means,
+    unused_class_warnings,
     validation_metrics,
 )
 from tests.cggm_seg.nifti import case_file, write_case, write_volume
@@ -156,6 +157,12 @@ def test_warning_names_the_regions_and_what_to_do(partly_enhancing):
     assert "(TC 2, ET 1 of 3)" in sentence
     assert "--loss.dice regions" in sentence
     assert missed_warnings(rows_of(et=(0.5, 0.4, 0.3)), partly_enhancing) == []
+
+
+def test_warning_names_the_classes_that_training_cannot_teach(partly_enhancing):
+    (sentence,) = unused_class_warnings(partly_enhancing, ["ed", "ncr"])
+    assert sentence.startswith("No label map of the 2 training cases holds ET: ")
+    assert unused_class_warnings(partly_enhancing, ["ed", "ncr", "et"]) == []
 
 
 @pytest.mark.parametrize(("winner", "missed"), [(0, "WT and TC and ET"), (2, "TC and ET")])

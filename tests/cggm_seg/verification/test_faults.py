@@ -115,6 +115,17 @@ def test_fault_is_found_with_its_code_twice(data, code, part, damage):
     assert found(data) == first
 
 
+def test_class_that_no_label_map_holds_is_found_once_from_three_cases_on(data):
+    for case in "abc":  # a mask of the whole tumor, which BraTS would take for necrosis
+        change_voxels(lambda array: (array > 0).astype(np.uint8))(case_file(data, case, "seg"))
+    assert found(data) == [(Code.UNUSED_CLASS, "a", "a_seg.nii.gz")] * 2
+    assert [finding.what for finding in verify(data).findings] == [
+        f"Expected {name} in some label map, but none of 3 holds it." for name in ("ED", "ET")
+    ]
+    shutil.rmtree(data / "c")
+    assert Code.UNUSED_CLASS not in [code for code, *_ in found(data)]
+
+
 def test_every_code_has_a_meaning_which_is_documented():
     assert set(MEANINGS) == set(Code)
     text = (Path(__file__).parents[3] / "docs" / "verification.md").read_text()
@@ -166,9 +177,8 @@ def test_exchanged_modalities_are_a_warning(tmp_path):
         images, classes = simulated_case(index)
         for name, image in zip(names, images, strict=True):
             write_volume(case_file(tmp_path, f"s{index}", name), image)
-        write_volume(
-            case_file(tmp_path, f"s{index}", "seg"), classes.astype(np.uint8) * (classes < 3)
-        )
+        labels = np.array([0, 1, 2, 4], np.uint8)[classes]
+        write_volume(case_file(tmp_path, f"s{index}", "seg"), labels)
     one, other = (case_file(tmp_path, "s2", name) for name in ("flair", "t2"))
     assert found(tmp_path) == []
     manifest_file(tmp_path).unlink()

@@ -9,7 +9,7 @@ from cggm_seg.verification.case import FORMAT
 from tests.cggm_seg.nifti import case_file, write_volume
 from tests.cggm_seg.verifying import stored, verify, write_data
 
-OUTCOMES = {6: "312b27955e0b"}
+OUTCOMES = {7: "3e85551e345d"}
 
 
 def outcome(data):
