@@ -14,6 +14,7 @@ release = version = cggm.__version__
 project_copyright = "2026, the CGGM developers, Apache-2.0"
 html_title = f"CGGM {release}"
 html_theme = "furo"
+html_static_path = html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_search_summary = False  # fetched, which browsers forbid for files
 html_show_sphinx = False

@@ -44,8 +44,28 @@ def test_formulas_are_drawn_by_the_browser(site, page):
     assert "\\" not in "".join(page.locator("math").all_text_contents())
 
 
-def test_search_finds_a_page(site, page):
-    page.goto((site / "search.html").as_uri() + "?q=dcm2niix")
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ("dcm2niix", "Your own BraTS copy"),
+        ("nnU-Net", "Balanced training in nnU-Net"),
+        ("Lightning", "CGGM in Lightning"),
+        ("own data", "Another data set, other modalities"),
+    ],
+)
+def test_search_finds_a_page(site, page, words, title):
+    page.goto((site / "search.html").as_uri() + f"?q={words}")
     found = page.locator("#search-results li a")
     found.first.wait_for()
-    assert "Your own BraTS copy" in found.all_inner_texts()
+    page.get_by_text("Search finished").wait_for()
+    assert title in found.all_inner_texts()
+
+
+def test_tables_use_a_wide_window(site):
+    with watched(width=1440) as (page, _):
+        page.goto((site / "results.html").as_uri())
+        widths = [table.bounding_box()["width"] for table in page.locator("table").all()]
+        assert overflow(page) <= 0
+        text = page.locator("article section > p").first.bounding_box()["width"]
+    assert max(widths) > 820
+    assert text <= 832
