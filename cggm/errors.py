@@ -1,6 +1,9 @@
 """Errors that a user can mend: shown as one message, exit code 2, never as a traceback."""
 
+import errno
+from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 
 
 class UserError(Exception):
@@ -57,3 +60,47 @@ class DataError(UserError):
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None, str, str]]:
         return type(self), (self.case, self.file, self.what, self.fix)
+
+
+_NO_MEMORY = ("allocate memory", "bad_alloc", "not enough memory")  # PyTorch has no code for it
+_LEFT = 64 << 20  # bytes below a limit of the process: any further library call may fail
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a processor or a GPU had no memory left.
+
+    Args:
+        error: What was raised, by Python, NumPy, PyTorch or the system.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    if type(error).__name__ == "OutOfMemoryError" or any(t in str(error) for t in _NO_MEMORY):
+        return isinstance(error, RuntimeError)
+    # Libraries that compile, link or start threads say anything then, but not why.
+    return isinstance(error, RuntimeError | ImportError | SystemError) and _is_at_limit()
+
+
+def out_of_memory(error: BaseException) -> UserError:
+    """What a user is told of an error of :func:`is_out_of_memory`.
+
+    Args:
+        error: The error.
+    """
+    said = str(error).strip().partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
+    what = f"Expected more memory than there is: {shorten(said, 200) or 'nothing is left'}."
+    return UserError(
+        what,
+        "Earlier files and the last checkpoint are intact. Raise the limit of the process (ulimit "
+        "-v, the container's), end other programs, or, in a training, lower --batch_size.",
+    )
+
+
+def _is_at_limit() -> bool:
+    """Whether this process came close to the limit of its address space; Linux alone tells."""
+    with suppress(ImportError, OSError, IndexError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        peak = Path("/proc/self/status").read_text().partition("VmPeak:")[2].split()[0]
+        return limit != resource.RLIM_INFINITY and int(peak) * 1024 > limit - _LEFT
+    return False

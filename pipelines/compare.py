@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cggm.comparison import CompareOptions
-from cggm.runs import parse_options, run
+from cggm.runs import holding, parse_options, run
 
 if TYPE_CHECKING:
     from cggm.comparison import Outcome, PlannedRun, RecordStore
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(CompareOptions, __doc__, argv)
 
-    from cggm.comparison import RecordStore, Sweep, locked, write_results
+    from cggm.comparison import RecordStore, Sweep, write_results
     from cggm.reports import find_task, load_tasks
 
     table = load_tasks(options.tasks or ROOT / "configs" / "tasks.yaml")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         sweep = Sweep.parse(options.sweep, options.trials, options.sweep_engine)
     plan.keep(options.output)
     store = RecordStore(options.output)
-    with locked(options.output) as lock:
+    with holding(options.output, "a comparison (or a training that it left)") as lock:
         train = partial(_train, options, lock)
         if sweep is not None:
             runs = sweep.tuned(runs, options.output, train)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(
-    options: CompareOptions, lock: int, store: "RecordStore", runs: Sequence["PlannedRun"]
+    options: CompareOptions, lock: int | None, store: "RecordStore", runs: Sequence["PlannedRun"]
 ) -> tuple[list["Outcome"], Callable[[Sequence["Outcome"]], None]]:
     """Train what a store lacks; returns what failed, and what lists it."""
     from cggm.comparison import ClusterQueue, ComparisonProgress, Queue

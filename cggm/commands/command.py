@@ -19,6 +19,7 @@ from cggm.commands.scripts import (
     find_scripts,
     split_words,
 )
+from cggm.commands.streams import lasting_streams
 from cggm.errors import UserError
 
 
@@ -31,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see :func:`cggm.runs.cli.run`. A script ends the process with its own.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _answer(list(sys.argv[1:] if argv is None else argv))
+
+
+def _answer(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else "--help"
     if first == "--complete":
         print("\n".join(candidates(arguments[1:])))

@@ -40,7 +40,7 @@ class Script:
         file: The script.
         arguments: Its command line.
         log: File that its output is appended to.
-        inherited: Descriptor that it keeps open.
+        inherited: Descriptor that it keeps open, if any.
         error_file: File in which it leaves the error that it ends with, see
             ``read_reported_error``.
     """
@@ -51,12 +51,11 @@ class Script:
         arguments: Sequence[str],
         log: Path,
         *,
-        inherited: int,
+        inherited: int | None,
         error_file: Path,
     ) -> None:
-        self._process = _CONTEXT.Process(
-            target=_run, args=(file, arguments, log, error_file, _Descriptor(inherited))
-        )
+        lock = None if inherited is None else _Descriptor(inherited)
+        self._process = _CONTEXT.Process(target=_run, args=(file, arguments, log, error_file, lock))
         self._asked_to_end = False
         with _ONE_AT_A_TIME:
             self._process.start()
@@ -95,7 +94,7 @@ def _received(duplicate: Any) -> int:  # noqa: ANN401
 
 
 def _run(
-    file: Path, arguments: Sequence[str], log: Path, error_file: Path, _inherited: int
+    file: Path, arguments: Sequence[str], log: Path, error_file: Path, _lock: int | None
 ) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (sys.stdout, sys.stderr):

@@ -1,12 +1,10 @@
 """Runs the trainings of a comparison, each once, however often it is interrupted."""
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,42 +14,7 @@ from typing import Protocol
 from cggm.comparison.plan import PlannedRun, command_line
 from cggm.comparison.processes import Script, share_imports
 from cggm.comparison.records import Outcome, RecordStore
-from cggm.errors import UserError
 from cggm.runs import RunFolder, read_reported_error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Keep other commands out of a folder until this one ends, and all that inherit its lock.
-
-    A training outlives a command that is killed. It goes on writing to its run folder, where a
-    second training must not be started meanwhile.
-
-    Args:
-        folder: The folder.
-
-    Yields:
-        The descriptor to be inherited.
-
-    Raises:
-        UserError: If another process holds the lock.
-    """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor, folder)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{folder}: another command still writes there, or a training that a killed one left.",
-            "Wait until it ends, or end it.",
-        ) from error
 
 
 class ComparisonProgress:
@@ -147,7 +110,9 @@ class Queue:
 
     Args:
         store: What trainings came to.
-        lock: Descriptor that trainings inherit, see :func:`cggm.comparison.trainings.locked`.
+        lock: Descriptor of the folder's lock, see :func:`cggm.runs.holding`. Trainings inherit it:
+            one outlives a command that is killed, and a second one must not be started in its
+            folder meanwhile. ``None`` without locks.
         jobs: Trainings side by side; they share the processor's cores.
         report: Called with each outcome, how many trainings are over and how many there are.
     """
@@ -156,7 +121,7 @@ class Queue:
         self,
         store: RecordStore,
         *,
-        lock: int,
+        lock: int | None,
         jobs: int,
         report: Callable[[Outcome, int, int], None],
     ) -> None:

@@ -3,14 +3,14 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cggm.commands import spoken
-from cggm.errors import MethodRefusal, UserError
+from cggm.commands import lasting_streams, spoken
+from cggm.errors import MethodRefusal, UserError, is_out_of_memory, out_of_memory
 from cggm.runs.config import ConfigReader, options_of, to_yaml
 from cggm.runs.environment import group_of_ranks
 from cggm.runs.folder import RunFolder
@@ -24,7 +24,6 @@ from cggm.runs.storage import (
     read_yaml,
     write_json,
 )
-from cggm.runs.streams import lasting_streams
 
 if TYPE_CHECKING:
     import torch
@@ -132,8 +131,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """Run a script's main function.
 
     What a user can mend is shown as one message, without a traceback: mistakes in usage or data, a
-    full disk, a path that cannot be written, an interrupt; so is where a training was saved before
-    a signal ended it. Everything else is a fault of the program and propagates.
+    full disk, too little memory, a path that cannot be written, an interrupt; so is where a
+    training was saved before a signal ended it. Everything else is a fault of the program and
+    propagates.
 
     A command that another program started can tell it what it said as data: see
     :func:`read_reported_error`.
@@ -143,9 +143,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         argv: The arguments without the program's name; those of the process where not given.
 
     Returns:
-        The exit code: 0 done, 2 wrong usage, bad data, no space or access, 130 interrupted, 128
-        and the number of the signal that ended a training (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1,
-        129 SIGHUP).
+        The exit code: 0 done, 2 wrong usage, bad data, no space, memory or access, 130 interrupted,
+        128 and the number of the signal that ended a training (130 Ctrl-C, 143 SIGTERM, 138
+        SIGUSR1, 129 SIGHUP).
 
     Example:
         >>> run(lambda argv: print("hello"), [])
@@ -161,7 +161,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
 def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
-        return main(argv) or 0
+        return _with_memory(main, argv) or 0
     except UserError as error:
         _say(f"error: {error}")
         _report_error(error)
@@ -177,6 +177,24 @@ def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
         _say("interrupted")
         return 130
     return 2
+
+
+def _with_memory(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    try:
+        return main(argv)
+    except Exception as error:
+        # What could not be read for lack of memory is no damaged file, whoever took it for one.
+        lack = next(filter(is_out_of_memory, _causes(error)), None)
+        if lack is None:
+            raise
+        short = out_of_memory(lack)
+    raise short  # out here nothing holds what the traceback did
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def read_reported_error(file: Path) -> UserError | None:

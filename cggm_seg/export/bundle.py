@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.metadata import version
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def write_bundle(
     (folder / "scripts" / "preprocessing.py").write_text(own.read_text("utf-8"))
     (folder / "models").mkdir()
     write_program(export_program(network, weights=False), folder / "models" / "network.pt2", {})
-    torch.save(_on_cpu(network), folder / "models" / "model.pt")
+    weights = BytesIO()
+    torch.save(_on_cpu(network), weights)
+    (folder / "models" / "model.pt").write_bytes(weights.getbuffer())  # says why it cannot
     inference = folder / "configs" / "inference.json"
     config = read_json(inference)
     config["suffixes"] = [_SUFFIXES[name] for name in facts.config.used]

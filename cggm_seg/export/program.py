@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from textwrap import shorten
 
@@ -58,12 +59,12 @@ def write_program(program: ExportedProgram, file: Path, notes: Mapping[str, str]
     Raises:
         UserError: If the graph has an operation that cannot be stored.
     """
+    buffer = BytesIO()  # PyTorch aborts the process where a disk is full
     try:
-        torch.export.save(program, file, extra_files=dict(notes))
-    except OSError:
-        raise
+        torch.export.save(program, buffer, extra_files=dict(notes))
     except Exception as error:
         raise _unfit(error) from error
+    file.write_bytes(buffer.getbuffer())
 
 
 def _unfit(error: Exception) -> UserError:

@@ -10,7 +10,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from cggm.errors import UserError
+from cggm.errors import UserError, is_out_of_memory
 from cggm.tensors import evaluating
 from cggm_seg.data import brain_box, intensity_statistics, zscore
 from cggm_seg.networks import OUTPUT_STRIDE
@@ -43,11 +43,11 @@ class BatchSize:
         """
         try:
             return compute(batch)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise _too_little(error) from error
+                raise _too_little(error) from None
         # Out here the error is gone, and with it the tensors that its traceback kept.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -56,13 +56,8 @@ class BatchSize:
         return None
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # Torch has an error of its own for memory of a GPU alone.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _too_little(error: RuntimeError) -> UserError:
-    said = str(error).strip().splitlines()[0]
+def _too_little(error: Exception) -> UserError:
+    said = str(error).strip().partition("\n")[0]
     what = f"Expected memory for one slice at a time, but got: {said}."
     return UserError(what, "Free memory, or compute on another device.")
 

@@ -1,5 +1,7 @@
 """The comparison: trainings run once, also when it is killed, and the page that they come to."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -9,9 +11,9 @@ import time
 import pytest
 
 from cggm.comparison.records import read_records
-from cggm.comparison.trainings import locked
 from cggm.display.tables import RENDERERS
 from cggm.errors import UserError
+from cggm.runs.storage.locks import check_free
 from cggm.runs.watch.logs import read_jsonl
 from tests.pipelines.comparing import call, start, tiny_config, wait_for
 from tests.quantifiers import every
@@ -32,8 +34,8 @@ def finished(tmp_path_factory):
 def is_free(output):
     """Whether no process holds the lock; one that was killed lets go only when it is gone."""
     try:
-        with locked(output):
-            return True
+        check_free(output)
+        return True
     except UserError:
         return False
 
@@ -79,6 +81,19 @@ def test_same_command_again_runs_nothing(finished, capsys):
     assert {log: log.stat().st_mtime_ns for log in output.rglob("*.log")} == logs
 
 
+def test_without_locks_it_says_so_and_trains(finished, tmp_path, monkeypatch, capsys):
+    def no_locks(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    config = finished[1][3]
+    command = ("--task", "mfeat", "--config", config, "--methods", "joint", "--seeds", 1)
+    assert call(*command, "--max_epochs", 1, "--output", tmp_path / "new") == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'new'}: the file system has no locks" in said
+    assert len(read_records(tmp_path / "new" / "runs.jsonl")) == 1
+
+
 def test_killed_comparison_goes_on_where_it_was(finished, capsys):
     output, command = finished
     before = (output / "runs.jsonl").read_text()
@@ -89,7 +104,8 @@ def test_killed_comparison_goes_on_where_it_was(finished, capsys):
     process.kill()
     process.wait()
     assert call(*more) == 2, "the training outlived its command and still writes"
-    assert "another command still writes there, or a training" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"a comparison (or a training that it left), process {process.pid} on" in said
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     while not is_free(output):

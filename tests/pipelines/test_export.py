@@ -11,6 +11,7 @@ import torch
 from cggm.runs.cli import run
 from pipelines import export
 from tests.cggm_seg.exporting import finished_run
+from tests.disk import file_size_limit
 
 
 def call(*argv):
@@ -79,6 +80,17 @@ def test_output_that_exists_or_cannot_be_made(finished, tmp_path, capsys):
     taken = f"{tmp_path / 'file'}: File exists"
     assert taken in refused(capsys, *argv, tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx", "bundle"])
+def test_full_disk(form, finished, tmp_path, capsys):
+    pytest.importorskip({"onnx": "onnxscript", "bundle": "fire"}.get(form, "torch"))
+    output = tmp_path / "made" / "out"
+    with file_size_limit(50_000):
+        message = refused(capsys, finished[0].path, "--to", form, "--output", output)
+    assert f"{output}" in message
+    assert "File too large, so it was not written. " in message
+    assert list(output.parent.iterdir()) == []
 
 
 def test_missing_package_is_named(finished, tmp_path, capsys, monkeypatch):

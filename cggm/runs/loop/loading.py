@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from cggm.errors import DataError, UserError
+from cggm.errors import DataError, UserError, is_out_of_memory, out_of_memory
 from cggm.runs.loop.signals import ignore_signals
 
 T = TypeVar("T", covariant=True)
@@ -219,6 +219,8 @@ class _NamedDataset(Dataset[T], Generic[T]):
         except UserError as error:
             return _Failure(error, None)
         except Exception as error:
+            if is_out_of_memory(error):
+                return _Failure(out_of_memory(error), None)
             what = f"Expected to read this case, but got {type(error).__name__}: {error}."
             problem = DataError(self.name(index[1]), None, what, "Check its files and the disk.")
             return _Failure(problem, traceback.format_exc())
@@ -238,7 +240,9 @@ def _collate(items: list[Any]) -> Any:  # noqa: ANN401
         return failure
     try:
         return default_collate(items)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            return _Failure(out_of_memory(error), None)
         reason = str(error).partition("\n")[0]
         # In a worker a batch is laid into shared memory at once.
         where = " in shared memory" if get_worker_info() else ""

@@ -5,6 +5,7 @@ values than fit into memory. Nothing here executes or imports what a file says.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,11 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401
 def _text(path: Path, largest: int, form: str) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > largest else file.read(largest + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.", f"Give an existing {form} file.") from error
-    if len(content) > largest:
+    if max(size, len(content)) > largest:
         raise UserError(
             f"{path}: expected a {form} file of at most {largest // 2**20} MB, but it is larger.",
             "Give the right file.",

@@ -39,7 +39,7 @@ def read_image(file: Path, case: str) -> Image.Image:
             if width * height > MAX_PIXELS:
                 _refuse_size(file, case, f"{width} x {height}")
             return image.convert("RGB")
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         _refuse_size(file, case, str(error))

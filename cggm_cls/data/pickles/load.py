@@ -72,9 +72,9 @@ def load_arrays(file: Path) -> object:
     except OSError as error:
         what = f"Expected a pickle, but it cannot be read ({error.strerror})."
         raise DataError(file.name, file, what, "Check the path and its permissions.") from error
-    except MemoryError as error:
+    except MemoryError:
         what = f"{file}: expected room for {size / 1e9:.1f} GB, but memory ran out."
-        raise UserError(what, "Close other programs, or convert it on a larger machine.") from error
+        raise UserError(what, "Close other programs, or convert it on a larger machine.") from None
     except EOFError as error:
         what = "Expected a whole pickle, but it is truncated."
         raise DataError(file.name, file, what, "Fetch the file again.") from error

@@ -335,3 +335,56 @@ def test_an_error_is_told_once_by_the_first_rank_with_its_case(tmp_path, monkeyp
     monkeypatch.setenv("RANK", "0")
     assert run(fail, []) == 2
     assert str(read_reported_error(file)) == "A, A_t1.nii: Expected a volume. Mend it."
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+import torch
+from cggm.errors import DataError
+from cggm.runs import run
+
+torch.set_num_threads(1)
+
+def read(argv):
+    try:
+        torch.empty(1 << 40)
+    except RuntimeError as error:
+        raise DataError("A", None, "Expected a volume, but it is damaged.", "Delete it.") from error
+
+def convolve(argv):  # the compiler of oneDNN finds no room, and does not say so
+    kept = []
+    while True:
+        kept.append(torch.empty(1 << 10))
+        size = 8 + len(kept) % 50
+        torch.nn.functional.conv2d(torch.empty(1, 3, size, size), torch.empty(4, 3, 3, 3))
+
+works = {
+    "torch": lambda argv: torch.empty(1 << 40),
+    "numpy": lambda argv: np.empty(1 << 40),
+    "python": lambda argv: bytearray(1 << 40),
+    "misread": read,
+    "convolution": convolve,
+}
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+raise SystemExit(run(works[sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+@pytest.mark.parametrize("work", ["torch", "numpy", "python", "misread", "convolution"])
+def test_too_little_memory_ends_in_one_line_with_a_remedy(work):
+    command = [sys.executable, "-c", IN_LITTLE_MEMORY, work]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert re.fullmatch(
+        r"error: Expected more memory than there is: .+\. Earlier files and the last checkpoint "
+        r"are intact\. .+ --batch_size\.\n",
+        ended.stderr,
+    ), ended.stderr
+
+
+def test_a_fault_of_the_program_is_none_of_memory():
+    with pytest.raises(RuntimeError, match="size"):
+        run(lambda argv: torch.ones(2) @ torch.ones(3), [])

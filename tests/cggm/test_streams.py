@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cggm.runs.streams import LastingStream, lasting_streams
+from cggm.commands.streams import LastingStream, lasting_streams
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
 from cggm.runs import run
@@ -39,10 +40,15 @@ def test_a_reader_that_leaves_does_not_end_it(tmp_path, closed):
     assert set(said.splitlines()) <= {b"another"}
 
 
-def test_help_into_a_closed_pipe_is_quiet():
-    script = Path(__file__).parents[3] / "pipelines" / "mosi_train.py"
-    command = [sys.executable, script, "--help"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize(
+    "words",
+    [("pipelines/mosi_train.py", "--help"), ("-m", "cggm"), ("-m", "cggm", "--completion", "bash")],
+)
+def test_help_into_a_closed_pipe_is_quiet(words):
+    command = [sys.executable, *words]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
@@ -56,6 +62,27 @@ def test_a_closed_terminal_does_not_end_it():
     stream.flush()
     stream.writelines(["y"] * 3)
     assert os.readlink(f"/proc/self/fd/{stream.fileno()}") == os.devnull
+
+
+def test_files_do_not_get_the_numbers_of_streams_that_are_missing(tmp_path):
+    program = """
+import os, sys
+from cggm.runs import run
+
+def main(argv):
+    with open(argv[0], "w") as file:
+        print("said")
+        print("said", file=sys.stderr)
+        os.write(2, b"of a library")
+        file.write(str(file.fileno() > 2))
+
+raise SystemExit(run(main))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    script = 'exec "$@" <&- >&- 2>&-'
+    ended = subprocess.run(["bash", "-c", script, "bash", *command], check=False)
+    assert ended.returncode == 0
+    assert (tmp_path / "file").read_text() == "True"
 
 
 def test_a_full_disk_is_still_an_error():

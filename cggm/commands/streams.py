@@ -64,7 +64,12 @@ class LastingStream:
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Standard output and error are lasting inside of the block, and flushed at its end."""
+    """Standard output and error are lasting inside of the block, and flushed at its end.
+
+    Where the process was started without them (``>&-``) they lead nowhere: else the next files that
+    it opens would have their numbers, and get what libraries print.
+    """
+    _open_missing()
     earlier = sys.stdout, sys.stderr
     lasting = [LastingStream(stream) for stream in earlier]
     sys.stdout, sys.stderr = lasting
@@ -74,3 +79,9 @@ def lasting_streams() -> Iterator[None]:
         for stream in lasting:
             stream.flush()
         sys.stdout, sys.stderr = earlier
+
+
+def _open_missing() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (has the lowest free number)
