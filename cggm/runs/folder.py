@@ -95,9 +95,9 @@ class RunFolder:
         run = cls(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such folder.", "Give the folder of a run.")
-        parts = [run.config] if any(path.glob("*/config.yaml")) else [run.config, run.checkpoints]
-        missing = [part.name for part in parts if not part.exists()]
-        if missing:
+        missing = [part.name for part in (run.config, run.checkpoints) if not part.exists()]
+        # A group has no checkpoints of its own, and one that was killed at once no runs yet.
+        if run.config.name in missing:
             raise UserError(
                 f"{path}: expected a run folder, but it has no {' and no '.join(missing)}.",
                 "Give the folder that a training command printed as its output.",

@@ -104,6 +104,7 @@ def run_repeats(
     alone = len(repeats) == 1
     if is_first_rank() and group.path.exists():
         hold(group.path, "a training")
+        group.sweep()
     folders = {r.name: group if alone else RunFolder(group.path / r.name) for r in repeats}
     for number, repeat in enumerate(repeats, 1):
         folder = folders[repeat.name]

@@ -140,6 +140,7 @@ class Session:
         if is_first_rank() and not self._prepared:
             self.folder.make()
             self._hold()
+            self.folder.sweep()
             if self.folder.config.exists() and not self._began_before:
                 raise UserError(
                     f"{self.folder.path}: another training began there meanwhile.",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX = ".tmp-"
-_DRAFT = re.compile(r"(?:\.tmp-\d+-[0-9a-f]{8}-)+(.*)", re.DOTALL)
+_DRAFT = re.compile(r"\.tmp-(\d+)-[0-9a-f]{8}-(?:\.tmp-\d+-[0-9a-f]{8}-)*(.*)", re.DOTALL)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
 def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder in one step: others see nothing of it, or all, even after a power cut.
 
-    When the block raises, nothing is left.
+    When the block raises, nothing is left. What a killed process left of an earlier try goes.
 
     Args:
         path: The folder, absent or empty; missing parents are made.
@@ -84,6 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     _check_unused(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_drafts(path.parent, path.name, ownerless=True)
     draft = _draft_of(path)
     draft.mkdir()
     try:
@@ -97,9 +98,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is not None:
-            file = Path(os.fsdecode(error.filename))
-            if file.is_relative_to(draft):  # say the name that the user knows
+        if isinstance(error, OSError):
+            # Writing to an open file names none, and drafts are not what the user knows.
+            file = Path(os.fsdecode(error.filename or draft))
+            if file.is_relative_to(draft):
                 error.filename = str(path / file.relative_to(draft))
         raise
     flush_folder(path.parent)
@@ -115,7 +117,9 @@ def is_draft(path: Path) -> bool:
     return path.name.startswith(_PREFIX)
 
 
-def sweep_drafts(folder: Path, name: str | None = None, *, older_than: float = 0.0) -> None:
+def sweep_drafts(
+    folder: Path, name: str | None = None, *, older_than: float = 0.0, ownerless: bool = False
+) -> None:
     """Remove the drafts that killed processes left in a folder.
 
     Args:
@@ -123,10 +127,13 @@ def sweep_drafts(folder: Path, name: str | None = None, *, older_than: float = 0
         name: Of the file or folder that they would have become; anything where ``None``.
         older_than: Seconds since they were last written. Where several processes may write at once
             it must be longer than any of them takes, or a draft under way goes.
+        ownerless: Whether those stay whose process runs on this machine.
     """
     for draft in folder.glob(f"{_PREFIX}*"):
         found = _DRAFT.fullmatch(draft.name)
-        if name is not None and (found is None or found[1] != name):
+        if name is not None and (found is None or found[2] != name):
+            continue
+        if ownerless and found is not None and _runs(int(found[1])):
             continue
         with suppress(FileNotFoundError):  # finished, or swept by another process
             if time.time() - draft.lstat().st_mtime < older_than:
@@ -135,6 +142,19 @@ def sweep_drafts(folder: Path, name: str | None = None, *, older_than: float = 0
                 shutil.rmtree(draft)
             else:
                 draft.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether that is another process; this one sweeps before it writes."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def file_digest(path: Path) -> str:

@@ -121,7 +121,6 @@ class Journal:
         self._resumed_at = epoch_end
         if not is_first_rank():
             return
-        self.folder.sweep()
         for path, last in ((self.folder.metrics, epoch_end), (self.folder.balance, iteration)):
             with JsonLines(path) as lines:
                 lines.truncate_after(iteration=last)

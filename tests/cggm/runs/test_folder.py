@@ -121,6 +121,13 @@ def test_open_names_what_is_missing(tmp_path):
     assert RunFolder.open(tmp_path).config == tmp_path / "config.yaml"
 
 
+def test_a_group_that_was_killed_before_its_first_run_is_opened(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    assert RunFolder.open(tmp_path).members() == [RunFolder(tmp_path)]
+    RunFolder(tmp_path / "seed-0").make()
+    assert RunFolder.open(tmp_path).members() == [RunFolder(tmp_path)]
+
+
 def test_environment_tells_versions_and_keeps_earlier_starts(tmp_path):
     run = RunFolder.create(tmp_path / "run", name="x")
     run.write_environment()

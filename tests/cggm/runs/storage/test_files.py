@@ -1,6 +1,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -56,6 +58,18 @@ def test_an_error_inside_names_the_file_that_the_user_knows(tmp_path):
     with pytest.raises(OSError, match="full") as caught, new_folder(folder) as draft:
         raise OSError(errno.ENOSPC, "full", str(draft / "inner" / "a"))
     assert caught.value.filename == str(folder / "inner" / "a")
+
+
+def test_a_new_folder_takes_away_what_killed_processes_left(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    left = tmp_path / f".tmp-{int(ended.stdout)}-0123abcd-store"
+    under_way = [tmp_path / f".tmp-{os.getppid()}-0123abcd-store"]
+    under_way += [tmp_path / f".tmp-{int(ended.stdout)}-0123abcd-another"]
+    for draft in (left, *under_way):
+        draft.mkdir()
+        (draft / "inner").touch()
+    with new_folder(tmp_path / "store") as draft:
+        assert sorted(tmp_path.iterdir()) == sorted([draft, *under_way])
 
 
 def test_sweeping_takes_drafts_of_one_name_and_age(tmp_path):
