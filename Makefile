@@ -39,7 +39,8 @@ known-answer: $(READY)
 
 # Damaged data, checkpoints and caches, ours against the peers.
 faults: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults/run.py --json benchmarks/results/faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults.run \
+		--json benchmarks/results/faults.json --page docs/benchmarks.md
 
 # Every method with settings for few epochs; the order is that of the paper's tables.
 METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,ogm,$\

@@ -2,7 +2,7 @@
 
     python -m benchmarks.run_all
 
-Faults have a command of their own, benchmarks/faults/run.py.
+Faults have a command of their own, benchmarks.faults.run.
 """
 
 import subprocess

@@ -7,28 +7,23 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.faults.caches import builds
+from benchmarks.faults.caches.bench import Bench
+from benchmarks.faults.files import readers
+from benchmarks.faults.training import overflow
 from tests.quantifiers import every
 
-SUITE = Path(__file__).parent.parent / "benchmarks" / "faults"
-
-
-@pytest.fixture
-def suite(monkeypatch):
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(SUITE))
-    yield monkeypatch
-    for name in set(sys.modules) - before:
-        if str(SUITE) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
 def test_every_bar_holds_and_the_faults_are_real(tmp_path):
     file = tmp_path / "faults.json"
     file.write_text('{"earlier": {}}')
-    command = [sys.executable, SUITE / "run.py", "--quick", "--json", file]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.faults.run", "--quick", "--json", file]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = json.loads(file.read_text())
@@ -48,37 +43,32 @@ def test_every_bar_holds_and_the_faults_are_real(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bit_flips", "truncation"])
-def test_a_careless_reader_misses_the_bar(suite, family):
-    import case_files
-
-    suite.setattr(case_files, "ours", case_files.nibabel)
-    assert not import_module(family).measure(quick=True)["holds"]
+def test_a_careless_reader_misses_the_bar(monkeypatch, family):
+    monkeypatch.setattr(readers, "ours", readers.nibabel)
+    assert not import_module(f"benchmarks.faults.files.{family}").measure(quick=True)["holds"]
 
 
-def test_a_stale_cache_is_seen(suite, tmp_path):
-    import cache_builds
-
-    suite.setattr("cggm_seg.data.cache.build.is_current", lambda case, file, *_: file.exists())
-    found = cache_builds.changed_source(cache_builds.Bench(tmp_path, 1))
+def test_a_stale_cache_is_seen(monkeypatch, tmp_path):
+    is_there = "cggm_seg.data.cache.build.is_current"
+    monkeypatch.setattr(is_there, lambda case, file, *_: file.exists())
+    found = builds.changed_source(Bench(tmp_path, 1))
     assert found == {"right": 0, "stale": 1, "torn": 0}
 
 
-def test_a_loop_that_steps_on_overflow_misses_the_bar(suite):
-    import torch
-
+def test_a_loop_that_steps_on_overflow_misses_the_bar(monkeypatch):
     def step(scaler, optimizer):
         scaler.unscale_(optimizer)
         optimizer.step()
 
-    suite.setattr(torch.amp.GradScaler, "step", step)
-    assert not import_module("overflow").measure(quick=True)["holds"]
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    assert not overflow.measure(quick=True)["holds"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seccomp")
 def test_refused_calls_fail_for_files_alone(tmp_path):
     script = """
 import os, sys
-from system_calls import FAULTS, refuse
+from benchmarks.faults.processes.system_calls import FAULTS, refuse
 for name, calls in FAULTS.items():
     if not os.fork():
         refuse(calls)
@@ -98,7 +88,7 @@ open("after", "w").write("text")
     ended = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(SUITE)},
+        env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

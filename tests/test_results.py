@@ -1,11 +1,21 @@
 """The tables of the results page are those of the files that were measured."""
 
+import json
 from pathlib import Path
 
 from benchmarks import result_tables
+from benchmarks.faults import run
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_table_of_faults_is_that_of_the_figures():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    results = json.loads((ROOT / "benchmarks" / "results" / "faults.json").read_text())
+    assert len(results) >= 12
+    assert run.with_table(page, results) == page
+    assert run.BEGIN in page
 
 
 def test_tables_are_those_that_were_measured():

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from forked import ended, start
+from benchmarks.faults.processes.forked import ended, start
 
 
 def run_ranks(work: Callable[[int], None], world: int, folder: Path) -> None:

@@ -12,9 +12,9 @@ from monai.transforms import (
     RandScaleIntensityd,
 )
 from monai.utils import set_determinism
-from rank_training import BATCH_SIZE, digests
 from torch.utils.data import DistributedSampler
 
+from benchmarks.faults.training.rank_training import BATCH_SIZE, digests
 from cggm_seg.data.slices import SliceDataset
 
 _BOTH = ("image", "label")

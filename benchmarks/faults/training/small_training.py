@@ -10,17 +10,14 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from forked import forked
 from ignite.engine import Engine, Events
 
+from benchmarks.faults.processes.forked import forked
 from cggm.runs.checkpoints.files import find_checkpoints, read_header, verified
 from cggm.runs.cli import run
 from cggm_cls.data.mosi.files import load_mosi
 from cggm_cls.data.mosi.simulation import simulate_mosi
 from cggm_cls.training import assembly as training
-
-sys.path.append(str(Path(__file__).parents[2]))
-
 from pipelines import mosi_train
 
 LOGS = ("metrics.jsonl", "balance.jsonl", "results.json")
@@ -43,15 +40,16 @@ class SmallTraining:
 
     Args:
         folder: For all files.
+        **options: Of its configuration, other than :data:`CONFIG`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: object) -> None:
         torch.set_num_threads(1)
         self.folder, self.whole, self.log = folder, folder / "whole", folder / "log.txt"
-        self._data, self._config = folder / "mosi.pkl", folder / "config.yaml"
-        simulate_mosi(self._data, train=128, valid=16, test=16)
-        load_mosi(self._data, None)  # converts it
-        self._config.write_text(json.dumps(CONFIG))
+        self.data, self._config = folder / "mosi.pkl", folder / "config.yaml"
+        simulate_mosi(self.data, train=128, valid=16, test=16)
+        load_mosi(self.data, None)  # converts it
+        self._config.write_text(json.dumps(CONFIG | options))
         assert forked(self._first_run, self.log) == 0, self.log.read_text()
         import_again(folder / "modules")
         start = perf_counter()
@@ -66,7 +64,11 @@ class SmallTraining:
         """What the command is given to begin a run, or to resume it."""
         if (run_folder / "config.yaml").exists():
             return ["--resume", str(run_folder)]
-        paths = ("--data", self._data, "--config", self._config, "--output", run_folder)
+        return self.beginning(run_folder, self.data)
+
+    def beginning(self, run_folder: Path, data: Path) -> list[str]:
+        """What the command is given to begin a run."""
+        paths = ("--data", data, "--config", self._config, "--output", run_folder)
         return [str(word) for word in paths]
 
     def train(self, run_folder: Path) -> int:

@@ -7,6 +7,7 @@ checksums aside. Others, as of the checksum or of the time in the gzip header, n
 import gzip
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,7 +15,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from case_files import contents, error_of, is_named, ours, readers, simulated_case
+
+from benchmarks.faults.files.readers import (
+    PEERS,
+    contents,
+    error_of,
+    is_named,
+    ours,
+    readers,
+    simulated_case,
+)
 
 _GZIP_HEADER, _GZIP_TRAILER = 10, 8  # bytes; the files carry no name
 
@@ -39,6 +49,17 @@ def measure(quick: bool) -> dict[str, Any]:
             **{reader: _figures(counts) for reader, counts in outcomes.items()},
         },
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    ours, flips = figures["ours"], figures["content-changing flips"]
+    told = f"{ours['reported']} of {flips} reported, {figures['alarms']} alarms in "
+    peers = [f"{name} {figures[name]['reported']}" for name in PEERS if name in figures]
+    return (
+        "bit flips that change a case's content",
+        f"{told}{figures['clean reads']:,} clean reads",
+        ", ".join(peers),
+    )
 
 
 def _figures(counts: Counter[str]) -> dict[str, int]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixed_statistics import fix_statistics
-from forked_ranks import run_ranks
 from ignite.engine import Engine, Events
-from small_training import import_again
 from torch import Tensor, nn
 
+from benchmarks.faults.training.fixed_statistics import fix_statistics
+from benchmarks.faults.training.forked_ranks import run_ranks
+from benchmarks.faults.training.small_training import import_again
 from cggm.balancer import Balancer
 from cggm.runs.folder import RunFolder
 from cggm.runs.launch import joined

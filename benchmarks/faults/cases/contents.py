@@ -5,13 +5,14 @@ Faulty cases are copies of simulated ones, with noise of their own so that none 
 
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from case_faults import FAULTS, Fault, Target, rewrite, store_reversed, voxels
 
+from benchmarks.faults.cases.damage import FAULTS, Fault, Target, rewrite, store_reversed, voxels
 from cggm_seg.data.cases import MODALITIES
 from cggm_seg.data.findings import Finding
 from cggm_seg.simulation.cohort import simulate_cohort
@@ -38,6 +39,17 @@ def measure(quick: bool) -> dict[str, Any]:
         "bar": f"{len(FAULTS)} faults x {placements} placements, all found with the right code and "
         "file, and no finding in an intact case, also where one file has another orientation"
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    found = [text.split(" of ") for text in figures["found"].values()]
+    hits, due = (sum(int(pair[side]) for pair in found) for side in (0, 1))
+    alarms = len(figures["findings in intact cases"])
+    return (
+        f"wrong geometry or content, {len(found)} kinds",
+        f"{hits} of {due} found by code, {alarms} alarms in {figures['intact cases']} intact cases",
+        "",
+    )
 
 
 def _copy_clean(cases: list[Path], data: Path) -> None:

@@ -4,12 +4,13 @@ Each combination trains in real processes, which talk by Gloo, see rank_training
 training must not have. Ranks share each batch; its items are compared by their content.
 """
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from child import in_child
+from benchmarks.faults.processes.child import in_child
 
 _TOLERANCE = 1e-5  # of a weight
 _LEAST_CHANGE = 100 * _TOLERANCE  # or equal weights would say nothing
@@ -34,11 +35,25 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
-def _measure(quick: bool) -> dict[str, Any]:
-    from rank_training import BATCH_SIZE, RankTraining, Size
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    settings = {name: found for name, found in figures.items() if name.startswith("ranks")}
+    other = sum(found["steps with other items"] for found in settings.values())
+    differing = sum(found["replicas that differ"] for found in settings.values())
+    farthest = max(found["largest difference of a weight"] for found in settings.values())
+    peer = [int(text.split()[0]) for text in figures[_PEER].values()][1:]
+    return (
+        f"numbers of loader workers and ranks, {len(settings)} pairs",
+        f"{other} steps with other items, {differing} replicas that differ, weights within "
+        f"{farthest:.0e} of one process after {figures['steps']} steps",
+        f"MONAI's random transforms differ in {min(peer)} to {max(peer)} steps",
+    )
 
-    worlds, counts = ((1, 2), (0, 2)) if quick else ((1, 2, 4), (0, 1, 2, 4))
-    size = Size(3, 20, 2) if quick else Size(5, 50, 8)
+
+def _measure(quick: bool) -> dict[str, Any]:
+    from benchmarks.faults.training.rank_training import BATCH_SIZE, RankTraining, Size
+
+    worlds, counts = ((1, 2), (0, 2)) if quick else ((1, 2, 4), (0, 2))
+    size = Size(3, 20, 2) if quick else Size(5, 50, 4)
     with TemporaryDirectory() as name:
         training = RankTraining(Path(name), size)
         found = {
@@ -49,6 +64,7 @@ def _measure(quick: bool) -> dict[str, Any]:
     one = found[1][0][0]
     return {
         "steps": size.steps,
+        "cut": "for time: a half of the 200 steps and of the numbers of workers of earlier runs",
         "batch size": BATCH_SIZE,
         "most that training changes a weight": _farthest(one["after"], one["before"]),
         "median change of a weight": float((one["after"] - one["before"]).abs().median()),
@@ -80,7 +96,7 @@ def _peer(
     epochs: int,
 ) -> dict[str, str]:
     """Steps of the peer with other items, for one seed."""
-    from worker_peers import monai_batches
+    from benchmarks.faults.training.worker_peers import monai_batches
 
     slices = training.plain_slices()
     one = monai_batches(slices, 1, 0, epochs)

@@ -38,6 +38,17 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    methods = [found for found in figures.values() if isinstance(found, dict)]
+    differing = sum(sum(found["tensors that differ"].values()) for found in methods)
+    return (
+        "steps that a loss scaler skips",
+        f"{figures['overflows']} of {figures['steps']}; {differing} tensors of {len(methods)} "
+        "methods, networks or optimizers differ from a training without them",
+        "",
+    )
+
+
 class _Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from forked import forked
-from small_training import SmallTraining, checkpoints_are_whole, hidden, import_again
-
+from benchmarks.faults.processes.forked import forked
+from benchmarks.faults.training.small_training import (
+    SmallTraining,
+    checkpoints_are_whole,
+    hidden,
+    import_again,
+)
 from cggm.runs.checkpoints import RunProgress, save_checkpoint
 from cggm.runs.cli import run
 from cggm.runs.config import read_config, write_config
@@ -32,6 +36,21 @@ _CONFIG = {
         "low_level_channels": 8,
     },
 }
+
+
+def untrained_run(folder: Path, **options: object) -> None:
+    """Make the folder of a run with a checkpoint.
+
+    Args:
+        folder: The folder.
+        **options: Of its configuration, other than those of small networks here.
+    """
+    config = folder.with_suffix(".yaml")
+    config.write_text(json.dumps(_CONFIG | options))
+    settings = read_config(BratsConfig, [config])
+    model = RunFolder.create(folder, name="untrained")
+    write_config(settings, model.config)
+    save_checkpoint(model.checkpoints, settings.network.build(), {}, RunProgress(1, 1))
 
 
 class Saving:
@@ -103,12 +122,7 @@ class Predicting:
     def _first_run(self) -> None:
         count = self._count
         simulate_cohort(self._cases, cases=count, shape=(60, 60, 39), progress=False)
-        config = self._model.with_suffix(".yaml")
-        config.write_text(json.dumps(_CONFIG))
-        settings = read_config(BratsConfig, [config])
-        model = RunFolder.create(self._model, name="untrained")
-        write_config(settings, model.config)
-        save_checkpoint(model.checkpoints, settings.network.build(), {}, RunProgress(1, 1))
+        untrained_run(self._model)
         self._predict(self._model / "first")
         (self.folder.parent / "modules").write_text("\n".join(sys.modules))
 

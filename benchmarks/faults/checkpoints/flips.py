@@ -1,7 +1,7 @@
 """Single bits flipped in the files of a checkpoint, and in the same weights as peers keep them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from bit_flips import flipped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.faults.files.bit_flips import flipped
 from cggm.errors import UserError
 from cggm.runs.checkpoints import RunProgress, load_checkpoint, save_checkpoint
 
 Weights = dict[str, Tensor]
+PEERS = ("torch.load, weights_only", "safetensors", "Ignite")
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -32,6 +33,16 @@ def measure(quick: bool) -> dict[str, Any]:
         "holds": ours["refused"] == count,
         "figures": {"flips": count, "ours": dict(ours), **peers},
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    wrong = "accepted with other weights"
+    loaded = [f"{name} {counts[wrong]}" for name, counts in figures.items() if name in PEERS]
+    return (
+        "bit flips in checkpoints",
+        f"{figures['ours']['refused']:,} of {figures['flips']:,} refused",
+        f"loaded with other weights: {', '.join(loaded)}",
+    )
 
 
 def network() -> nn.Module:

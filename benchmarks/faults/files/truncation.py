@@ -2,13 +2,21 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from case_files import Reader, contents, error_of, is_named, readers, simulated_case
-
+from benchmarks.faults.files.readers import (
+    PEERS,
+    Reader,
+    contents,
+    error_of,
+    is_named,
+    readers,
+    simulated_case,
+)
 from cggm_seg.simulation.template import FULL_SHAPE
 
 _LONGEST = 1.0  # seconds
@@ -30,6 +38,16 @@ def measure(quick: bool) -> dict[str, Any]:
         "holds": ours["case and file named"] == len(percents) and ours["longest, s"] < _LONGEST,
         "figures": {"shape": str(shape), "cuts": len(percents), **found},
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    cuts = figures["cuts"]
+    named = [f"{name} {figures[name]['file named']}" for name in figures if name in PEERS]
+    return (
+        "files cut short",
+        f"{figures['ours']['case and file named']} of {cuts} refused by case and file",
+        f"file named: {', '.join(named)}",
+    )
 
 
 def _cut(files: dict[str, bytes], percents: range, folder: Path, read: Reader) -> dict[str, Any]:

@@ -6,6 +6,7 @@ voxels that nibabel gives.
 
 import gzip
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from case_files import CASE_ID, error_of, is_named, monai, nibabel, ours
-from child import extra_memory, in_child, limit_memory
 
+from benchmarks.faults.files.readers import CASE_ID, PEERS, error_of, is_named, monai, nibabel, ours
+from benchmarks.faults.processes.child import extra_memory, in_child, limit_memory
 from cggm_seg.data.nifti import read_volume
 
 _SHAPE = (24, 24, 16)
@@ -51,6 +52,16 @@ def measure(quick: bool) -> dict[str, Any]:
             **peers,
         },
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    memory = "extra memory, MB"
+    peers = [f"{name} {figures[name][memory]:.0f} MB" for name in PEERS if name in figures]
+    return (
+        "altered headers",
+        f"{figures['headers']:,}, at most {figures['ours'][memory]:.1f} MB of extra memory",
+        ", ".join(peers),
+    )
 
 
 def _write_files(folder: Path, count: int) -> list[Path]:

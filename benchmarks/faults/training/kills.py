@@ -14,37 +14,80 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from child import in_child
+
+from benchmarks.faults.processes.child import in_child
 
 _INTERVAL = 1  # steps between two checkpoints
+_IN_A_PHASE = {
+    "first seconds of a training": 25,
+    "first seconds of a group": 10,
+    "locking": 15,
+    "results and report": 20,
+    "report command": 10,
+    "export": 20,
+}
+_AGAIN = "as if nothing had happened"
 _LONGER = 1.2  # than the undisturbed run, where kills are drawn from: processes are not alike
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    kills, starts = (2, 0) if quick else (100, 5)
+    kills, starts = (2, 0) if quick else (30, 2)
     figures = in_child(_measure, kills, starts)
+    in_phases = dict.fromkeys(_IN_A_PHASE, 1) if quick else _IN_A_PHASE
+    phases = figures["other phases"] = in_child(_kill_in_phases, in_phases)
     counts = [figures[kind] for kind in ("forks", "real starts") if kind in figures]
+    figures["cut"] = "for time: 30 forks and 2 real starts where earlier runs had 100 and 5"
     return {
         "bar": f"{kills + starts} of {kills + starts} killed in the midst of the training, and all "
         "that were killed before or after, end with the bytes of the uninterrupted run once "
-        f"started again, with at most {_INTERVAL} step lost",
+        f"started again, with at most {_INTERVAL} step lost; {sum(_IN_A_PHASE.values())} of "
+        f"{sum(_IN_A_PHASE.values())} killed in other phases end as if nothing had happened",
         "holds": sum(found["kills during the training"] for found in counts) == kills + starts
         and all(
             found["identical"] == found["kills"] and found["most steps lost"] <= _INTERVAL
             for found in counts
+        )
+        and all(
+            found[_AGAIN] == found["kills"] == in_phases[what] and not found["left at the end"]
+            for what, found in phases.items()
         ),
         "figures": figures,
     }
 
 
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    forks = [figures[kind] for kind in ("forks", "real starts") if kind in figures]
+    kills, identical = (sum(found[kind] for found in forks) for kind in ("kills", "identical"))
+    most = max(found["most steps lost"] for found in forks)
+    phases = figures.get("other phases", {}).values()
+    others, again = (sum(found[kind] for found in phases) for kind in ("kills", _AGAIN))
+    in_phases = f"; {again} of {others} leave what the next command goes on from" if phases else ""
+    return (
+        "SIGKILL during a training; in its first seconds, locks, report and export",
+        f"{identical} of {kills} resume to the same bytes, at most {most} step lost{in_phases}",
+        "",
+    )
+
+
+def _kill_in_phases(counts: Mapping[str, int]) -> dict[str, Any]:
+    from benchmarks.faults.training.phases import Marks, kill, phases_in
+
+    with TemporaryDirectory() as name:
+        phases, marks = phases_in(Path(name)), Marks()
+        return {
+            what: kill(phases[what], count, Path(name) / f"killed-{number}", marks)
+            for number, (what, count) in enumerate(counts.items())
+        }
+
+
 def _measure(kills: int, starts: int) -> dict[str, Any]:
-    from small_training import SmallTraining
+    from benchmarks.faults.training.small_training import SmallTraining
 
     with TemporaryDirectory() as name:
         training = SmallTraining(Path(name))
@@ -99,7 +142,11 @@ class _Killer:
         }
 
     def _kill_one(self, run: Path, seconds: float) -> None:
-        from small_training import checkpoints_are_whole, hidden, saved_steps
+        from benchmarks.faults.training.small_training import (
+            checkpoints_are_whole,
+            hidden,
+            saved_steps,
+        )
 
         self._steps[0] = 0
         pid = self._start(self._training, run, self._steps)
@@ -119,7 +166,7 @@ class _Killer:
         self._counts["left"] += bool(hidden(run))
 
     def _phase(self, run: Path) -> str:
-        from small_training import saved_steps
+        from benchmarks.faults.training.small_training import saved_steps
 
         if not (run / "config.yaml").exists():
             return "before"
@@ -136,8 +183,8 @@ class _Killer:
 
 
 def _fork(training: Any, run: Path, steps: memoryview) -> int:  # noqa: ANN401
-    from forked import start
-    from small_training import count_steps
+    from benchmarks.faults.processes.forked import start
+    from benchmarks.faults.training.small_training import count_steps
 
     def work() -> int:
         count_steps(steps)
@@ -147,7 +194,7 @@ def _fork(training: Any, run: Path, steps: memoryview) -> int:  # noqa: ANN401
 
 
 def _fork_to_end(training: Any, run: Path) -> int:  # noqa: ANN401
-    from forked import forked
+    from benchmarks.faults.processes.forked import forked
 
     return forked(lambda: training.train(run), training.log)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from checkpoint_flips import trained
-from forked import forked
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint, DiskSaver
+
+from benchmarks.faults.checkpoints.flips import trained
+from benchmarks.faults.processes.forked import forked
 
 Save = Callable[[Path, Callable[[], None]], None]
 

@@ -6,16 +6,16 @@ The gadgets do no harm: the worst is a file in a temporary folder.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from checkpoint_flips import ignite, load_into_new, trained
-from gadgets import hostile_files
 
+from benchmarks.faults.checkpoints.flips import ignite, load_into_new, trained
+from benchmarks.faults.checkpoints.gadgets import hostile_files
 from cggm.errors import UserError
 from cggm.runs.checkpoints import RunProgress, save_checkpoint
 
@@ -37,6 +37,16 @@ def measure(quick: bool) -> dict[str, Any]:
         and believing["executed"] == count == 50,
         "figures": {"checkpoints": count, "ours": ours, **found, "torch.load": believing},
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    count = figures["checkpoints"]
+    executed = figures["torch.load"]["executed"]
+    return (
+        "checkpoints that would run code",
+        f"{figures['ours']['outcomes'].get('UserError', 0)} of {count} refused",
+        f"`torch.load` without `weights_only` runs {executed}",
+    )
 
 
 def _attack(load: Callable[[Path], object], folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Reader = Callable[[Path], object]
 logging.getLogger("nibabel").setLevel(logging.CRITICAL)
 
 CASE_ID = "DEMO_00000"
+PEERS = ("nibabel", "MONAI")
 
 
 def simulated_case(folder: Path, shape: tuple[int, int, int]) -> Case:

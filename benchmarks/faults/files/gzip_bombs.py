@@ -2,14 +2,16 @@
 
 import gzip
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from case_files import Reader, error_of, is_named, monai, nibabel, ours
-from child import extra_memory, in_child, limit_memory
+
+from benchmarks.faults.files.readers import PEERS, Reader, error_of, is_named, monai, nibabel, ours
+from benchmarks.faults.processes.child import extra_memory, in_child, limit_memory
 
 _MOST_EXTRA = 200e6  # bytes
 _LIMIT = 6 << 30
@@ -30,6 +32,20 @@ def measure(quick: bool) -> dict[str, Any]:
         ),
         "figures": {"decompressed, MB": length / 1e6, **figures},
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    memory = "extra memory, MB"
+    most = {
+        name: max(found[memory] for found in figures[name].values())
+        for name in ("ours", *PEERS)
+        if name in figures
+    }
+    return (
+        f"gzip bombs of {figures['decompressed, MB'] / 1000:.1f} GB",
+        f"refused within {most.pop('ours'):.0f} MB",
+        ", ".join(f"{name} {value:,.0f} MB" for name, value in most.items()),
+    )
 
 
 def _write_bombs(folder: Path, length: int) -> dict[str, Path]:

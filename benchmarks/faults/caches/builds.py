@@ -1,6 +1,6 @@
 """Slice caches whose sources or code change, with two builders at once, and with a killed one.
 
-Cohorts take turns, see cache_bench.py: what was built last must be in the cache.
+Cohorts take turns, see bench.py: what was built last must be in the cache.
 """
 
 import os
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from cache_bench import Bench, build, current_file, equal, verdict
 from safetensors.numpy import load_file
 
 import cggm_seg
+from benchmarks.faults.caches.bench import Bench, build, current_file, equal, verdict
 from cggm_seg.data.cache import FORMAT, build_cache, pack
 from cggm_seg.data.cases import Case, find_cases
 
@@ -33,9 +33,9 @@ def brain_box(images: np.ndarray) -> tuple[slice, slice, slice]:
     return slice(0, images.shape[1]), slice(0, images.shape[2]), slice(0, images.shape[3])
 '''
 _DISGUISED = "changed source, same size and time"
-_BUILD = """import sys; from pathlib import Path; import cache_bench
+_BUILD = """import sys; from pathlib import Path; from benchmarks.faults.caches import bench
 print("ready", flush=True)
-cache_bench.build(Path(sys.argv[1]), Path(sys.argv[2]))"""
+bench.build(Path(sys.argv[1]), Path(sys.argv[2]))"""
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -56,6 +56,16 @@ def measure(quick: bool) -> dict[str, Any]:
         and all(found["right"] for found in counts),
         "figures": {"cases": cases, **figures},
     }
+
+
+def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    counts = [found for name, found in figures.items() if name not in ("cases", _DISGUISED)]
+    stale, torn = (sum(found[kind] for found in counts) for kind in ("stale", "torn"))
+    return (
+        "changed source, transform, two builders, killed builder",
+        f"{stale} stale, {torn} torn entries",
+        "",
+    )
 
 
 def _summed(counts: Counter[str]) -> dict[str, int]:
@@ -181,7 +191,7 @@ def _kill_after(seconds: float, cohort: Path, cache: Path) -> None:
 
 def _builder(cohort: Path, cache: Path, code: Path) -> subprocess.Popen[bytes]:
     """A process that builds with the packages in a folder, once it has printed a line."""
-    paths = os.pathsep.join([str(code), str(Path(__file__).parent)])
+    paths = os.pathsep.join([str(code), str(_ROOT)])
     return subprocess.Popen(
         [sys.executable, "-c", _BUILD, str(cohort), str(cache)],
         cwd=code,

@@ -22,6 +22,7 @@ _ARCHITECTURES: dict[str, dict[str, int]] = {
         "unlink": 87,
         "rmdir": 84,
         "unlinkat": 263,
+        "flock": 73,
         "seccomp": 317,
     },
     "aarch64": {
@@ -31,6 +32,7 @@ _ARCHITECTURES: dict[str, dict[str, int]] = {
         "mkdirat": 34,
         "renameat": 38,
         "unlinkat": 35,
+        "flock": 32,
         "seccomp": 277,
     },
 }
