@@ -1,7 +1,7 @@
 """Late fusion: one head per modality, part of the network, whose predictions are combined."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cggm.errors import MethodRefusal
 from cggm.tensors import Features
 
-FusionRule = Literal["features", "average", "sum", "energy"]
+FusionRule = Literal["features", "average", "sum", "energy", "entropy"]
 """Rule by which a network fuses features or, late, the predictions of a head per modality."""
 
 
@@ -21,11 +21,11 @@ def late_rule(fusion: FusionRule, regression: bool) -> str:
         regression: Whether predictions are values.
 
     Raises:
-        MethodRefusal: If values have no energy.
+        MethodRefusal: If values have neither energy nor entropy.
     """
-    if fusion == "energy" and regression:
+    if fusion in ("energy", "entropy") and regression:
         raise MethodRefusal(
-            "Expected class logits to fuse by energy, but the task is a regression.",
+            f"Expected class logits to fuse by {fusion}, but the task is a regression.",
             "Fuse by average or sum.",
         )
     if fusion == "average":
@@ -49,11 +49,18 @@ def _energy(predictions: Tensor) -> Tensor:
     return (energy(predictions).detach() * predictions).sum(0)
 
 
+def _entropy(predictions: Tensor) -> Tensor:
+    log_p = predictions.log_softmax(2)
+    entropies = -(log_p.exp() * log_p).sum(2, keepdim=True)
+    return ((-entropies).softmax(0) * predictions).sum(0)
+
+
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": _mean,
     "sum": _sum,
     "probabilities": _probabilities,
     "energy": _energy,
+    "entropy": _entropy,
 }
 
 
@@ -72,12 +79,12 @@ def energy(logits: Tensor) -> Tensor:
 
 
 class LateFusion(nn.ModuleDict):
-    """Last layers of a late-fusion network: one head per modality.
+    r"""Last layers of a late-fusion network: one head per modality.
 
     A network has it as ``output_layer`` and returns ``output_layer.combine`` of what it predicts
     from what the encoders return. Unlike the heads that judge encoders during training, these are
     part of the network and needed at inference. Methods that train modalities apart
-    (``UnimodalEnsemble``, QMF, ReconBoost) need such a network.
+    (``UnimodalEnsemble``, QMF, ReconBoost, MLA) need such a network.
 
     ================= =======================================================================
     rule              prediction
@@ -86,22 +93,44 @@ class LateFusion(nn.ModuleDict):
     ``sum``           their sum, as in boosting
     ``probabilities`` logarithm of the mean of their softmax; classes alone
     ``energy``        logits weighted by :func:`energy`, detached (QMF); classes alone
+    ``entropy``       logits weighted by :math:`\exp(-H_m) / \sum_k \exp(-H_k)` with the entropy of
+                      each sample's softmax, voxel by voxel (MLA); classes alone
     ================= =======================================================================
 
     Args:
         heads: Modality name to head, same names and order as the encoders; each takes what its
             encoder returns.
         rule: How predictions are combined.
+        shared: Whether all heads end in the first one's ``output_layer``, whose parameters are then
+            this module's own: ``shared_weight`` and ``shared_bias``.
+
+    Attributes:
+        rule: As given.
+        shared: As given.
+        shared_weight: Weight of the layer that all heads share, where they do.
 
     Raises:
         ValueError: If ``rule`` is unknown.
     """
 
-    def __init__(self, heads: Mapping[str, nn.Module], rule: str = "mean") -> None:
+    shared_weight: nn.Parameter
+
+    def __init__(
+        self, heads: Mapping[str, nn.Module], rule: str = "mean", *, shared: bool = False
+    ) -> None:
         super().__init__(dict(heads))
         if rule not in RULES:
             raise ValueError(f"Expected `rule` to be one of {list(RULES)}, but got {rule!r}.")
-        self.rule = rule
+        self.rule, self.shared = rule, shared
+        if shared:
+            layer: Any = next(iter(self.values())).output_layer
+            for head in self.values():
+                del head.output_layer
+                # no submodule of a head, so that states have it once, under the same name whatever
+                # the order of modalities
+                object.__setattr__(head, "output_layer", layer)
+            for name, parameter in layer.named_parameters():
+                self.register_parameter(f"shared_{name}", parameter)
 
     def forward(self, features: Mapping[str, Features]) -> dict[str, Tensor]:
         """Prediction of each modality, from what its encoder returns."""
@@ -118,7 +147,7 @@ class LateFusion(nn.ModuleDict):
         """
         stacked = torch.stack(list(predictions.values()))
         values = stacked.ndim < 3 or stacked.shape[2] < 2
-        if self.rule in ("probabilities", "energy") and values:
+        if self.rule in ("probabilities", "energy", "entropy") and values:
             raise ValueError(
                 f"Expected logits of two and more classes for the rule {self.rule!r}, but got "
                 f"predictions of shape {tuple(stacked.shape[1:])}. "

@@ -30,6 +30,8 @@ def counts(modalities: int) -> dict[str, Counts]:
         # gains, means and the choice; norms of gradients and of parameters
         "greedy_features": {"features": 3, "gradients": 2},
         "joint": heads | {"loss": 1},
+        # modalities at rest run, and learn nothing; the mean input is a gradient in the last layer
+        "mla": {"branches backward": resting, "loss": 1},
         "mmpareto": pareto,
         "mrd": {"features": 1},
         "mslr_dynamic": heads | update,

@@ -10,7 +10,7 @@ from cggm.binding import Binding
 from cggm.contract import check_late_fusion
 from cggm.distributed import world_size
 from cggm.heads import Criterion
-from cggm.methods._parts import is_classification
+from cggm.methods._parts import is_classification, rest_but
 from cggm.passes import Step
 
 
@@ -139,17 +139,8 @@ class ReconBoost(Balancer):
     def edit_gradients(self) -> None:
         """Leave the optimizer no gradient, zeros included, of modalities at rest."""
         active = self.active
-        if active is None:
-            return
-        heads = self.binding.output_layer
-        branches = {
-            name: [*encoder.parameters(), *heads.get_submodule(name).parameters()]
-            for name, encoder in self.binding.encoders.items()
-        }
-        moving = {id(p) for p in branches.pop(self.binding.names[active])}
-        for parameter in (p for branch in branches.values() for p in branch):
-            if id(parameter) not in moving:
-                parameter.grad = None
+        if active is not None:
+            rest_but(self.binding.names[active], self.binding)
 
     def _residual_loss(self, alone: list[Tensor], active: int, target: Tensor) -> Tensor:
         """What the active modality learns from."""

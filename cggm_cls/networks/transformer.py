@@ -135,9 +135,8 @@ class SequenceNetwork(nn.Module):
         if fusion == "features":
             self.output_layer = nn.Linear(width, 1 if self.classes is None else self.classes)
         else:
-            self.output_layer = LateFusion(
-                self.heads(layers), late_rule(fusion, self.classes is None)
-            )
+            rule = late_rule(fusion, self.classes is None)
+            self.output_layer = LateFusion(self.heads(layers), rule, shared=rule == "entropy")
 
     def _check_inputs(self, inputs: Sequences) -> None:
         if set(inputs) != set(self.modalities):

@@ -21,7 +21,7 @@ class SequenceNetworkConfig:
         attention_heads: Heads of each attention layer; of no meaning for perceptrons.
         encoder_layers: Layers of each modality's encoder.
         fusion: What is fused: features, by such layers, or the predictions of a head for each
-            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
+            modality, by this rule, as UnimodalEnsemble, QMF, ReconBoost and MLA need it.
         fusion_layers: Layers over the concatenated sequences, or of each head.
         dropout: Dropout probability of embeddings, residual branches and hidden layers.
         readout: What is read of a transformer: the prediction token, the first real step, or the
@@ -32,7 +32,7 @@ class SequenceNetworkConfig:
     width: int = 40
     attention_heads: int = 5
     encoder_layers: int = 5
-    fusion: Literal["features", "average", "sum", "energy"] = "features"
+    fusion: Literal["features", "average", "sum", "energy", "entropy"] = "features"
     fusion_layers: int = 3
     dropout: float = 0.1
     readout: Literal["token", "first", "mean"] = "token"

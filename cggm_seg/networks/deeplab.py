@@ -19,7 +19,7 @@ from cggm_seg.networks.decoders import (
 from cggm_seg.networks.encoders import OUTPUT_STRIDE, ModalityEncoder
 from cggm_seg.networks.pretrained import load_pretrained
 
-Fusion = Literal["features", "average", "sum", "energy"]
+Fusion = Literal["features", "average", "sum", "energy", "entropy"]
 
 
 class MultiEncoderDeepLabV3Plus(nn.Module):
@@ -95,7 +95,7 @@ class MultiEncoderDeepLabV3Plus(nn.Module):
                 for name in modalities
             }
             rule = "probabilities" if fusion == "average" else fusion
-            self.output_layer = LateFusion(heads, rule)
+            self.output_layer = LateFusion(heads, rule, shared=rule == "entropy")
         if encoder_weights is not None:
             for encoder in self.encoders.values():
                 load_pretrained(cast(ModalityEncoder, encoder).encoder, encoder_weights)

@@ -23,7 +23,7 @@ class NetworkConfig:
     Args:
         encoder_name: Encoder of each modality, any of smp at output stride 16.
         fusion: What is fused: features, by a decoder, or the predictions of a decoder for each
-            modality, by this rule, as UnimodalEnsemble, QMF and ReconBoost need it.
+            modality, by this rule, as UnimodalEnsemble, QMF, ReconBoost and MLA need it.
         decoder_channels: Channels of the decoder and of the output layer's input.
         low_level_channels: Channels of each modality's stride-4 skip.
         atrous_rates: Dilations of the ASPP.
@@ -34,7 +34,7 @@ class NetworkConfig:
     """
 
     encoder_name: str = "resnet101"
-    fusion: Literal["features", "average", "sum", "energy"] = "features"
+    fusion: Literal["features", "average", "sum", "energy", "entropy"] = "features"
     decoder_channels: int = 256
     low_level_channels: int = 48
     atrous_rates: tuple[int, int, int] = (2, 4, 6)

@@ -77,6 +77,12 @@ CONTRACTS = {
         windows="each micro-batch draws",
         ranks="each rank draws",
     ),
+    "MLA": Contract(
+        {"turns": 0},
+        rules={"classification": "entropy", "regression": "entropy", "segmentation": "entropy"},
+        refuses={"regression": "Expected logits of two and more classes"},
+        ordered="turns go by the encoders' order",
+    ),
     "MMPareto": Contract({"weight": 0.0}),
     "ModalityDropout": Contract(
         {"p": 0.0},

@@ -97,7 +97,8 @@ class LateFused(nn.Module):
     def __init__(self, encoders: nn.ModuleDict, head, rule: str = "mean") -> None:
         super().__init__()
         self.encoders = encoders
-        self.output_layer = LateFusion({name: head() for name in encoders}, rule)
+        heads = {name: head() for name in encoders}
+        self.output_layer = LateFusion(heads, rule, shared=rule == "entropy")
 
     def forward(self, inputs: Tensor) -> Tensor:
         images = inputs[:, :, None] if inputs.ndim > 3 else inputs

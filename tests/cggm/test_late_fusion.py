@@ -1,5 +1,6 @@
 """Late fusion: every rule by hand, what it refuses, and its state."""
 
+import copy
 import math
 
 import pytest
@@ -18,6 +19,8 @@ BY_HAND = {
     "sum": [math.log(3.0), 0.0],
     "probabilities": [math.log(5 / 8), math.log(3 / 8)],
     "energy": [math.log(4.0) / 10 * math.log(3.0), 0.0],
+    # entropies log 4 - 3/4 log 3 and log 2, so weights 3^(3/4) / 4 and 1/2 over their sum
+    "entropy": [3**0.75 / (3**0.75 + 2) * math.log(3.0), 0.0],
 }
 
 
@@ -75,7 +78,7 @@ def test_values_are_averaged_or_summed():
     assert torch.equal(fusion("sum").combine(values), torch.tensor([4.0, 8.0]))
 
 
-@pytest.mark.parametrize("rule", ["probabilities", "energy"])
+@pytest.mark.parametrize("rule", ["probabilities", "energy", "entropy"])
 def test_values_are_refused_by_rules_of_logits(rule):
     with pytest.raises(ValueError, match=rf"logits .* '{rule}', .* shape \(2,\).*Use 'mean'"):
         fusion(rule).combine({"a": torch.zeros(2), "b": torch.zeros(2)})
@@ -98,6 +101,21 @@ def test_predictions_are_by_modality_and_state_is_that_of_the_heads():
     assert list(again.state_dict()) == [
         f"{name}.output_layer.{part}" for name in "ab" for part in ("weight", "bias")
     ]
+
+
+def test_heads_share_a_last_layer_which_is_saved_once():
+    layer = LateFusion({"a": LinearHead(), "b": LinearHead()}, "entropy", shared=True)
+    assert layer["a"].output_layer is layer["b"].output_layer
+    assert layer.shared_weight is layer["a"].output_layer.weight
+    assert list(layer.state_dict()) == ["shared_weight", "shared_bias"]
+    assert len(list(layer.parameters())) == 2
+    copied = copy.deepcopy(layer)
+    assert copied.shared_weight is copied["b"].output_layer.weight is not layer.shared_weight
+    layer.to(torch.float64).to(torch.float32)
+    again = LateFusion({"b": LinearHead(), "a": LinearHead()}, "entropy", shared=True)
+    again.load_state_dict(layer.state_dict())
+    features = {"a": torch.randn(3, 6), "b": torch.randn(3, 6)}
+    assert_close(again(features), layer(features))
 
 
 def test_a_network_returns_the_combination():

@@ -1,4 +1,5 @@
 from .alone import features_of as features_of
+from .alone import rest_but as rest_but
 from .chain import Chain as Chain
 from .channels import ChannelMeans as ChannelMeans
 from .channels import channel_axis as channel_axis
