@@ -28,17 +28,18 @@ from cggm.passes import Step
 from cggm.scores import Score, SignalTracker, score_counts, with_chance
 from cggm.tensors import batch_size, keep_samples, map_tensors, samples_with, tensors_in
 
-_SHARES = ("live", "shuffled", None)
-_GATES = ("signal", None)
+_SHARES = ("auto", "live", "shuffled", None)
+_GATES = ("auto", "signal", None)
 _TEMPERATURES = ("auto", "mean")
 _SWITCHES = ("auto", "correlation", None)
 _HOT = 3.0  # of the mean loss: temperature of losses that are no log-likelihoods
 _TRUSTED = 3.0  # a modality is trusted in full down to a third of the best one's signal
 _DENSE = (
-    "GuidedHeads is bound to a dense task: one of places, such as segmentation, where it varied "
-    "widely and did not reliably do better than joint training (docs/results.md). UnimodalLosses "
-    "or joint training are the safer choice, and ModalityDropout where modalities are missing."
+    "GuidedHeads is bound to a dense task: one of places, such as segmentation, where no form of "
+    "shares or gates that was tried did better than none (docs/results.md). {does}"
 )
+_PLAIN = "It trains without them: equal weights, and an extra pass whose modality is drawn evenly."
+_TRIED = '`shares` and `gate` are "auto" by default, which leaves them out.'
 
 Recorded = Numbers | Mapping[str, Sequence[float]]
 """One weight for all modalities, one for each, or what a run recorded of each, one per step."""
@@ -88,10 +89,14 @@ class GuidedHeads(Balancer):
     is kept in the extra pass is drawn by seed, rank, optimizer steps and micro-batch: two ranks, or
     two micro-batches, equal the whole batch in expectation.
 
+    In dense prediction, of one value at each place, no form of shares or gates did better than
+    none (``docs/results.md``). By default both are left out there: weights are 1, losses are those
+    of whole batches, and the extra pass draws a modality evenly. Where shares are asked for, a loss
+    of a whole batch, such as Dice, is taken image by image.
+
     Use it where modalities carry the label in different samples, or one may be missing at test; see
-    ``docs/which_method.md``. Do not use it for dense prediction, or where a loss compares the
-    samples of a batch with each other. A loss of a whole batch, such as Dice, is taken image by
-    image. Costs two passes through the heads and one more through the fusion.
+    ``docs/which_method.md``. Do not use it where a loss compares the samples of a batch with each
+    other. Costs two passes through the heads and one more through the fusion.
 
     Controls are settings: ``shares="shuffled"`` deals the shares of a modality out to other
     samples, ``shares=None`` has none, and ``factors`` takes the place of the weights.
@@ -105,8 +110,10 @@ class GuidedHeads(Balancer):
         score: ``(prediction, target)``, see :func:`cggm.scores.score_counts`; moves the gate.
         mu: Weight of the heads' losses, not negative.
         nu: Weight of the extra pass, not negative; 0 does without it and without ``decode``.
-        shares: ``"live"``, ``"shuffled"`` over the batch, or ``None`` for 1.
-        gate: ``"signal"``, or ``None`` for modalities that are all trusted alike.
+        shares: ``"live"``, ``"shuffled"`` over the batch, or ``None`` for 1; ``"auto"`` is live
+            where a sample has one prediction, and none where it has one at each place.
+        gate: ``"signal"``, or ``None`` for modalities that are all trusted alike; ``"auto"``
+            likewise.
         temperature: T. ``"auto"`` is 1 where targets are class indices, so that losses are
             negative log-likelihoods, and ``"mean"`` elsewhere: three times the mean size of the
             losses.
@@ -141,8 +148,8 @@ class GuidedHeads(Balancer):
         *,
         mu: float = 1.0,
         nu: float = 0.25,
-        shares: str | None = "live",
-        gate: str | None = "signal",
+        shares: str | None = "auto",
+        gate: str | None = "auto",
         temperature: float | str = "auto",
         switch: str | None = "auto",
         patience: float = 0.99,
@@ -170,6 +177,7 @@ class GuidedHeads(Balancer):
         self.temperature, self.factors, self.seed = temperature, factors, seed
         self.switch = switch
         self._losses_of = SampleLosses()
+        self._dense = False
 
     def prepare(self, binding: Binding) -> None:
         """Refuse a fusion that cannot be run again where it is to be, and other modalities."""
@@ -185,7 +193,8 @@ class GuidedHeads(Balancer):
 
     def loss(self, step: Step) -> Tensor:
         """Task loss, the heads' weighted losses, and that of the extra pass."""
-        head_losses = self._let_judge(step)
+        self._dense = any(tensor.ndim > 2 for tensor in tensors_in(step.prediction))
+        head_losses, ranked = self._let_judge(step)
         gates = self._gates()
         trust = self.guidance.trusted(gates)
         weights = self._weights(gates, trust)
@@ -193,8 +202,11 @@ class GuidedHeads(Balancer):
         self.readings |= {"gate": gates, "trust": trust, "weight": weights}
         if self.mu == 0 and self.nu == 0:
             return step.loss
-        if any(tensor.ndim > 2 for tensor in tensors_in(step.prediction)):
-            self._warn(_DENSE)
+        if self._dense:
+            alone = self._settled(self.shares) is None and self._settled(self.gate) is None
+            self._warn(_DENSE.format(does=_PLAIN if alone else _TRIED))
+            if self._settled(self.shares) is None and self.heads is not None:
+                return self._unguided(step, weights, ranked)
         with torch.set_grad_enabled(self.mu > 0):
             losses, seen = self._losses(step)
         counts = self._count(losses.detach(), seen)
@@ -208,17 +220,29 @@ class GuidedHeads(Balancer):
             total = total + self.nu * weights.sum() * self._loss_of_kept(step, kept)
         return total
 
+    def _unguided(self, step: Step, weights: Tensor, ranked: Tensor) -> Tensor:
+        """The loss without shares, of whole batches, which a Dice of all images can have."""
+        total = step.loss
+        if self.mu > 0:
+            losses = self.heads.losses(step.features, step.target, self.task_loss, step.presence)  # type: ignore[union-attr]
+            total = total + self.mu * (weights * ranked * losses).sum()
+        if self.nu > 0 and len(step.features) == len(weights):
+            kept = self._kept(weights.expand(batch_size(step.prediction), -1), step)
+            total = total + self.nu * weights.sum() * self._loss_of_kept(step, kept)
+        return total
+
     def commit(self) -> None:
         """Move trust and running means by the window."""
         self.guidance.commit(self.window, self._gates())
 
-    def _let_judge(self, step: Step) -> Tensor:
-        """Loss of each head, ``(M,)``, without a graph; adds counts of their scores."""
+    def _let_judge(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Loss of each head without a graph, and its weight among ranks; adds their counts."""
         size = batch_size(step.prediction)
         tells = size > 1 or any(tensor.ndim > 1 for tensor in tensors_in(step.target))
         self.window.gather(tells=torch.tensor(float(tells), device=step.loss.device))
         if self.heads is not None:
-            return self.judge(step, self.score).losses
+            judged = self.judge(step, self.score)
+            return judged.losses, judged.weights
         found = {}
         with torch.no_grad():
             for name, prediction, wanted in self._alone(step):
@@ -230,7 +254,7 @@ class GuidedHeads(Balancer):
         losses, counts = (torch.stack(column) for column in zip(*rows, strict=True))
         seen = [1.0 if step.presence is None else step.presence.share(n) for n in step.unimodal]
         self.window.gather(counts=counts, seen=torch.tensor(seen).to(losses.device))
-        return losses
+        return losses, torch.ones_like(losses)
 
     def _alone(self, step: Step) -> Iterator[tuple[str, Any, Any]]:
         """Name, prediction and target of each modality alone, of the samples that have it."""
@@ -286,13 +310,10 @@ class GuidedHeads(Balancer):
             "lead": mean_of_seen(first.float(), several[:, None]),
             "spread": mean_of_seen((shares - mean_of_seen(shares, seen)) ** 2, seen).sqrt(),
         }
-        if self.shares == "live":
+        wanted = self._settled(self.shares)
+        if wanted in ("auto", "live"):
             return shares
-        return (
-            seen.float()
-            if self.shares is None
-            else shuffled_rows(shares, seen, self._draws("order"))
-        )
+        return seen.float() if wanted is None else shuffled_rows(shares, seen, self._draws("order"))
 
     def _temperature(self, target: Any) -> Tensor | float:  # noqa: ANN401
         if not isinstance(self.temperature, str):
@@ -306,10 +327,14 @@ class GuidedHeads(Balancer):
             return 1.0
         return self.guidance.opposition(self.window)
 
+    def _settled(self, setting: str | None) -> str | None:
+        """A setting, of which ``"auto"`` is none where the task is dense."""
+        return None if setting == "auto" and self._dense else setting
+
     def _gates(self) -> Tensor:
         """Trust in each modality by its head's signal, ``(M,)``; open where nothing tells."""
         gates = self.scores.gates(self.window)
-        if self.gate is None:
+        if self._settled(self.gate) is None:
             return torch.ones_like(gates)
         return torch.where(self.window["tells"] > 0, gates, 1.0)
 
@@ -334,6 +359,7 @@ class GuidedHeads(Balancer):
         there = torch.ones_like(chances)
         if step.presence is not None:
             there = step.presence.matrix().to(chances, non_blocking=True)
+        chances = chances * there
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, there)
         drawn = torch.rand(len(chances), 1, generator=self._draws("kept")).to(chances.device)
         below = chances.cumsum(1) / chances.sum(1, keepdim=True)

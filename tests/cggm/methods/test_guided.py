@@ -1,7 +1,7 @@
 """Guided heads: shares, weights and draws by hand, and a whole training written anew."""
 
 import copy
-from math import log
+from math import exp, log
 from random import Random
 
 import pytest
@@ -14,8 +14,6 @@ from cggm.methods import _parts, guided
 from cggm.methods.guided import GuidedHeads, guided_weights
 from tests.cggm.networks import (
     NAMES,
-    Convolutional,
-    ConvolutionalHead,
     accuracy,
     late_batch,
     make_late,
@@ -556,14 +554,80 @@ def test_a_network_without_decode_is_refused_unless_nothing_is_decoded():
     make(make_late()[1], nu=0.0).bind(network)
 
 
-def test_a_dense_task_is_warned_of():
-    torch.manual_seed(0)
-    network = Convolutional(dims=2)
-    heads = {n: ConvolutionalHead(2) for n in NAMES}
-    method = make(heads).bind(network)
-    images, target = torch.randn(4, 3, 8, 8), torch.randint(3, (4, 8, 8))
+class SamePlaces(nn.Module):
+    """A 1x1 convolution that returns what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.output_layer = nn.Conv1d(2, 2, 1, bias=False)
+        self.output_layer.weight.data = torch.eye(2)[..., None]
+
+    def forward(self, x):
+        return self.output_layer(x)
+
+
+class Places(Sum):
+    """The same sum at each place of an image with one axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoders = nn.ModuleDict({"a": SamePlaces(), "b": SamePlaces()})
+        self.output_layer = SamePlaces().output_layer
+
+
+def of_places(**settings):
+    network = Places()
+    return network, make({"a": SamePlaces(), "b": SamePlaces()}, **settings).bind(network)
+
+
+PLACES = torch.zeros(2, 3, dtype=torch.long)
+# two images of three places; a and b are mirrored, so that each alone has the same loss
+IMAGES = {name: torch.stack([x.T, x.T]) for name, x in HAND.items()}
+ALONE = (log(4 / 3) + log(2) + log(4)) / 3
+
+
+def test_a_dense_task_has_neither_shares_nor_gates_and_says_so_once():
+    network, method = of_places(nu=2.0)
+    with pytest.warns(RuntimeWarning, match="dense task.*trains without") as warned:
+        losses = [method(network(IMAGES), PLACES).item() for _ in range(2)]
+    assert len(warned) == 1
+    # fused probabilities are 1/2; each head alone; twice a pass with either, times two weights of 1
+    assert losses[0] == pytest.approx(log(2) + 2 * ALONE + 2.0 * 2 * ALONE, abs=1e-6)
+    assert "share" not in method.readings
+
+
+@pytest.mark.parametrize("gate", ["auto", "signal"])
+def test_weights_of_a_dense_task_are_equal_whatever_heads_say(gate):
+    network, method = of_places(nu=0.0, shares=None, gate=gate)
+    # a tells the two images apart, b sees the same in both
+    target = torch.tensor([[0, 0, 0], [1, 1, 1]])
+    sure = torch.tensor([[[3.0] * 3, [-3.0] * 3], [[-3.0] * 3, [3.0] * 3]])
     with pytest.warns(RuntimeWarning, match="dense task"):
-        method(network(images), target).backward()
+        method(network({"a": sure, "b": IMAGES["b"]}), target)
+    # gates 1 and 0 of a signal: factors 2 (1 - 1) = 0 and 2, of which (1 + B) / 2
+    expected = [1.0, 1.0] if gate == "auto" else [0.5, 1.5]
+    assert_close(method.readings["weight"], torch.tensor(expected))
+
+
+def test_images_that_lack_a_modality_count_nothing_of_it_in_a_dense_task():
+    network, method = of_places(nu=1.0)
+    lacking = torch.tensor([[5.0] * 3, [-5.0] * 3])
+    images = {"a": torch.stack([IMAGES["a"][0], lacking]), "b": IMAGES["b"]}
+    method.present({"a": torch.tensor([True, False])})
+    with pytest.warns(RuntimeWarning, match="dense task"):
+        loss = method(network(images), PLACES).item()
+    odds = [1 / 3, 1.0, 3.0]  # of b at the three places; a's add exp(10)
+    second = sum(log(1 + exp(-10) / o) for o in odds) / 3
+    fused = (log(2) + second) / 2
+    # a's head is judged by the first image; b is all that the second can keep
+    assert loss == pytest.approx(fused + 2 * ALONE + 2 * ALONE, abs=1e-6)
+
+
+def test_shares_of_a_dense_task_act_where_they_are_asked_for():
+    network, method = of_places(nu=0.0, shares="live", gate=None)
+    with pytest.warns(RuntimeWarning, match="dense task.*by default"):
+        method(network(IMAGES), PLACES)
+    assert "share" in method.readings
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
