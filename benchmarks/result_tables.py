@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.known import proof
+from benchmarks.known.answer import interval
 from benchmarks.known.data import SCENARIOS, TASKS
 from cggm.comparison.missing import missing_table
-from cggm.comparison.records import read_records
+from cggm.comparison.records import FinishedRun, read_records
 from cggm.comparison.tables import heads_table, performance_table
 from cggm.display import to_markdown
 from cggm_cls import metrics  # noqa: F401  (registers accuracy)
@@ -36,11 +37,47 @@ def all_tables() -> list[str]:
         to_markdown(heads_table(records, "mfeat", "acc")).strip(),
         to_markdown(missing_table(records, "mfeat", "acc")).strip(),
         known_tables(known),
+        lacking_at_test_table(read_records(RESULTS / "compare_missing.jsonl")),
         proof.table(json.loads((RESULTS / "guided.json").read_text())["rows"]),
         lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
         lacking_table(json.loads((RESULTS / "lacking.json").read_text())["rows"]),
         cost_table(costs),
     ]
+
+
+def lacking_at_test_table(records: Sequence[FinishedRun]) -> str:
+    """Accuracy with all modalities, and differences of the mean over all subsets, by seed."""
+    tasks, methods = (
+        list(dict.fromkeys(getattr(r, k) for r in records)) for k in ("task", "method")
+    )
+    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    for run in records:
+        every = [100 * row["acc"] for row in (*run.subsets.values(), run.test)]
+        found.setdefault((run.task, run.method), {})[run.seed] = every[-1], statistics.mean(every)
+    heads = [f"{t}, {what}" for t in tasks for what in ("all", "mean", "- joint", "- mrd_uniform")]
+    lines = [f"| accuracy | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for method in methods:
+        cells = [c for task in tasks for c in lacking_cells(found, task, method)]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return "\n".join(lines)
+
+
+def lacking_cells(
+    found: Mapping[tuple[str, str], Mapping[int, tuple[float, float]]], task: str, method: str
+) -> list[str]:
+    """Means over seeds, and paired differences of the mean over subsets."""
+    own = found.get((task, method), {})
+    if not own:
+        return ["-"] * 4
+    cells = [f"{statistics.mean(row[i] for row in own.values()):.1f}" for i in range(2)]
+    for other in ("joint", "mrd_uniform"):
+        base = found[task, other]
+        gaps = [own[seed][1] - base[seed][1] for seed in own.keys() & base.keys()]
+        mean, half = interval(gaps)
+        text = f"{mean:+.1f} ± {half:.1f}"
+        bold = f"**{text}**" if abs(mean) > half else text
+        cells.append("" if other == method else bold)
+    return cells
 
 
 def known_tables(rows: Iterable[Mapping[str, Any]]) -> str:
