@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cggm.errors import UserError
-from cggm.methods import CGGM, build_balancer
+from cggm.methods import build_balancer, find_method
 from cggm.runs.cli import parse_arguments
 from cggm.runs.config import read_config
 from cggm.trials import Trials
@@ -61,7 +61,7 @@ def test_every_method_builds_on_every_data_set(base, method):
     assert type(balancer).__name__ == config.balancer.name
 
 
-def test_recommended_recipe_is_the_papers_but_for_what_small_lesions_need():
+def test_recommended_recipe_is_the_papers_but_for_what_was_measured():
     paper, train = (
         read_config(BratsConfig, [CONFIGS / "brats" / f"{name}.yaml"])
         for name in ("paper", "train")
@@ -71,7 +71,7 @@ def test_recommended_recipe_is_the_papers_but_for_what_small_lesions_need():
         "loss": replace(paper.loss, dice="regions"),
         "slices": replace(paper.slices, focus="regions"),
         "network": replace(paper.network, dense=False),
-        "balancer": replace(paper.balancer, settings={"rho": "unit", "lam": 0.1}),
+        "balancer": replace(paper.balancer, settings={"rho": None, "direction": None}),
     }
     assert replace(paper, **changed) == train
 
@@ -122,7 +122,9 @@ def test_sizes_and_rates_are_the_papers(data, layers, optimizer, batch_size, set
     assert (network.encoder_layers, network.fusion_layers) == layers
     assert (step.name, step.weight_decay) == optimizer
     assert (step.lr, step.head_lr, step.clip_norm) == (0.001, 0.0005, 0.8)
-    assert (config.batch_size, config.balancer.settings) == (batch_size, settings)
+    files = [CONFIGS / data / "train.yaml", CONFIGS / "methods" / "cggm.yaml"]
+    cggm = read_config(SCHEMAS[data], files).balancer.settings
+    assert (config.batch_size, {key: cggm[key] for key in settings}) == (batch_size, settings)
 
 
 def test_chains_are_laid_over_a_configuration():
@@ -149,18 +151,32 @@ def test_chains_are_laid_over_a_configuration():
 
 
 @pytest.mark.parametrize("data", SCHEMAS)
-def test_cggm_is_what_a_script_does_without_a_method(data):
+def test_what_a_script_does_without_a_method_is_a_file_of_methods_too(data):
     base = [CONFIGS / data / "train.yaml"]
+    name = "joint" if data == "brats" else "guided"
     alone = read_config(SCHEMAS[data], base).balancer
-    method = read_config(SCHEMAS[data], [*base, CONFIGS / "methods" / "cggm.yaml"]).balancer
-    pair = [_cggm(balancer.settings) for balancer in (alone, method)]
+    method = read_config(SCHEMAS[data], [*base, CONFIGS / "methods" / f"{name}.yaml"]).balancer
+    assert alone.name == method.name
+    pair = [_built(balancer) for balancer in (alone, method)]
     assert pair[0] == pair[1]
 
 
-def _cggm(settings):
-    balancer = CGGM({n: LinearHead() for n in NAMES}, nn.L1Loss(), accuracy, **settings)
-    keys = ("rho", "lam", "terms", "direction", "acts_on", "gate", "warmup")
-    return {key: getattr(balancer, key) for key in keys} | {"gain": balancer.scores.gain}
+@pytest.mark.parametrize("data", SCHEMAS)
+def test_cggm_balances_whatever_it_is_laid_over(data):
+    files = [CONFIGS / data / "train.yaml", CONFIGS / "methods" / "cggm.yaml"]
+    found = _built(read_config(SCHEMAS[data], files).balancer)
+    assert (found["direction"], found["gate"], found["acts_on"]) == (
+        "gradients", "signal", "gradient"
+    )  # fmt: skip
+    assert found["rho"] > 0
+
+
+def _built(balancer):
+    heads = {n: LinearHead() for n in NAMES}
+    built = find_method(balancer.name)(heads, nn.L1Loss(), accuracy, **balancer.settings)
+    keys = ("rho", "lam", "terms", "direction", "acts_on", "gate", "warmup", "mu", "nu", "shares")
+    keys += ("temperature", "switch", "factors", "seed")
+    return {key: getattr(built, key) for key in keys if hasattr(built, key)}
 
 
 @pytest.mark.parametrize(

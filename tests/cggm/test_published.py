@@ -97,8 +97,9 @@ def cggm_gradients(**settings):
 
 
 def cggm_settings(name):
-    file = Path(__file__).parents[2] / "configs" / name / "train.yaml"
-    settings = yaml.safe_load(file.read_text())["balancer"]["settings"]
+    file = Path(__file__).parents[2] / "configs" / "methods" / "cggm.yaml"
+    content = yaml.safe_load(file.read_text())
+    settings = content["balancer"]["settings"] | content["tasks"].get(name, {})
     return [settings["rho"], settings["lam"]]
 
 

@@ -75,7 +75,7 @@ def test_training_ends_with_test_metrics_curves_and_a_run_folder(
     assert results["simulated"] == (task != "mfeat")
     made = {path.name for path in run.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "balance.jsonl"} <= made
-    assert {"score.png", "term.png"} <= {path.name for path in (run / "curves").iterdir()}
+    assert {"score.png", "gradient_norm.png"} <= {path.name for path in (run / "curves").iterdir()}
     record = read_jsonl(run / "balance.jsonl")[0]
     assert len(record["score"]) == {"food101": 2, "arrays": 2}.get(task, 3)
     assert left_over(tmp_path) == []
@@ -178,7 +178,7 @@ def test_hostile_pickle_is_refused_in_one_line_and_leaves_nothing(tmp_path, caps
         ("mosi", ("--network.readout", "last"), "--network.readout"),
         ("mosi", ("--balancer.head_layers", "3"), "Expected balancer.head_layers of 1 or 2"),
         ("mosi", ("--optimizer.lr", "-1"), "Expected optimizer.lr of at least 0, but got -1"),
-        ("mosi", ("--balancer.settings", "{{rhoo: 1}}"), "Unknown setting 'rhoo' of CGGM"),
+        ("mosi", ("--balancer.settings", "{{rhoo: 1}}"), "Unknown setting 'rhoo' of GuidedHeads"),
         ("mosi", ("--method", "pmr"), "PMR cannot be used here: Expected a linear output layer"),
         ("mfeat", ("--method", "mslr_keep"), "Expected `rates` for the modalities ['pix', 'fou'"),
         ("mosi", ("--lr", "1"), "Unknown option --lr"),
