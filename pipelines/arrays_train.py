@@ -3,7 +3,7 @@
     python pipelines/arrays_train.py --data FOLDER
 
 The folder holds a file per modality, such as lab.csv or ecg.npy, with rows of features or padded
-sequences, and one of targets; a dataset.yaml may say what is what. docs/sequences.md has more.
+sequences, and one of targets; a dataset.yaml may say what is what. docs/arrays.md has more.
 Without --data it trains on simulated arrays (written on first use) and says so.
 """
 

@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     from cggm.reports import find_task, load_tasks
 
     table = load_tasks(options.tasks or ROOT / "configs" / "tasks.yaml")
-    plan = options.plan([find_task(name, table) for name in options.task.split(",")])
+    tasks = [find_task(name, table).of_data(options.data) for name in options.task.split(",")]
+    plan = options.plan(tasks)
     runs = plan.runs(ROOT / "configs")
     sweep = None
     if isinstance(options.sweep, str):

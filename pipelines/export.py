@@ -1,4 +1,4 @@
-"""Write a trained BraTS network in a form that other tools read; no head is in it.
+"""Write a trained network in a form that other tools read; no head is in it.
 
 python pipelines/export.py runs/brats-20261124-101500 --to onnx
 """
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs import RunFolder, parse_options, run
+from cggm.runs import RunFolder, parse_options, require, run
 
 SHARED = Path(__file__).parents[1] / "configs" / "bundle"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained BraTS network in a form that other tools read.
+    """Write a trained network in a form that other tools read.
 
     Args:
         run: Run folder of a training, also accepted without --run as the first argument; its best
             checkpoint is used.
-        to: MONAI bundle, ONNX model or program of torch.export.
+        to: MONAI bundle, ONNX model or program of torch.export; ONNX alone for sequences.
         output: Folder to be made; <RUN>/export/<form> where not given.
     """
 
@@ -36,9 +36,15 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder.open(options.run)
     output = options.output or options.run / "export" / options.to
 
-    from cggm_seg.export import export_run
+    if folder.task() == "brats":
+        from cggm_seg.export import export_run
 
-    export_run(folder, options.to, output, SHARED)
+        export_run(folder, options.to, output, SHARED)
+    else:
+        from cggm_cls.export import export_sequences
+
+        require(options.to == "onnx", "to", "onnx for a training on sequences", options.to)
+        export_sequences(folder, output)
     print(output)
 
 

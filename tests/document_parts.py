@@ -98,6 +98,7 @@ def cases() -> dict[str, object]:
 
 
 SETUPS = {
+    "docs/arrays.md": dict,
     "docs/export.md": exported,
     "docs/howto/bare_loop.md": lambda: {**late_parts(), "device": "cpu"},
     "docs/howto/ignite_engine.md": late_parts,
@@ -113,5 +114,4 @@ SETUPS = {
     "docs/inference.md": cases,
     "docs/method.md": dict,
     "docs/methods.md": late_parts,
-    "docs/sequences.md": dict,
 }

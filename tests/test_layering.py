@@ -55,7 +55,13 @@ LEVELS = {
         "cggm_seg.reports",
         "cggm_seg.export",
     ),
-    "cggm_cls": ("cggm_cls.data", "cggm_cls.networks", "cggm_cls.reports", "cggm_cls.training"),
+    "cggm_cls": (
+        "cggm_cls.data",
+        "cggm_cls.networks",
+        "cggm_cls.reports",
+        "cggm_cls.training",
+        "cggm_cls.export",
+    ),
     "cggm_nnunet": (
         "cggm_nnunet.network",
         "cggm_nnunet.judging",

@@ -28,8 +28,11 @@ from cggm.reports import Task, find_task
 from cggm.runs import Metric, find_metric
 
 
-def known_tasks(records: Iterable[FinishedRun], table: Mapping[str, Task]) -> list[Task]:
+def known_tasks(records: Sequence[FinishedRun], table: Mapping[str, Task]) -> list[Task]:
     """Tasks of trainings in order of appearance, all of whose shown metrics are registered.
+
+    Where the data decide (classes or numbers, which modalities), a task shows those of its metrics
+    that its trainings have, and knows the modalities that they name.
 
     Args:
         records: Of any tasks.
@@ -41,7 +44,13 @@ def known_tasks(records: Iterable[FinishedRun], table: Mapping[str, Task]) -> li
     found = [find_task(name, table) for name in dict.fromkeys(r.task for r in records)]
     for task in found:
         task.shown_metrics()
-    return found
+    return [_as_trained(task, of_task(records, task.name)) for task in found]
+
+
+def _as_trained(task: Task, runs: Sequence[FinishedRun]) -> Task:
+    measured = tuple(name for name in task.metrics if any(name in run.test for run in runs))
+    modalities = dict.fromkeys([*task.modalities, *modality_names(runs)])
+    return replace(task, metrics=measured or task.metrics, modalities=tuple(modalities))
 
 
 def assemble(

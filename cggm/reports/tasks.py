@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class Task:
             one.
         quick: Configuration of a small size, ``None`` without one.
         imports: Modules that the script imports, to be loaded once for many trainings.
+        modalities_of: ``module:function`` that tells the modalities from the folder of the data, or
+            from ``None`` for the demo's, where they are not always the same.
     """
 
     name: str
@@ -35,6 +37,20 @@ class Task:
     report: str = ""
     quick: Path | None = None
     imports: tuple[str, ...] = ()
+    modalities_of: str = ""
+
+    def of_data(self, folder: Path | None) -> "Task":
+        """The task with the modalities that the data have.
+
+        Args:
+            folder: Of the data; ``None`` for those of the demo.
+
+        Raises:
+            UserError: If the data are wrong, or there is no such function.
+        """
+        if not self.modalities_of:
+            return self
+        return replace(self, modalities=tuple(self._load("modalities_of")(folder)))
 
     def shown_metrics(self) -> list[Metric]:
         """Records of the metrics that tables show.
@@ -54,14 +70,17 @@ class Task:
         Raises:
             UserError: If there is no such function.
         """
-        if not self.report:
-            return None
-        module, _, function = self.report.partition(":")
+        return self._load("report") if self.report else None
+
+    def _load(self, key: str) -> Callable[..., Any]:
+        """The function that one of the task's values names."""
+        text: str = getattr(self, key)
+        module, _, function = text.partition(":")
         try:
-            found: Report = getattr(import_module(module), function)
+            found: Callable[..., Any] = getattr(import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"Task {self.name}: expected `report` to be module:function, but {self.report!r} "
+                f"Task {self.name}: expected `{key}` to be module:function, but {text!r} "
                 f"cannot be loaded: {error}.",
                 "Correct the table of tasks.",
             ) from error
@@ -118,4 +137,5 @@ def _task(name: str, values: Any, file: Path) -> Task:  # noqa: ANN401
     quick = given.get("quick")
     parts["quick"] = None if quick is None else (file.parent / str(quick)).resolve()
     script = (file.parent / str(given["script"])).resolve()
-    return Task(name=name, script=script, report=str(given.get("report", "")), **parts)
+    parts |= {key: str(given.get(key, "")) for key in ("report", "modalities_of")}
+    return Task(name=name, script=script, **parts)

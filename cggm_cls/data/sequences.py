@@ -118,6 +118,15 @@ class RaggedSequences:
         """Steps of each sequence, shape ``(N,)``."""
         return self.offsets.diff()
 
+    def chosen(self, positions: Sequence[int]) -> "RaggedSequences":
+        """Some of the sequences.
+
+        Args:
+            positions: Which ones.
+        """
+        ends = self.offsets.tolist()
+        return self.from_list([self.values[ends[k] : ends[k + 1]] for k in positions])
+
     def pad(self, positions: Sequence[int]) -> MaskedSequence:
         """Some of the sequences as float32, padded with zeros at the end to the longest of them.
 
@@ -197,6 +206,27 @@ class SequenceDataset(Dataset[Batch]):
             keys: Epoch, the same for all, and position of each sample.
         """
         return self.batch([position for _, position in keys], epoch=keys[0][0])
+
+    def has_any(self, position: int) -> bool:
+        """Whether a sample has a step of any modality.
+
+        Args:
+            position: Of a sample, in data of one view.
+        """
+        return any(bool(s.lengths[position]) for s in self.inputs.values())
+
+    def chosen(self, positions: Sequence[int]) -> "SequenceDataset":
+        """Some samples of data of one view, as a split of their own.
+
+        Args:
+            positions: Their places.
+        """
+        return replace(
+            self,
+            inputs={name: sequences.chosen(positions) for name, sequences in self.inputs.items()},
+            target=self.target[torch.as_tensor(positions)],
+            ids=[self.ids[position] for position in positions],
+        )
 
     def _rows(self, name: str, positions: Sequence[int], epoch: int | None) -> Sequence[int]:
         """Which sequences of a modality stand for samples, a view of each one chosen."""
@@ -299,7 +329,17 @@ class TaskData:
         def keep(split: SequenceDataset) -> SequenceDataset:
             return replace(split, inputs={name: split.inputs[name] for name in names})
 
-        return replace(self, train=keep(self.train), valid=keep(self.valid), test=keep(self.test))
+        train = keep(self.train)
+        if self.absences:  # a sample without any modality has nothing to learn from
+            train = train.chosen([k for k in range(len(train)) if train.has_any(k)])
+        return replace(
+            self,
+            train=train,
+            valid=keep(self.valid),
+            test=keep(self.test),
+            scaling={name: own for name, own in self.scaling.items() if name in names},
+            absences=self.absences and len(names) > 1,
+        )
 
 
 def content_digest(splits: Mapping[str, SequenceDataset]) -> str:

@@ -1,7 +1,6 @@
 """A training on sequences: assembled first, then run to its test metrics."""
 
 from operator import itemgetter
-from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -23,7 +22,6 @@ from cggm.runs import (
     seed_everything,
 )
 from cggm_cls.data import Batch, TaskData, move
-from cggm_cls.networks import MultimodalMLP, MultimodalTransformer, SequenceNetwork
 from cggm_cls.training.balancing import adam_factory, sequence_balancer
 from cggm_cls.training.batches import sequence_batches, sequence_loader
 from cggm_cls.training.config import SequenceConfig
@@ -53,7 +51,7 @@ class SequenceTraining:
         check_ranks_agree({"configuration": repr(config), "data": data.digest})
         seed_everything(config.seed)
         self.config, self.folder, self.data, self.device = config, run, data, device
-        self.network = sequence_network(config, data).to(device)
+        self.network = config.network.build(data.widths, data.classes).to(device)
         self.balancer = sequence_balancer(config, self.network, data)
         rates = config.optimizer
         self.optimizer = adam_factory(rates, rates.lr, rates.weight_decay)(
@@ -121,24 +119,3 @@ class SequenceTraining:
             )
         # The first one is what curves show.
         return {self._selects: metrics[self._selects], **metrics}
-
-
-def sequence_network(config: SequenceConfig, data: TaskData) -> SequenceNetwork:
-    """The network of a configuration, for the modalities of the data."""
-    own = config.network
-    shared: dict[str, Any] = {
-        "width": own.width,
-        "encoder_layers": own.encoder_layers,
-        "fusion": own.fusion,
-        "fusion_layers": own.fusion_layers,
-        "dropout": own.dropout,
-    }
-    if own.kind == "mlp":
-        return MultimodalMLP(data.widths, data.classes, **shared)
-    return MultimodalTransformer(
-        data.widths,
-        data.classes,
-        attention_heads=own.attention_heads,
-        readout=own.readout,
-        **shared,
-    )

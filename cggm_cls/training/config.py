@@ -4,10 +4,14 @@ Every field is an option of the training scripts, such as ``--network.width 40``
 options of its own adds them to :class:`SequenceConfig` in its script.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cggm.runs import BalancerConfig, RunConfig, require
+
+if TYPE_CHECKING:
+    from cggm_cls.networks import SequenceNetwork
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,32 @@ class SequenceNetworkConfig:
         fits = self.width % heads == 0 and self.width % 2 == 0
         require(fits, "network.width", f"to be even and a multiple of {heads}", self.width)
         require(0 <= self.dropout < 1, "network.dropout", "from 0 to below 1", self.dropout)
+
+    def build(self, widths: Mapping[str, int], classes: int | None) -> "SequenceNetwork":
+        """The network, with random weights.
+
+        Args:
+            widths: Modality to features of a step.
+            classes: Number of classes, ``None`` for a regression.
+        """
+        from cggm_cls.networks import MultimodalMLP, MultimodalTransformer
+
+        shared: dict[str, Any] = {
+            "width": self.width,
+            "encoder_layers": self.encoder_layers,
+            "fusion": self.fusion,
+            "fusion_layers": self.fusion_layers,
+            "dropout": self.dropout,
+        }
+        if self.kind == "mlp":
+            return MultimodalMLP(widths, classes, **shared)
+        return MultimodalTransformer(
+            widths,
+            classes,
+            attention_heads=self.attention_heads,
+            readout=self.readout,
+            **shared,
+        )
 
 
 @dataclass(frozen=True)

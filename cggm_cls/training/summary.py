@@ -78,10 +78,7 @@ def conclude_sequences(
         "max_epochs": config.max_epochs,
         "simulated": data.simulated,
         "classes": data.names,
-        "scaling": {
-            name: {"mean": own.mean.tolist(), "deviation": own.deviation.tolist()}
-            for name, own in data.scaling.items()
-        },
+        "inputs": {name: _input(data, name) for name in data.widths},
         "validation_score": best.score,
         **_test_metrics(config, network, balancer, data),
     }
@@ -137,6 +134,13 @@ def _print_results(
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """The metrics without those that are more than a number, such as a confusion matrix."""
     return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+
+
+def _input(data: TaskData, name: str) -> dict[str, Any]:
+    """What the network takes of a modality, for its export."""
+    own = data.scaling.get(name)
+    scaled = {"mean": own.mean.tolist(), "deviation": own.deviation.tolist()} if own else {}
+    return {"features": data.widths[name], **scaled}
 
 
 def _if_simulated(data: TaskData) -> str:

@@ -104,7 +104,8 @@ class _Guess:
     def add_arrays(self, content: FileContent) -> None:
         alone = len(content.arrays) == 1
         for key in content.arrays:
-            name = content.path.stem if alone else key
+            # A file of one array has its name, unless that of the array says more: y.npz, target.
+            name = content.path.stem if alone and key.lower() not in _ROLES else key
             role = _ROLES.get(name.lower())
             at = Reference(content.path.name, key)
             if role == "target":

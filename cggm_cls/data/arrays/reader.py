@@ -29,13 +29,16 @@ from cggm_cls.data.arrays.files import (
     read_array_file,
 )
 from cggm_cls.data.arrays.guess import guess_description, is_about_samples
+from cggm_cls.data.arrays.simulation import DEMO
 from cggm_cls.data.arrays.splits import SPLITS
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, joined_splits, unfit
 
 Missing = Literal["refuse", "absent"]
 OWN_FILES = ("simulated.json",)
 
-_ID_NAME = re.compile(r"(.*[^a-z0-9])?(id|ids|uid|uuid|index|idx|row|unnamed: \d+)|", re.IGNORECASE)
+_ID_NAME = re.compile(
+    r"|(?i:ids?|uid|uuid|index|idx|row|unnamed: \d+)|.*[^A-Za-z0-9](?i:id|uid|uuid)|.*[a-z](ID|Id)"
+)
 _FEWEST = 10  # rows from which whole numbers without a gap are taken for a count of rows
 
 
@@ -52,21 +55,41 @@ def read_array_table(folder: Path, target: str | None, missing: Missing) -> Arra
         DataError: If files are absent, damaged, or do not fit together.
         UserError: If ``dataset.yaml`` is wrong, or the target is not there.
     """
+    description, contents = _described(folder)
+    chosen = description.chosen(target, folder)
+    table = TableReader(folder, description, contents, chosen, missing).read()
+    notes = [*_taken(description, chosen, table), *_unread(folder, contents)]
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def array_modalities(folder: Path | None) -> list[str]:
+    """Names of the modalities of a folder, in the order of the network.
+
+    Args:
+        folder: The folder; the demo's modalities where ``None``.
+
+    Raises:
+        DataError: See :func:`read_array_table`.
+        UserError: See there.
+    """
+    if folder is None:
+        return sorted(DEMO)
+    description, _ = _described(folder)
+    return [*description.modalities]
+
+
+def _described(folder: Path) -> tuple[Description, dict[str, FileContent]]:
+    """What a folder holds, and the files that this speaks of."""
     if not folder.is_dir():
         raise DataError(str(folder), None, "Expected a folder, but there is none.", LAYOUT)
     description = read_description(folder)
     if description is None:
         contents = {content.path.name: content for content in _all_files(folder)}
-        description = guess_description(folder, [*contents.values()])
-    else:
-        named = _named_columns(description)
-        contents = {
-            name: read_array_file(folder / name, named.__contains__) for name in description.files
-        }
-    chosen = description.chosen(target, folder)
-    table = TableReader(folder, description, contents, chosen, missing).read()
-    notes = [*_taken(description, chosen, table), *_unread(folder, contents)]
-    return replace(table, notes=(*table.notes, *notes))
+        return guess_description(folder, [*contents.values()]), contents
+    named = _named_columns(description)
+    return description, {
+        name: read_array_file(folder / name, named.__contains__) for name in description.files
+    }
 
 
 def _named_columns(description: Description) -> set[str | None]:
@@ -278,6 +301,11 @@ class TableReader:
         array = self._array(at)
         if array.ndim != 1:
             raise unfit(name, self._content(at).path, "one entry per sample, shape (N,)", array)
+        empty = [row for row, value in enumerate(array) if plain_text(value) in ("", "nan")]
+        if empty:
+            what = f"Expected an entry for every sample, but {len(empty)} are empty, the first in "
+            what += f"row {empty[0]} (from 0)."
+            raise DataError(f"array {name}", self._content(at).path, what, "Fill them in.")
         places = self._places(name, at, array)
         if places is None:
             return array

@@ -6,10 +6,11 @@ import numpy as np
 
 from cggm_cls.data.simulated import SimulatedModality, simulate_sequences, simulated_folder
 
-_DEMO = {
+DEMO = {
     "signal": SimulatedModality(width=8, steps=(10, 30), information=0.6, strength=0.4),
     "table": SimulatedModality(width=12, steps=(1, 1), information=0.8, strength=2.0),
 }
+"""Modalities of the simulated folder."""
 
 
 def simulate_array_folder(folder: Path, *, samples: int = 400, seed: int = 0) -> None:
@@ -31,7 +32,7 @@ def simulate_array_folder(folder: Path, *, samples: int = 400, seed: int = 0) ->
         if draft is None:
             return
         target = np.random.default_rng([seed, 2]).integers(3, size=samples)
-        sequences = simulate_sequences(_DEMO, target, seed=seed, split=0)
+        sequences = simulate_sequences(DEMO, target, seed=seed, split=0)
         signals, lengths = sequences["signal"], [len(s) for s in sequences["signal"]]
         padded = [np.pad(s, ((0, max(lengths) - len(s)), (0, 0))) for s in signals]
         np.save(draft / "signal.npy", np.stack(padded))

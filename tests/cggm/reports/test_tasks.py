@@ -1,6 +1,8 @@
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cggm.errors import UserError
@@ -19,8 +21,7 @@ def table(folder, text):
 def test_all_that_the_table_of_the_project_names_is_there():
     tasks = load_tasks(TABLE)
     assert list(tasks) == [
-        *("brats", "mosi", "iemocap", "food101", "mfeat", "htad"),
-        *("arrays", "arrays_regression"),
+        *("brats", "mosi", "iemocap", "food101", "mfeat", "htad", "arrays"),
     ]
     for task in tasks.values():
         assert task.script.is_file()
@@ -28,6 +29,21 @@ def test_all_that_the_table_of_the_project_names_is_there():
         assert callable(task.load_report())
         assert [metric.name for metric in task.shown_metrics()] == list(task.metrics)
         assert every(importlib.import_module(name) for name in task.imports)
+
+
+def test_modalities_are_those_of_the_data_where_these_decide(tmp_path):
+    tasks = load_tasks(TABLE)
+    assert tasks["mfeat"].of_data(tmp_path) == tasks["mfeat"]
+    assert tasks["arrays"].of_data(None).modalities == ("signal", "table")
+    np.save(tmp_path / "lab.npy", np.zeros((3, 1)))
+    np.save(tmp_path / "ecg.npy", np.zeros((3, 1)))
+    np.save(tmp_path / "target.npy", np.zeros(3))
+    assert tasks["arrays"].of_data(tmp_path).modalities == ("ecg", "lab")
+    with pytest.raises(UserError, match="Expected a folder, but there is none"):
+        tasks["arrays"].of_data(tmp_path / "nowhere")
+    wrong = replace(tasks["arrays"], modalities_of="nowhere:f")
+    with pytest.raises(UserError, match="expected `modalities_of` to be module:function"):
+        wrong.of_data(None)
 
 
 def test_paths_are_relative_to_the_table(tmp_path):

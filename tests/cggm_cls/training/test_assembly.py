@@ -12,7 +12,7 @@ from cggm.errors import UserError
 from cggm.runs.folder import RunFolder
 from cggm.runs.watch.logs import read_jsonl
 from cggm_cls.data.sequences import SequenceDataset
-from cggm_cls.training.assembly import SequenceTraining, sequence_network
+from cggm_cls.training.assembly import SequenceTraining
 from cggm_cls.training.config import (
     AdamConfig,
     SequenceBalancerConfig,
@@ -195,7 +195,7 @@ def test_gradient_is_clipped(tmp_path):
 
 def build_initial():
     torch.manual_seed(CONFIG.seed)
-    return sequence_network(CONFIG, task_data()).state_dict()
+    return CONFIG.network.build(task_data().widths, task_data().classes).state_dict()
 
 
 def moved(before, after):
@@ -204,7 +204,7 @@ def moved(before, after):
 
 def test_evaluation_restores_the_mode_and_covers_the_split():
     data = task_data()
-    network = sequence_network(CONFIG, data).train()
+    network = CONFIG.network.build(data.widths, data.classes).train()
     whole = predict(network, data.valid, batch_size=64)
     assert network.training
     assert whole.shape == (20, 3)
@@ -213,7 +213,7 @@ def test_evaluation_restores_the_mode_and_covers_the_split():
 
 def test_absent_modalities_do_not_matter():
     data = task_data()
-    network = sequence_network(CONFIG, data)
+    network = CONFIG.network.build(data.widths, data.classes)
     noise = dict(data.valid.inputs)
     noise["audio"] = type(noise["audio"])(
         torch.randn_like(noise["audio"].values), noise["audio"].offsets

@@ -231,6 +231,7 @@ TABLE = {"id": IDS, "crp": LAB[:, 0], "ldh": LAB[:, 1]}
         ({**TABLE, "sex": ["f", "m"] * 4}, "1 hold text: sex.*Write them as numbers"),
         ({**TABLE, "patient_id": [5] * 8}, "'patient_id' is called like an identifier.*`id: pat"),
         ({**TABLE, "": range(8)}, "'' is called like an identifier"),
+        ({**TABLE, "patientID": [5] * 8}, "'patientID' is called like an identifier"),
         ({"a": LAB[:, 0], "b": LAB[:, 1], "a ": LAB[:, 1]}, "found 'a' twice.*Add a header"),
         ({"0.5": LAB[:, 0], "1.5": LAB[:, 1]}, "found numbers.*Add a header"),
         ({"id": IDS[:7], "crp": LAB[:7, 0]}, "1 samples are not in it"),
@@ -245,6 +246,28 @@ def test_tables_that_are_not_what_they_seem_are_refused(table, message, tmp_path
     with pytest.raises(DataError, match=message) as caught:
         read(folder)
     assert "lab.csv" in str(caught.value)
+
+
+def test_names_that_only_end_like_one_are_features(tmp_path):
+    folder = write_tables(tmp_path / "own")
+    write_csv(folder / "lab.csv", {"id": IDS, "cardiac_index": LAB[:, 0], "thyroid": LAB[:, 1]})
+    assert read(folder).widths["lab"] == 2
+
+
+def test_an_empty_group_is_no_group(tmp_path):
+    folder = write_tables(tmp_path / "own")
+    facts = {"id": IDS, "diagnosis": TARGET, "split": SPLIT, "group": ["a", "", *"bbccdd"]}
+    write_csv(folder / "labels.csv", facts)
+    with pytest.raises(DataError, match=r"array group.*1 are empty, the first in row 1"):
+        read(folder)
+
+
+def test_the_name_of_an_array_may_say_more_than_its_file(tmp_path):
+    np.savez(tmp_path / "outcome.npz", target=TARGET)
+    np.savez(tmp_path / "lab.npz", x=LAB)
+    np.save(tmp_path / "split.npy", SPLIT)
+    data = read(tmp_path)
+    assert (data.names, list(data.widths)) == (("sick", "well"), ["lab"])
 
 
 def test_columns_that_number_the_rows_are_no_features(tmp_path):
