@@ -1,7 +1,7 @@
 """Tasks: what can be trained, compared and reported, as a table that users can extend."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,8 +26,8 @@ class Task:
             one.
         quick: Configuration of a small size, ``None`` without one.
         imports: Modules that the script imports, to be loaded once for many trainings.
-        modalities_of: ``module:function`` that tells the modalities from the folder of the data, or
-            from ``None`` for the demo's, where they are not always the same.
+        described_by: ``module:function`` that tells ``modalities`` and ``metrics``, as far as it
+            can, from the folder of the data, or from ``None`` for the demo's, where they differ.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Task:
     report: str = ""
     quick: Path | None = None
     imports: tuple[str, ...] = ()
-    modalities_of: str = ""
+    described_by: str = ""
 
     def of_data(self, folder: Path | None) -> "Task":
-        """The task with the modalities that the data have.
+        """The task with the modalities and the metrics that the data have.
 
         Args:
             folder: Of the data; ``None`` for those of the demo.
@@ -48,9 +48,14 @@ class Task:
         Raises:
             UserError: If the data are wrong, or there is no such function.
         """
-        if not self.modalities_of:
+        if not self.described_by:
             return self
-        return replace(self, modalities=tuple(self._load("modalities_of")(folder)))
+        found: Mapping[str, Sequence[str]] = self._load("described_by")(folder)
+        return replace(
+            self,
+            modalities=tuple(found.get("modalities", self.modalities)),
+            metrics=tuple(found.get("metrics", self.metrics)),
+        )
 
     def shown_metrics(self) -> list[Metric]:
         """Records of the metrics that tables show.
@@ -137,5 +142,5 @@ def _task(name: str, values: Any, file: Path) -> Task:  # noqa: ANN401
     quick = given.get("quick")
     parts["quick"] = None if quick is None else (file.parent / str(quick)).resolve()
     script = (file.parent / str(given["script"])).resolve()
-    parts |= {key: str(given.get(key, "")) for key in ("report", "modalities_of")}
+    parts |= {key: str(given.get(key, "")) for key in ("report", "described_by")}
     return Task(name=name, script=script, **parts)

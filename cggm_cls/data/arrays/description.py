@@ -189,8 +189,8 @@ def read_description(folder: Path) -> Description | None:
     identity = content.get("id", "id")
     own_file = is_array_file(Path(Reference.parse(identity).file))
     return Description(
-        {name: _modality(name, source, file) for name, source in content["modalities"].items()},
-        {name: _target(name, source, file) for name, source in targets.items()},
+        {str(n): _modality(n, source, file) for n, source in content["modalities"].items()},
+        {str(name): _target(name, source, file) for name, source in targets.items()},
         target=target,
         id_name="id" if own_file else identity,
         ids=Reference.parse(identity) if own_file else None,
@@ -246,7 +246,7 @@ def _optional(text: str | None) -> Reference | None:
 def _shares(given: Mapping[str, float] | None, file: Path) -> dict[str, Fraction]:
     if given is None:
         return SHARES
-    if min(given.values()) <= 0 or sum(given.values()) >= 1:
+    if not (min(given.values()) > 0 and sum(given.values()) < 1):  # NaN is neither
         what = f"{file}: expected shares above 0 and together below 1, but got {dict(given)}."
         raise UserError(what, "Correct `draw`.")
     # As written, 0.3 being three tenths and not the nearest binary number.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cggm.errors import DataError, UserError
 from cggm_cls.data.arrays.description import DESCRIPTION
 from cggm_cls.data.arrays.files import plain_text
-from cggm_cls.data.arrays.reader import Missing, read_array_table
+from cggm_cls.data.arrays.reader import Missing, describe_folder, read_array_table
+from cggm_cls.data.arrays.simulation import DEMO
 from cggm_cls.data.arrays.splits import Rows, split_rows
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable
 from cggm_cls.data.sequences import (
@@ -24,6 +25,7 @@ from cggm_cls.data.sequences import (
 )
 from cggm_cls.data.simulated import is_simulated
 
+_METRICS = {"classes": ("acc", "f1_macro"), "numbers": ("mae", "rmse", "r2")}
 _MOST_CLASSES = 20  # different whole numbers that are classes without a word, however few samples
 _PER_CLASS = 5  # samples of each beyond that
 
@@ -61,6 +63,30 @@ def load_array_folder(
     table = read_array_table(folder, target, missing)
     data = table_data(table, split_seed=split_seed, missing=missing, standardize=standardize)
     return replace(data, simulated=is_simulated(folder))
+
+
+def describe_array_folder(folder: Path | None) -> dict[str, tuple[str, ...]]:
+    """What a comparison has to know of a folder before it trains.
+
+    Args:
+        folder: The folder; the demo's where ``None``.
+
+    Returns:
+        ``modalities`` in the order of the network and, unless the folder has several targets,
+        ``metrics`` for classes or for numbers, the most important one first.
+
+    Raises:
+        DataError: See :func:`load_array_folder`.
+        UserError: See there.
+    """
+    if folder is None:
+        return {"modalities": tuple(sorted(DEMO)), "metrics": _METRICS["classes"]}
+    description = describe_folder(folder)
+    found = {"modalities": tuple(description.modalities)}
+    if description.target is None and len(description.targets) > 1:
+        return found
+    classes = _classes(read_array_table(folder, None, "absent"))
+    return {**found, "metrics": _METRICS["numbers" if classes is None else "classes"]}
 
 
 def table_data(
@@ -161,6 +187,11 @@ def _finite(
     count = int(steps.sum())
     if not count:
         return modality
+    void = np.flatnonzero(bad.sum(axis=(0, 1)) == mask.sum())
+    if len(void):
+        shown = ", ".join(modality.columns[k] if modality.columns else str(k) for k in void[:3])
+        what = f"Expected finite numbers, but {len(void)} features hold none: {shown}."
+        raise DataError(f"array {name}", modality.where, what, "Leave these features out.")
     if missing == "refuse":
         row = int(np.flatnonzero(steps.any(axis=1))[0])
         columns = [modality.columns[k] for k in np.flatnonzero(bad.any(axis=(0, 1)))[:3]
@@ -181,11 +212,11 @@ def _classes(table: ArrayTable) -> list[str] | None:
     if target.dtype.kind == "f" and not np.isfinite(target).all():
         bad = int((~np.isfinite(target)).sum())
         what = f"Expected finite targets, but {bad} of {len(target)} are not."
-        raise DataError("array target", table.where, what, "Leave these samples out.")
+        raise table.refusal("target", what, "Leave these samples out.")
     if kind == "numbers":
         if not number:
             what = f"Expected numbers, but found {plain_text(target[0])!r}."
-            raise DataError("array target", table.where, what, "Say `kind: classes`.")
+            raise table.refusal("target", what, "Say `kind: classes`.")
         return None
     whole = target.dtype.kind != "f" or bool((target == np.rint(target)).all())
     different = len(np.unique(target))
@@ -198,12 +229,12 @@ def _classes(table: ArrayTable) -> list[str] | None:
             fix = (
                 f"Say `kind: classes` or `kind: numbers` of the target in {DESCRIPTION}, or write "
             )
-            raise DataError("array target", table.where, what, fix + "classes as texts.")
+            raise table.refusal("target", what, fix + "classes as texts.")
         if target.dtype.kind == "f":
             return None
     if not whole:
         what = "Expected classes, but found numbers that are not whole."
-        raise DataError("array target", table.where, what, "Say `kind: numbers`.")
+        raise table.refusal("target", what, "Say `kind: numbers`.")
     labels = target.astype(np.int64) if target.dtype.kind == "f" else target
     return [plain_text(value) for value in labels]
 
@@ -219,12 +250,12 @@ def _class_names(
     known = [plain_text(value) for value in ordered]
     if len(known) < 2:
         what = f"Expected at least two classes in the training split, but found {known[0]!r} alone."
-        raise DataError("array target", table.where, what, "Check targets and splits.")
+        raise table.refusal("target", what, "Check targets and splits.")
     for split, part in rows.items():
         unseen = sorted({*found[part]} - {*known})
         if unseen:
             what = f"Expected the classes of train in {split}, but found {unseen[0]!r}, too."
-            raise DataError("array target", table.where, what, "Move samples of it to train.")
+            raise table.refusal("target", what, "Move samples of it to train.")
         lacking = [name for name in known if name not in {*found[part]}]
         if lacking:
             notes.append(f"No sample of {split} is of {', '.join(lacking[:5])}.")
@@ -238,7 +269,7 @@ def _targets(
         values = table.target.astype(np.float32)
         if not np.isfinite(values).all():
             what = "Expected targets within single precision, but some are beyond."
-            raise DataError("array target", table.where, what, "Scale them.")
+            raise table.refusal("target", what, "Scale them.")
         if not np.ptp(values):
             what = f"Expected different targets, but all are {values[0]:g}."
             raise UserError(f"{table.where}: {what}", "Check the target.")
@@ -283,7 +314,11 @@ def _sequences(
 def _scaling(name: str, modality: ArrayModality, train: NDArray[Any], notes: list[str]) -> Scaling:
     """Mean and deviation of each feature over the training split, which is all that is seen."""
     exact = train.astype(np.float64)
-    mean, deviation = exact.mean(0), exact.std(0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = exact.mean(0), exact.std(0)
+    if not np.isfinite(deviation).all():
+        what = "Expected numbers whose deviation can be computed, but some are too large."
+        raise DataError(f"array {name}", modality.where, what, "Scale the array.")
     # Rounding gives equal values a tiny deviation, over which a difference would explode.
     constant = np.ptp(exact, axis=0) == 0
     if constant.any():

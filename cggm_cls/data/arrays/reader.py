@@ -29,7 +29,6 @@ from cggm_cls.data.arrays.files import (
     read_array_file,
 )
 from cggm_cls.data.arrays.guess import guess_description, is_about_samples
-from cggm_cls.data.arrays.simulation import DEMO
 from cggm_cls.data.arrays.splits import SPLITS
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, joined_splits, unfit
 
@@ -62,20 +61,17 @@ def read_array_table(folder: Path, target: str | None, missing: Missing) -> Arra
     return replace(table, notes=(*table.notes, *notes))
 
 
-def array_modalities(folder: Path | None) -> list[str]:
-    """Names of the modalities of a folder, in the order of the network.
+def describe_folder(folder: Path) -> Description:
+    """What a folder holds, as its description says or as its names do.
 
     Args:
-        folder: The folder; the demo's modalities where ``None``.
+        folder: The folder.
 
     Raises:
-        DataError: See :func:`read_array_table`.
-        UserError: See there.
+        DataError: If it holds no such files.
+        UserError: If ``dataset.yaml`` is wrong.
     """
-    if folder is None:
-        return sorted(DEMO)
-    description, _ = _described(folder)
-    return [*description.modalities]
+    return _described(folder)[0]
 
 
 def _described(folder: Path) -> tuple[Description, dict[str, FileContent]]:
@@ -194,7 +190,8 @@ class TableReader:
             DataError: If an array is absent, of another type or shape or number of samples, or
                 identifiers are repeated or differ between files.
         """
-        description = self.description
+        description, files = self.description, self._files()
+        self._require_ids()
         modalities = {n: self._modality(n, s) for n, s in description.modalities.items()}
         return ArrayTable(
             self.folder,
@@ -207,7 +204,21 @@ class TableReader:
             shares=description.shares,
             sample=description.sample,
             notes=tuple(dict.fromkeys(self.notes)),
+            files=files,
         )
+
+    def _files(self) -> dict[str, Path]:
+        own = self.description
+        found = {"target": self.source.at, "split": own.split, "group": own.group}
+        return {name: self._content(at).path for name, at in found.items() if at is not None}
+
+    def _require_ids(self) -> None:
+        """Refuse a name of identifiers that no file has: rows would be taken as they come."""
+        name = self.description.id_name
+        if self.order is None and name != Description.id_name:
+            known = ", ".join(f"{n} ({', '.join(c.arrays)})" for n, c in self.contents.items())
+            what = f"Expected {name!r}, the identifiers of {DESCRIPTION}, but found {known}."
+            raise DataError(str(self.folder), None, what, "Correct `id`, or leave it out.")
 
     def _content(self, at: Reference) -> FileContent:
         return self.contents[at.file]
@@ -329,25 +340,28 @@ class TableReader:
         if values.shape[-1] % source.steps or (source.steps > 1 and values.ndim == 3):
             expected = f"rows (N, D) whose D is a multiple of {source.steps} steps"
             raise unfit(name, content.path, expected, values)
-        mask = self._mask(name, source, values)
-        places = self._places(name, source.at, values)
+        places, mask = self._places(name, source.at, values), self._mask(name, source, values)
         if places is not None:
             there = np.broadcast_to((places >= 0)[:, None], (len(places), _steps(values)))
-            mask = there if mask is None else there & mask[places]
+            mask = there if mask is None else there & mask
             values = values[places]
         return ArrayModality(content.path, values, mask, columns, source.steps)
 
     def _mask(
         self, name: str, source: ModalitySource, values: NDArray[Any]
     ) -> NDArray[np.bool_] | None:
-        """Real steps of a modality, in the order of its file."""
+        """Real steps of a modality, in the order of the samples; none where a file has no entry."""
         at = source.lengths or source.mask
         if at is None:
             return None
         found, where, steps = self._array(at), self._content(at).path, _steps(values)
         label = f"{name}.{'lengths' if source.lengths else 'mask'}"
-        if len(found) != len(values):
-            raise unfit(label, where, f"{len(values)} samples, as many as {name!r} has", found)
+        if not found.ndim:
+            raise unfit(label, where, "one entry per sample", found)
+        places = self._places(label, at, found)
+        if places is not None:
+            there = (places >= 0).reshape(-1, *[1] * (found.ndim - 1))
+            found = np.where(there, found[places], np.zeros_like(found[:1]))
         if source.lengths is not None:
             if values.ndim != 3 or found.dtype.kind not in "iu" or found.ndim != 1:
                 expected = f"whole numbers beside sequences {name!r} (N, T, D)"

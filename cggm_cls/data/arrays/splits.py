@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from cggm.errors import DataError, UserError
+from cggm.errors import UserError
 from cggm_cls.data.arrays.files import plain_text
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable
 
@@ -56,7 +56,7 @@ def _given(table: ArrayTable) -> dict[str, Rows]:
     if unknown or absent:
         found = f"{unknown[0]!r}" if unknown else f"no sample of {absent[0]}"
         what = f"Expected samples of train, valid and test, but found {found}."
-        raise DataError("array split", table.where, what, "Correct the array, or delete it.")
+        raise table.refusal("split", what, "Correct the array, or delete it.")
     return {split: np.flatnonzero(split_of == split) for split in SPLITS}
 
 
@@ -69,7 +69,7 @@ def _refuse_torn_groups(table: ArrayTable, rows: Mapping[str, Rows]) -> None:
             if home.setdefault(group, split) != split:
                 what = f"Expected each group in one split, but {group!r} is in {home[group]} and "
                 fix = "Keep the samples of a group together."
-                raise DataError("array group", table.where, f"{what}{split}.", fix)
+                raise table.refusal("group", f"{what}{split}.", fix)
 
 
 def _drawn_groups(table: ArrayTable, seed: int) -> dict[str, Rows]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import DataError
-from cggm_cls.data.arrays.description import LAYOUT, SHARES, Kind
+from cggm_cls.data.arrays.description import DESCRIPTION, LAYOUT, SHARES, Kind
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ArrayTable:
         shares: Of the samples, or groups, for validation and test, where splits are drawn.
         sample: What a sample is called that has no identifier.
         notes: What the user ought to know.
+        files: Where target, split and group come from, for the messages.
     """
 
     where: Path
@@ -69,6 +70,17 @@ class ArrayTable:
     shares: Mapping[str, Fraction] = field(default_factory=lambda: SHARES)
     sample: str = "sample"
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def refusal(self, name: str, what: str, fix: str) -> DataError:
+        """A refusal of target, split or group, with the file that it comes from.
+
+        Args:
+            name: Which of them.
+            what: See :class:`cggm.errors.DataError`.
+            fix: See there.
+        """
+        return DataError(f"array {name}", self.files.get(name, self.where), what, fix)
 
     def name(self, row: int) -> str:
         """Identifier of a sample.
@@ -105,7 +117,8 @@ def unfit(name: str, where: Path, expected: str, found: NDArray[Any]) -> DataErr
     """
     kind = "text" if found.dtype.kind == "O" else found.dtype
     what = f"Expected {expected}, but found {kind} of shape {found.shape}."
-    return DataError(f"array {name}", where, what, LAYOUT)
+    fix = f"Write it in that form, or say in {DESCRIPTION} what it is."
+    return DataError(f"array {name}", where, what, fix)
 
 
 def joined_splits(

@@ -37,12 +37,15 @@ def test_modalities_are_those_of_the_data_where_these_decide(tmp_path):
     assert tasks["arrays"].of_data(None).modalities == ("signal", "table")
     np.save(tmp_path / "lab.npy", np.zeros((3, 1)))
     np.save(tmp_path / "ecg.npy", np.zeros((3, 1)))
-    np.save(tmp_path / "target.npy", np.zeros(3))
-    assert tasks["arrays"].of_data(tmp_path).modalities == ("ecg", "lab")
+    np.save(tmp_path / "target.npy", np.array([0.5, 1, 2]))
+    described = tasks["arrays"].of_data(tmp_path)
+    assert (described.modalities, described.metrics) == (("ecg", "lab"), ("mae", "rmse", "r2"))
+    np.save(tmp_path / "target.npy", np.array(["a", "b", "a"]))
+    assert tasks["arrays"].of_data(tmp_path).metrics == ("acc", "f1_macro")
     with pytest.raises(UserError, match="Expected a folder, but there is none"):
         tasks["arrays"].of_data(tmp_path / "nowhere")
-    wrong = replace(tasks["arrays"], modalities_of="nowhere:f")
-    with pytest.raises(UserError, match="expected `modalities_of` to be module:function"):
+    wrong = replace(tasks["arrays"], described_by="nowhere:f")
+    with pytest.raises(UserError, match="expected `described_by` to be module:function"):
         wrong.of_data(None)
 
 

@@ -8,6 +8,7 @@ import torch
 from cggm.errors import DataError, UserError
 from cggm_cls.data.arrays.load import load_array_folder
 from cggm_cls.data.arrays.simulation import simulate_array_folder
+from tests.quantifiers import every
 
 SPLIT = np.array(["train"] * 4 + ["valid"] * 2 + ["test"] * 2)
 
@@ -173,6 +174,43 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
 def test_what_does_not_fit_is_refused_by_name(changed, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load_array_folder(written(tmp_path / "own", **changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": np.array([0.0, 1] * 20)}, "2 different whole numbers of 40.*target.npy"),
+        ({"target": np.arange(40)}, "40 different whole numbers.*`kind: classes` or `kind: numb"),
+        ({"target": np.full(40, 0.5)}, r"all are 0\.5"),
+        ({"lab": np.linspace(-1, 1, 40)[:, None] * 1e300}, r"lab\.npy.*some are too large"),
+        ({"lab": np.array([[1.0, np.nan]] * 40)}, r"lab\.npy.*1 features hold none: 1"),
+        ({"group": np.zeros(40, int)}, "train would have 40, valid would have 0"),
+    ],
+)
+def test_what_could_be_two_things_is_asked_for(changed, message, tmp_path):
+    content = {"lab": np.linspace(0, 1, 40)[:, None], "target": np.array(["a", "b"] * 20)}
+    for name, array in {**content, **changed}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(UserError) as caught:
+        load_array_folder(tmp_path, missing="absent")
+    words = message.split(".*")
+    assert every(re.search(word, str(caught.value)) for word in words)
+
+
+def test_what_was_seen_in_training_is_counted(tmp_path):
+    lab = np.arange(8.0)[:, None]
+    lab[5:7] = lab[0], lab[1]
+    data = load_array_folder(written(tmp_path / "own", lab=lab, ecg=None, **{"ecg.lengths": None}))
+    assert (
+        "1 samples of valid have the features of one in train, such as sample-0005"
+        in (data.notes[0])
+    )
+    assert "1 samples of test have the features of one in train" in data.notes[1]
+    assert "features of lab are constant" not in " ".join(data.notes)
+    constant = written(tmp_path / "c", lab=np.full((8, 2), 0.1), ecg=None, **{"ecg.lengths": None})
+    data = load_array_folder(constant)
+    assert "2 of 2 features of lab are constant in training and tell nothing: 0, 1." in data.notes
+    assert data.test.inputs["lab"].values.abs().max() == 0, "0.1 has no exact mean"
 
 
 def test_archives_must_be_alike(tmp_path):

@@ -184,6 +184,18 @@ def test_masks_say_which_steps_and_which_samples_are_there(tmp_path):
     assert rows(data)[0].tolist() == LAB[1].tolist()
 
 
+def test_lengths_in_a_table_follow_its_identifiers(tmp_path):
+    folder = write_tables(tmp_path / "own")
+    facts = {"id": IDS[ORDER], "steps": LENGTHS[ORDER]}
+    write_csv(folder / "facts.csv", facts)
+    described(
+        folder,
+        "modalities: {ecg: {file: ecg.npy, lengths: facts.csv:steps}}\n"
+        "target: labels.csv:diagnosis\nsplit: labels.csv:split\n",
+    )
+    assert read(folder).train.inputs["ecg"].lengths.tolist() == LENGTHS[:4].tolist()
+
+
 def test_samples_that_a_file_lacks_are_refused_or_absent(tmp_path):
     folder = write_tables(tmp_path / "own", np.array([1, 2, 3, 4, 5, 6, 7]))
     with pytest.raises(
@@ -323,6 +335,14 @@ def test_columns_that_number_the_rows_are_no_features(tmp_path):
         (
             "modalities: {lab: lab.csv}\ntarget: {at: labels.csv:diagnosis, kind: words}\n",
             "classes or numbers, but got words",
+        ),
+        (
+            "modalities: {lab: lab.csv}\ntarget: labels.csv:diagnosis\nid: patient\n",
+            r"Expected .patient., the identifiers of dataset.yaml, but found lab.csv \(id, crp",
+        ),
+        (
+            "modalities: {lab: lab.csv}\ntarget: labels.csv:age\ndraw: {valid: .nan, test: 0.5}",
+            "together below 1",
         ),
         (
             "modalities: {lab: lab.csv}\ntarget: {at: labels.csv:diagnosis, kind: numbers}\n",
