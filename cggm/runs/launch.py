@@ -102,7 +102,7 @@ def ranked(main: Main) -> Main:
             raise UserError(what, fix) from error
 
     def run_quietly(argv: Sequence[str]) -> int | None:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
             try:
                 return run_as_rank(argv)
             except (UserError, OSError):

@@ -97,7 +97,7 @@ def write_manifest(file: Path, records: Iterable[FileRecord]) -> None:
 def append_records(file: Path, records: Iterable[FileRecord]) -> None:
     """Keeps records until :func:`write_manifest`, through a crash as well."""
     text = "".join(f"\n{record.to_json()}" for record in records)
-    with open(_journal(file), "a") as journal:
+    with open(_journal(file), "a", encoding="utf-8") as journal:
         journal.write(text + "\n")
 
 
@@ -144,7 +144,7 @@ def _journal(file: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text().splitlines() if line]
+        return [line for line in file.read_text("utf-8").splitlines() if line]
     except FileNotFoundError:
         return []
 

@@ -102,4 +102,4 @@ def _on_cpu(network: MultiEncoderDeepLabV3Plus) -> dict[str, torch.Tensor]:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=4) + "\n")
+    file.write_text(json.dumps(content, indent=4) + "\n", "utf-8")

@@ -53,8 +53,8 @@ def export_run(run: RunFolder, form: Form, output: Path, shared: Path) -> None:
     facts = read_facts(run, config, epoch)
     with new_folder(output) as draft:
         _write(network, form, draft, facts, shared)
-        (draft / "MODEL_CARD.md").write_text(model_card(facts))
-        (draft / "labels.ctbl").write_text(color_table())
+        (draft / "MODEL_CARD.md").write_text(model_card(facts), "utf-8")
+        (draft / "labels.ctbl").write_text(color_table(), "utf-8")
         _compare(network, form, draft)
         _write_digests(draft)
 
@@ -71,7 +71,7 @@ def _write_digests(folder: Path) -> None:
     """Digests of all files in the format of ``sha256sum``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{file_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    (folder / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
 def _write(

@@ -124,7 +124,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(settings, indent=2).encode())
-    (folder / "README.txt").write_text(_README)
+    (folder / "README.txt").write_text(_README, "utf-8")
 
 
 def _check_settings(record: Path, settings: dict[str, object]) -> None:

@@ -140,3 +140,12 @@ def test_other_ranks_print_nothing_and_wait_before_they_complain(monkeypatch, ca
             ranked(main)([])
         assert capsys.readouterr().out == printed
         assert waited == seconds
+
+
+def test_a_rank_that_prints_nothing_needs_no_locale():
+    program = "from cggm.runs import ranked, run; "
+    program += "raise SystemExit(run(ranked(lambda argv: print('Gr\\xf6\\xdfe \\u2502'))))"
+    plain = {"RANK": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env={**os.environ, **plain}, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
