@@ -91,7 +91,7 @@ def phases_in(folder: Path) -> dict[str, Phase]:
     Args:
         folder: For all files.
     """
-    training = SmallTraining(folder, curves=True)
+    training = SmallTraining(folder, curves=True, report=True)
     command = _Beginning(training)
     group = _Beginning(training, "--seeds", "2")
     report_at, export_at = _Report(training), _Export(folder)
