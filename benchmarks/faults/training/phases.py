@@ -240,7 +240,7 @@ class _Report:
 
     def rewrite(self, place: Path) -> bool:
         code = forked(lambda: run(report.main, [str(place)]), self._log)
-        return code == 0 and (place / "report.html").read_text().endswith("</html>\n")
+        return code == 0 and (place / "report.html").read_text().rstrip().endswith("</html>")
 
 
 class _Export:
