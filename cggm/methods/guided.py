@@ -29,17 +29,17 @@ from cggm.scores import Score, SignalTracker, score_counts, with_chance
 from cggm.tensors import batch_size, keep_samples, map_tensors, samples_with, tensors_in
 
 _SHARES = ("auto", "live", "shuffled", None)
-_GATES = ("auto", "signal", None)
+_GATES = ("auto", "signal", "loss", None)
 _TEMPERATURES = ("auto", "mean")
 _SWITCHES = ("auto", "correlation", None)
 _HOT = 3.0  # of the mean loss: temperature of losses that are no log-likelihoods
 _TRUSTED = 3.0  # a modality is trusted in full down to a third of the best one's signal
 _DENSE = (
     "GuidedHeads is bound to a dense task: one of places, such as segmentation, where no form of "
-    "shares or gates that was tried did better than none (docs/results.md). {does}"
+    "shares that was tried did better than none (docs/results.md). {does}"
 )
-_PLAIN = "It trains without them: equal weights, and an extra pass whose modality is drawn evenly."
-_TRIED = '`shares` and `gate` are "auto" by default, which leaves them out.'
+_PLAIN = "It trains without them: by default with equal weights and an even extra pass."
+_TRIED = '`shares="auto"`, the default, leaves them out.'
 
 Recorded = Numbers | Mapping[str, Sequence[float]]
 """One weight for all modalities, one for each, or what a run recorded of each, one per step."""
@@ -89,10 +89,13 @@ class GuidedHeads(Balancer):
     is kept in the extra pass is drawn by seed, rank, optimizer steps and micro-batch: two ranks, or
     two micro-batches, equal the whole batch in expectation.
 
-    In dense prediction, of one value at each place, no form of shares or gates did better than
-    none (``docs/results.md``). By default both are left out there: weights are 1, losses are those
-    of whole batches, and the extra pass draws a modality evenly. Where shares are asked for, a loss
-    of a whole batch, such as Dice, is taken image by image.
+    In dense prediction, of one value at each place, no form of shares did better than none
+    (``docs/results.md``), and a score such as Dice stays at chance while all heads predict the
+    background, until trust has run out. By default there are neither shares nor gates there:
+    weights are 1, losses are those of whole batches, and the extra pass draws a modality evenly.
+    ``gate="loss"`` has weights by who is behind, by a head's loss on the next sample's target less
+    that on its own, and trust in all. Where shares are asked for, a loss of a whole batch, such as
+    Dice, is taken image by image.
 
     Use it where modalities carry the label in different samples, or one may be missing at test; see
     ``docs/which_method.md``. Do not use it where a loss compares the samples of a batch with each
@@ -112,8 +115,9 @@ class GuidedHeads(Balancer):
         nu: Weight of the extra pass, not negative; 0 does without it and without ``decode``.
         shares: ``"live"``, ``"shuffled"`` over the batch, or ``None`` for 1; ``"auto"`` is live
             where a sample has one prediction, and none where it has one at each place.
-        gate: ``"signal"``, or ``None`` for modalities that are all trusted alike; ``"auto"``
-            likewise.
+        gate: ``"signal"``, of the score above chance; ``"loss"``, of the loss below chance, with
+            trust in all; ``None`` for modalities that are all trusted alike. ``"auto"`` is the
+            first, and none where a sample has a prediction at each place.
         temperature: T. ``"auto"`` is 1 where targets are class indices, so that losses are
             negative log-likelihoods, and ``"mean"`` elsewhere: three times the mean size of the
             losses.
@@ -197,15 +201,16 @@ class GuidedHeads(Balancer):
         head_losses, ranked = self._let_judge(step)
         gates = self._gates()
         trust = self.guidance.trusted(gates)
+        if self._gate == "loss":  # it finds a signal long before a score does
+            trust = torch.ones_like(trust)
         weights = self._weights(gates, trust)
         self.readings = {"score": self.scores.scores(self.window), "head_loss": head_losses}
         self.readings |= {"gate": gates, "trust": trust, "weight": weights}
         if self.mu == 0 and self.nu == 0:
             return step.loss
         if self._dense:
-            alone = self._settled(self.shares) is None and self._settled(self.gate) is None
-            self._warn(_DENSE.format(does=_PLAIN if alone else _TRIED))
-            if self._settled(self.shares) is None and self.heads is not None:
+            self._warn(_DENSE.format(does=_TRIED if self._shown else _PLAIN))
+            if self._shown is None and self.heads is not None:
                 return self._unguided(step, weights, ranked)
         with torch.set_grad_enabled(self.mu > 0):
             losses, seen = self._losses(step)
@@ -241,14 +246,14 @@ class GuidedHeads(Balancer):
         tells = size > 1 or any(tensor.ndim > 1 for tensor in tensors_in(step.target))
         self.window.gather(tells=torch.tensor(float(tells), device=step.loss.device))
         if self.heads is not None:
-            judged = self.judge(step, self.score)
+            judged = self.judge(step, self._judged_by)
             return judged.losses, judged.weights
         found = {}
         with torch.no_grad():
             for name, prediction, wanted in self._alone(step):
                 said = map_tensors(torch.Tensor.detach, prediction)
                 loss = self.task_loss(said, wanted).detach().float()
-                found[name] = (loss, score_counts(self.score, said, wanted))
+                found[name] = (loss, score_counts(self._judged_by, said, wanted))
         lost, empty = torch.full_like(step.loss, torch.nan), next(iter(found.values()))[1] * 0
         rows = [found.get(name, (lost.float(), empty)) for name in self.binding.names]
         losses, counts = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -310,10 +315,13 @@ class GuidedHeads(Balancer):
             "lead": mean_of_seen(first.float(), several[:, None]),
             "spread": mean_of_seen((shares - mean_of_seen(shares, seen)) ** 2, seen).sqrt(),
         }
-        wanted = self._settled(self.shares)
-        if wanted in ("auto", "live"):
+        if self._shown == "live":
             return shares
-        return seen.float() if wanted is None else shuffled_rows(shares, seen, self._draws("order"))
+        return (
+            seen.float()
+            if self._shown is None
+            else shuffled_rows(shares, seen, self._draws("order"))
+        )
 
     def _temperature(self, target: Any) -> Tensor | float:  # noqa: ANN401
         if not isinstance(self.temperature, str):
@@ -327,14 +335,28 @@ class GuidedHeads(Balancer):
             return 1.0
         return self.guidance.opposition(self.window)
 
-    def _settled(self, setting: str | None) -> str | None:
-        """A setting, of which ``"auto"`` is none where the task is dense."""
-        return None if setting == "auto" and self._dense else setting
+    @property
+    def _shown(self) -> str | None:
+        """The shares that are in use."""
+        return (None if self._dense else "live") if self.shares == "auto" else self.shares
+
+    @property
+    def _gate(self) -> str | None:
+        """The gate that is in use."""
+        return (None if self._dense else "signal") if self.gate == "auto" else self.gate
+
+    @property
+    def _judged_by(self) -> Score:
+        return with_chance(self._negated_loss) if self._gate == "loss" else self.score
+
+    def _negated_loss(self, prediction: Any, target: Any) -> Tensor:  # noqa: ANN401
+        with torch.no_grad():
+            return -self.task_loss(prediction, target)
 
     def _gates(self) -> Tensor:
         """Trust in each modality by its head's signal, ``(M,)``; open where nothing tells."""
         gates = self.scores.gates(self.window)
-        if self._settled(self.gate) is None:
+        if self._gate is None:
             return torch.ones_like(gates)
         return torch.where(self.window["tells"] > 0, gates, 1.0)
 

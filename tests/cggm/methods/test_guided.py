@@ -609,6 +609,26 @@ def test_weights_of_a_dense_task_are_equal_whatever_heads_say(gate):
     assert_close(method.readings["weight"], torch.tensor(expected))
 
 
+def test_a_gate_of_losses_sees_a_signal_that_no_score_sees():
+    target = torch.tensor([[0, 0, 0], [1, 1, 1]])
+    # a is unsure of the second image, b sees no difference; all of it looks like the first class
+    unsure = torch.stack([logits(0.9, 0.9, 0.9).T, logits(0.7, 0.7, 0.7).T])
+    images = {"a": unsure, "b": torch.zeros(2, 2, 3)}
+    network, method = of_places(nu=0.0, gate="signal", patience=0.0)
+    with pytest.warns(RuntimeWarning, match="dense task"):
+        method(network(images), target)
+    assert method.readings["trust"].tolist() == method.readings["weight"].tolist() == [0.0, 0.0]
+    network, method = of_places(nu=0.0, gate="loss", patience=0.0)
+    with pytest.warns(RuntimeWarning, match="dense task"):
+        loss = method(network(images), target)
+    # gates 1 and 0, so that B is 0 and 2, and weights (1 + B) / 2; trust in both
+    assert method.readings["trust"].tolist() == [1.0, 1.0]
+    assert_close(method.readings["weight"], torch.tensor([0.5, 1.5]))
+    of_a = (-log(0.9) - log(0.3)) / 2
+    # b adds nothing to the sum, so that the network predicts what a does
+    assert loss.item() == pytest.approx(of_a + 0.5 * of_a + 1.5 * log(2), abs=1e-6)
+
+
 def test_images_that_lack_a_modality_count_nothing_of_it_in_a_dense_task():
     network, method = of_places(nu=1.0)
     lacking = torch.tensor([[5.0] * 3, [-5.0] * 3])
@@ -625,7 +645,7 @@ def test_images_that_lack_a_modality_count_nothing_of_it_in_a_dense_task():
 
 def test_shares_of_a_dense_task_act_where_they_are_asked_for():
     network, method = of_places(nu=0.0, shares="live", gate=None)
-    with pytest.warns(RuntimeWarning, match="dense task.*by default"):
+    with pytest.warns(RuntimeWarning, match="dense task.*the default"):
         method(network(IMAGES), PLACES)
     assert "share" in method.readings
 
