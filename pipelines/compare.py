@@ -31,8 +31,9 @@ def main(argv: Sequence[str]) -> int:
     from cggm.reports import find_task, load_tasks
 
     table = load_tasks(options.tasks or ROOT / "configs" / "tasks.yaml")
-    tasks = [find_task(name, table).of_data(options.data) for name in options.task.split(",")]
-    plan = options.plan(tasks)
+    tasks = [find_task(name, table) for name in options.task.split(",")]
+    table |= {task.name: task for task in tasks}
+    plan = options.plan([task.of_data(options.data) for task in tasks])
     runs = plan.runs(ROOT / "configs")
     sweep = None
     if isinstance(options.sweep, str):

@@ -86,8 +86,8 @@ class CompareOptions:
     """Compare balancing methods.
 
     Args:
-        task: A task of the table: brats, mosi, iemocap, food101, mfeat, htad or arrays; several
-            separated by commas.
+        task: A task of the table: brats, mosi, iemocap, food101, mfeat, htad or arrays; or
+            module:name of a cggm.reports.Task of your own; several separated by commas.
         output: Folder of the comparison.
         methods: Names of configs/methods, separated by commas; with settings as cggm:rho=0.5, and
             unimodal for every modality alone. A selection that suits the protocol where not given.

@@ -79,16 +79,8 @@ class Task:
 
     def _load(self, key: str) -> Callable[..., Any]:
         """The function that one of the task's values names."""
-        text: str = getattr(self, key)
-        module, _, function = text.partition(":")
-        try:
-            found: Callable[..., Any] = getattr(import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"Task {self.name}: expected `{key}` to be module:function, but {text!r} "
-                f"cannot be loaded: {error}.",
-                "Correct the table of tasks.",
-            ) from error
+        what = f"Task {self.name}: expected `{key}` to be module:function"
+        found: Callable[..., Any] = _load(getattr(self, key), what, "Correct the table of tasks.")
         return found
 
 
@@ -108,21 +100,38 @@ def load_tasks(file: Path) -> dict[str, Task]:
 
 
 def find_task(name: str, tasks: Mapping[str, Task]) -> Task:
-    """A task of a table.
+    """A task of a table, or of somebody's own module.
 
     Args:
-        name: Its name.
+        name: Its name, or ``module:name`` of a :class:`Task` in a module that can be imported.
         tasks: The table.
 
     Raises:
-        UserError: If it has none of that name.
+        UserError: If there is none of that name, or the module's has the name of another one.
     """
+    if ":" in name:
+        found = _load(name, f"Expected {name} to be a task", "Correct --task, or PYTHONPATH.")
+        if not isinstance(found, Task) or tasks.get(found.name, found) != found:
+            kind = f"a task named {found.name}" if isinstance(found, Task) else type(found).__name__
+            what = f"Expected {name} to be a cggm.reports.Task of a new name, but it is {kind}."
+            raise UserError(what, f"Names of the table: {', '.join(tasks)}.")
+        return found
     if name not in tasks:
         raise UserError(
             f"Unknown task {name!r}.",
-            f"Available: {', '.join(tasks)}; or give a table of your own with --tasks.",
+            f"Available: {', '.join(tasks)}; or give a table of your own with --tasks, or "
+            "module:name of a task in a module of your own.",
         )
     return tasks[name]
+
+
+def _load(text: str, what: str, fix: str) -> Any:  # noqa: ANN401
+    """What ``module:name`` stands for."""
+    module, _, name = text.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{what}, but {text!r} cannot be loaded: {error}.", fix) from error
 
 
 def _task(name: str, values: Any, file: Path) -> Task:  # noqa: ANN401

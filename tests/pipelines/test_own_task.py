@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_reports_of_the_comparison_and_of_a_run_show_it(compared):
     )
     assert "Validation: calibration error (%)" in page
     assert "SIMULATED DATA" in page
+
+
+def test_a_task_in_a_module_needs_no_table(compared, tmp_path):
+    folder, _ = compared
+    (tmp_path / "own_tasks.py").write_text(
+        "from pathlib import Path\nfrom cggm.reports import Task\n"
+        "from cggm.runs import Metric, register_metrics\n"
+        'register_metrics(Metric("ece", "calibration error", "lower", digits=1, unit="%"))\n'
+        f"CALLS = Task('calls', Path({str(folder / 'calls_train.py')!r}), ('voice',), ('ece',))\n"
+    )
+    given = ("--task", "own_tasks:CALLS", "--methods", "joint,ogm", "--seeds", "1")
+    output = tmp_path / "comparison"
+    done = subprocess.run(
+        [sys.executable, compare.__file__, *given, "--output", str(output)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "calibration error (%)" in (output / "tables" / "calls-performance.md").read_text()
 
 
 def test_nothing_of_it_is_in_the_source():

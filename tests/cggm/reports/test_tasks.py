@@ -92,3 +92,28 @@ def test_unknown_tasks_and_metrics_are_refused_with_what_there_is(tmp_path):
         table(tmp_path, "mine: {script: a.py, modalities: [a], metrics: [toy_known]}")
     ).values()
     assert [metric.label for metric in task.shown_metrics()] == ["known"]
+
+
+def test_a_task_may_stand_in_a_module_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "calls_tasks.py").write_text(
+        "from pathlib import Path\n"
+        "from cggm.reports import Task\n"
+        "CALLS = Task('calls', Path('calls_train.py'), ('voice', 'words'), ('ece',))\n"
+        "BRATS = Task('brats', Path('calls_train.py'), ('voice',), ('ece',))\n"
+        "NUMBER = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    tasks = load_tasks(TABLE)
+    found = find_task("calls_tasks:CALLS", tasks)
+    assert (found.name, found.modalities) == ("calls", ("voice", "words"))
+    assert find_task("calls_tasks:CALLS", {**tasks, "calls": found}) == found
+    for name, message in {
+        "calls_tasks:OTHER": "Expected calls_tasks:OTHER to be a task, but .* cannot be loaded",
+        "no_such_module:CALLS": "cannot be loaded: No module named 'no_such_module'",
+        "calls_tasks:NUMBER": "to be a cggm.reports.Task of a new name, but it is int",
+        "calls_tasks:BRATS": "of a new name, but it is a task named brats",
+        "calls_tasks:": "cannot be loaded",
+        ":CALLS": "cannot be loaded",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            find_task(name, tasks)
