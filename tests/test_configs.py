@@ -12,6 +12,7 @@ from cggm.methods import build_balancer, find_method
 from cggm.runs.cli import parse_arguments
 from cggm.runs.config import read_config
 from cggm.trials import Trials
+from cggm_cls.training.config import DROPOUT_PLACES
 from cggm_seg.networks import MultiEncoderDeepLabV3Plus
 from cggm_seg.training.config import BratsConfig
 from pipelines.arrays_train import ArraysConfig
@@ -68,6 +69,7 @@ def test_recommended_recipe_is_the_papers_but_for_what_was_measured():
     )
     assert (paper.loss.dice, paper.slices.focus) == ("foreground", "lesion")
     changed = {
+        "amp": True,
         "loss": replace(paper.loss, dice="regions"),
         "slices": replace(paper.slices, focus="regions"),
         "network": replace(paper.network, dense=False),
@@ -125,6 +127,37 @@ def test_sizes_and_rates_are_the_papers(data, layers, optimizer, batch_size, set
     files = [CONFIGS / data / "train.yaml", CONFIGS / "methods" / "cggm.yaml"]
     cggm = read_config(SCHEMAS[data], files).balancer.settings
     assert (config.batch_size, {key: cggm[key] for key in settings}) == (batch_size, settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "places", "step"),
+    [
+        ("mosi", (0.15, 0.15, 0.2, 0.1, 0.1), ("adam", 0.0)),
+        ("iemocap", (0.15, 0.15, 0.2, 0.15, 0.2), ("adamw", 0.01)),
+        ("food101", (0.2, 0.15, 0.2, 0.15, 0.1), ("adamw", 0.006)),
+    ],
+)
+def test_recommended_recipes_of_sequences_are_the_papers_but_for_what_is_listed(data, places, step):
+    """The table of docs/sequences.md."""
+    files = [CONFIGS / data / "train.yaml", CONFIGS / data / "paper.yaml"]
+    train, paper = (read_config(SCHEMAS[data], files[:count]) for count in (1, 2))
+    assert paper.network.dropout == dict(zip(DROPOUT_PLACES, places, strict=True))
+    assert (paper.optimizer.name, paper.optimizer.weight_decay) == step
+    changed = {
+        "network": replace(paper.network, dropout=0.1, readout="token"),
+        "optimizer": replace(
+            paper.optimizer,
+            plateau="score",
+            head_weight_decay=train.optimizer.head_weight_decay,
+        ),
+        "balancer": train.balancer,
+    }
+    assert replace(paper, **changed) == train
+    assert (paper.balancer.name, paper.balancer.head_layers) == ("CGGM", 2)
+    assert paper.balancer.head_dropout
+    files = [CONFIGS / data / "train.yaml", CONFIGS / "methods" / "cggm_paper.yaml"]
+    assert paper.balancer.settings == read_config(SCHEMAS[data], files).balancer.settings
+    assert (train.balancer.head_layers, train.balancer.head_dropout) == (1, False)
 
 
 def test_chains_are_laid_over_a_configuration():

@@ -68,11 +68,13 @@ class Validation:
         selects: Which of them selects the checkpoint and drives the schedule; it must be registered
             with :func:`cggm.runs.metrics.register_metrics`.
         picture: Draws what the network makes of a fixed part of the validation data, if anything.
+        schedules: Which of them drives the schedule, registered as well, if another one does.
     """
 
     metrics: Callable[[], Mapping[str, Any]]
     selects: str
     picture: Callable[[], Picture] | None = None
+    schedules: str | None = None
 
 
 class EpochLosses:

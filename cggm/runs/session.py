@@ -318,7 +318,7 @@ class Session:
         # Sentences on what a person should look at are no metrics.
         record |= {k if k == "warnings" else f"val_{k}": v for k, v in metrics.items()}
         self._tell(epoch, metrics.get("warnings", ()))
-        self._step_schedule(score)
+        self._step_schedule(metrics)
         self._losses.keep(0)
         self._journal.write(record, self._readings(engine))
         self._saver.save(epoch, iteration, score)
@@ -343,11 +343,12 @@ class Session:
         assert metrics is not None
         return selection_score(metrics, validation.selects), metrics
 
-    def _step_schedule(self, score: float | None) -> None:
-        schedule = self._parts.schedule
+    def _step_schedule(self, metrics: Mapping[str, Any]) -> None:
+        schedule, validation = self._parts.schedule, self._validation
         if isinstance(schedule, ReduceLROnPlateau):
-            if score is not None:
-                schedule.step(-score)
+            if validation is not None and metrics:
+                name = validation.schedules or validation.selects
+                schedule.step(-selection_score(metrics, name))
         elif isinstance(schedule, LRScheduler):
             schedule.step()
 

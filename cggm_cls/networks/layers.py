@@ -1,7 +1,8 @@
 """Layers of attention over padded sequences, which padding never enters, and their readouts."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,53 @@ Readout = Literal["token", "first", "mean"]
 
 # A dropout mask takes 16 random bits per element, four elements to a random number.
 _LEVELS = 2**16
+
+
+class Dropouts(NamedTuple):
+    """Probabilities of dropping an element, by place.
+
+    Attributes:
+        attention: Of attention weights, which one number for all places leaves alone: torch's fused
+            attention on the processor cannot drop them, and without it a layer over 154 steps takes
+            1.6 times the time.
+        hidden: Of a layer's hidden layer, behind its ReLU.
+        embedding: Of what enters the layers.
+        residual: Of the two residual branches of a layer.
+        output: Of the residual head in front of the output layer.
+    """
+
+    attention: float = 0.0
+    hidden: float = 0.0
+    embedding: float = 0.0
+    residual: float = 0.0
+    output: float = 0.0
+
+    @classmethod
+    def of(cls, rates: "Rates") -> "Dropouts":
+        """Probabilities from one number for all places but attention, or from one for each place.
+
+        Args:
+            rates: The number, or place to number, of which places left out drop nothing; or what
+                this returned.
+
+        Raises:
+            ValueError: If a place is unknown, or a number is not in [0, 1).
+        """
+        if isinstance(rates, Dropouts):
+            return rates
+        if not isinstance(rates, Mapping):
+            rates = dict.fromkeys(cls._fields[1:], rates)
+        unknown = [place for place in rates if place not in cls._fields]
+        if unknown or not all(0 <= rate < 1 for rate in rates.values()):
+            raise ValueError(
+                f"Expected dropout from 0 to below 1, or that of {', '.join(cls._fields)}, but got "
+                f"{dict(rates)}."
+            )
+        return cls(**rates)
+
+
+Rates = float | Mapping[str, float] | Dropouts
+"""What :meth:`Dropouts.of` takes."""
 
 
 class Dropout(nn.Dropout):
@@ -39,22 +87,19 @@ class AttentionLayer(nn.TransformerEncoderLayer):
 
     Modules, initialization and outputs are those of ``nn.TransformerEncoderLayer``. It attends
     without transposing to time-major order, and for some queries alone where only they are read.
-    Dropout acts on its two residual branches and the hidden layer but not on attention weights:
-    torch's fused attention on the processor cannot, and without it a layer over 154 steps takes 1.6
-    times the time.
 
     Args:
         width: Features of a step.
         attention_heads: How many heads; they divide ``width``.
-        dropout: Probability of dropping an element.
+        dropout: Probabilities of dropping an element.
     """
 
-    def __init__(self, width: int, attention_heads: int, dropout: float) -> None:
-        super().__init__(
-            width, attention_heads, 4 * width, dropout, batch_first=True, norm_first=True
-        )
-        self.self_attn.dropout = 0.0
-        self.dropout, self.dropout1, self.dropout2 = (Dropout(dropout) for _ in range(3))
+    def __init__(self, width: int, attention_heads: int, dropout: Rates) -> None:
+        super().__init__(width, attention_heads, 4 * width, batch_first=True, norm_first=True)
+        rates = Dropouts.of(dropout)
+        self.self_attn.dropout = rates.attention
+        self.dropout = Dropout(rates.hidden)
+        self.dropout1, self.dropout2 = Dropout(rates.residual), Dropout(rates.residual)
 
     def forward(  # type: ignore[override]
         self, values: Tensor, mask: Tensor, queries: Tensor | None = None
@@ -96,7 +141,8 @@ class AttentionLayer(nn.TransformerEncoderLayer):
             query = F.linear(queries, weight[:width], bias[:width])
             key, value = F.linear(keys, weight[width:], bias[width:]).chunk(2, dim=-1)
         query, key, value = map(self.split_heads, (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
+        dropped = self.self_attn.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, mask[:, None, None], dropped)
         return self.self_attn.out_proj(attended.transpose(1, 2).flatten(2))
 
     def split_heads(self, values: Tensor) -> Tensor:
@@ -118,7 +164,7 @@ class AttentionStack(nn.Module):
         dropout: Dropout of each layer.
     """
 
-    def __init__(self, layers: int, width: int, attention_heads: int, dropout: float) -> None:
+    def __init__(self, layers: int, width: int, attention_heads: int, dropout: Rates) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             AttentionLayer(width, attention_heads, dropout) for _ in range(layers)
@@ -214,12 +260,12 @@ class SequenceEncoder(nn.Module):
         width: int,
         layers: int,
         attention_heads: int,
-        dropout: float,
+        dropout: Rates,
     ) -> None:
         super().__init__()
         self.projection = nn.Linear(features, width)
         self.token = learned_step(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(Dropouts.of(dropout).embedding)
         self.stack = AttentionStack(layers, width, attention_heads, dropout)
 
     def forward(self, sequence: MaskedSequence) -> MaskedSequence:
@@ -242,8 +288,9 @@ class AttentionHead(nn.Module):
     """Head of one modality: predicts from that modality's encoded sequence alone.
 
     It is read like its network. Where one step is read, the last layer attends for that step only,
-    which makes a head of one layer nearly free; the released code's has two. It drops nothing, so
-    that it draws no random number and the network's dropout is the same as without heads.
+    which makes a head of one layer nearly free; the released code's has two. Unless told otherwise
+    it drops nothing, so that it draws no random number and the network's dropout is the same as
+    without heads.
 
     Args:
         width: Features of a step.
@@ -251,6 +298,7 @@ class AttentionHead(nn.Module):
         layers: Attention layers.
         attention_heads: Heads of each layer.
         readout: See :meth:`AttentionStack.read`.
+        dropout: Dropout of each layer.
     """
 
     def __init__(
@@ -261,11 +309,12 @@ class AttentionHead(nn.Module):
         layers: int,
         attention_heads: int,
         readout: Readout,
+        dropout: Rates = 0.0,
     ) -> None:
         super().__init__()
         self.regression = classes is None
         self.readout: Readout = readout
-        self.stack = AttentionStack(layers, width, attention_heads, dropout=0.0)
+        self.stack = AttentionStack(layers, width, attention_heads, dropout)
         self.output_layer = nn.Linear(width, 1 if classes is None else classes)
 
     def forward(self, encoded: MaskedSequence) -> Tensor:

@@ -43,18 +43,19 @@ class RowEncoder(nn.Module):
 
 
 class RowHead(nn.Module):
-    """Head of one modality: predicts from what that modality's encoder returns, and drops nothing.
+    """Head of one modality: predicts from what that modality's encoder returns.
 
     Args:
         width: Features of the input.
         classes: Number of classes, or ``None`` for regression.
         layers: Hidden layers, one less of which are before the output layer.
+        dropout: Dropout behind each of them.
     """
 
-    def __init__(self, width: int, classes: int | None, layers: int) -> None:
+    def __init__(self, width: int, classes: int | None, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.regression = classes is None
-        self.hidden = _perceptron(width, width, layers - 1, dropout=0.0)
+        self.hidden = _perceptron(width, width, layers - 1, dropout)
         self.output_layer = nn.Linear(width, 1 if classes is None else classes)
 
     def forward(self, encoded: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class MultimodalMLP(SequenceNetwork):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(widths, classes)
-        self.width = width
+        self.width, self.dropout = width, dropout
         for name, features in widths.items():
             self.encoders[name] = RowEncoder(features, width, encoder_layers, dropout)
         if fusion == "features":
@@ -108,10 +109,13 @@ class MultimodalMLP(SequenceNetwork):
         vector: Tensor = self.fusion(torch.cat([encoded[n] for n in self.modalities], dim=1))
         return vector
 
-    def heads(self, layers: int = 1) -> dict[str, nn.Module]:
+    def heads(self, layers: int = 1, *, dropout: bool = False) -> dict[str, nn.Module]:
         """One head per encoder, of so many layers; see the base."""
         device = next(self.encoders.parameters()).device
-        return {n: RowHead(self.width, self.classes, layers).to(device) for n in self.encoders}
+        rate = self.dropout if dropout else 0.0
+        return {
+            n: RowHead(self.width, self.classes, layers, rate).to(device) for n in self.encoders
+        }
 
 
 class _Hidden(nn.Module):

@@ -13,6 +13,8 @@ from cggm_cls.networks.layers import (
     AttentionHead,
     AttentionStack,
     Dropout,
+    Dropouts,
+    Rates,
     Readout,
     SequenceEncoder,
     append_token,
@@ -40,17 +42,17 @@ class Fusion(nn.Module):
         width: int,
         layers: int,
         attention_heads: int,
-        dropout: float,
+        dropout: Rates,
         readout: Readout,
     ) -> None:
         super().__init__()
         self.readout = readout
         self.embeddings = nn.ParameterDict({name: learned_step(width) for name in modalities})
         self.token = learned_step(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(Dropouts.of(dropout).embedding)
         self.stack = AttentionStack(layers, width, attention_heads, dropout)
         self.hidden = nn.Linear(width, width)
-        self.hidden_dropout = Dropout(dropout)
+        self.hidden_dropout = Dropout(Dropouts.of(dropout).output)
         self.residual = nn.Linear(width, width)
 
     def forward(self, encoded: Sequences) -> Tensor:
@@ -95,11 +97,12 @@ class SequenceNetwork(nn.Module):
         self.classes = classes
         self.encoders = nn.ModuleDict()
 
-    def heads(self, layers: int = 1) -> dict[str, nn.Module]:
+    def heads(self, layers: int = 1, *, dropout: bool = False) -> dict[str, nn.Module]:
         """One head per encoder, in their order, on the device of the network.
 
         Args:
             layers: Hidden layers of each head.
+            dropout: Whether heads drop as the network does, and draw random numbers for it.
         """
         raise NotImplementedError
 
@@ -161,9 +164,9 @@ class MultimodalTransformer(SequenceNetwork):
 
     Padding is never looked at, wherever it is and whatever finite it holds. A missing modality is
     a sequence without a real step. Differences to the released code, which masks nothing: learned
-    prediction tokens and modality embeddings, positions by true step, no dropout of attention
-    weights (see :class:`cggm_cls.networks.layers.AttentionLayer`). Meant for narrow steps; time
-    and memory of the fusion grow with the square of the modalities' joint length.
+    prediction tokens and modality embeddings, positions by true step, and, unless told by place, no
+    dropout of attention weights (see :class:`cggm_cls.networks.layers.Dropouts`). Meant for narrow
+    steps; time and memory of the fusion grow with the square of the modalities' joint length.
 
     Args:
         widths: Modality to features of a step of its sequences; one encoder each.
@@ -176,7 +179,8 @@ class MultimodalTransformer(SequenceNetwork):
             head says of an empty sequence.
         fusion_layers: Layers of the fusion, or of each head; the paper's are
             ``encoder_layers - 2``.
-        dropout: Dropout of embeddings, residual branches and hidden layers.
+        dropout: Dropout of embeddings, residual branches, hidden layers and the residual head, or
+            that of each place, see :meth:`cggm_cls.networks.layers.Dropouts.of`.
         readout: What the prediction is read from: the fusion's ``"token"``, the ``"first"`` real
             step of the first modality (the released code) or the ``"mean"`` of all real steps.
 
@@ -200,7 +204,7 @@ class MultimodalTransformer(SequenceNetwork):
         encoder_layers: int = 5,
         fusion: FusionRule = "features",
         fusion_layers: int = 3,
-        dropout: float = 0.1,
+        dropout: Rates = 0.1,
         readout: Readout = "token",
     ) -> None:
         super().__init__(widths, classes)
@@ -210,15 +214,15 @@ class MultimodalTransformer(SequenceNetwork):
             )
         self.width = width
         self.attention_heads = attention_heads
-        self.dropout = dropout
+        self.dropout = Dropouts.of(dropout)
         self.readout: Readout = readout
         for name, features in widths.items():
             self.encoders[name] = SequenceEncoder(
-                features, width, encoder_layers, attention_heads, dropout
+                features, width, encoder_layers, attention_heads, self.dropout
             )
         if fusion == "features":
             self.fusion = Fusion(
-                self.modalities, width, fusion_layers, attention_heads, dropout, readout
+                self.modalities, width, fusion_layers, attention_heads, self.dropout, readout
             )
         self._join(fusion, width, fusion_layers)
 
@@ -227,7 +231,7 @@ class MultimodalTransformer(SequenceNetwork):
         vector: Tensor = self.fusion(encoded)
         return vector
 
-    def heads(self, layers: int = 1) -> dict[str, nn.Module]:
+    def heads(self, layers: int = 1, *, dropout: bool = False) -> dict[str, nn.Module]:
         """One head per encoder, of so many attention layers; see the base."""
         device = next(self.encoders.parameters()).device
         return {
@@ -237,19 +241,23 @@ class MultimodalTransformer(SequenceNetwork):
                 layers=layers,
                 attention_heads=self.attention_heads,
                 readout=self.readout,
+                dropout=self.dropout if dropout else 0.0,
             ).to(device)
             for name in self.encoders
         }
 
 
-def sequence_heads(network: SequenceNetwork, *, layers: int = 1) -> dict[str, nn.Module]:
+def sequence_heads(
+    network: SequenceNetwork, *, layers: int = 1, dropout: bool = False
+) -> dict[str, nn.Module]:
     """One head per encoder of a network, in the order of its encoders.
 
     Args:
         network: The network whose features the heads read.
         layers: Hidden layers of each head, of attention for a transformer.
+        dropout: Whether heads drop as the network does.
 
     Returns:
         Heads by modality, on the device of the network.
     """
-    return network.heads(layers)
+    return network.heads(layers, dropout=dropout)

@@ -25,7 +25,7 @@ from cggm_cls.data import Batch, TaskData, move
 from cggm_cls.training.balancing import adam_factory, sequence_balancer
 from cggm_cls.training.batches import sequence_batches, sequence_loader
 from cggm_cls.training.config import SequenceConfig
-from cggm_cls.training.evaluation import evaluate
+from cggm_cls.training.evaluation import predict
 from cggm_cls.training.summary import announce_sequences, conclude_sequences, numbers
 
 
@@ -67,7 +67,11 @@ class SequenceTraining:
             run,
             config,
             balance=BalanceHandler(self.balancer),
-            validation=Validation(lambda: self.validate(), self._selects),
+            validation=Validation(
+                lambda: self.validate(),
+                self._selects,
+                schedules="loss" if rates.plateau == "loss" else None,
+            ),
         )
         self._replica = replicated(self.network)
 
@@ -108,14 +112,15 @@ class SequenceTraining:
         """Metrics of the validation split; every rank has to call it."""
         data = self.data
         size = self.config.batch_size
-        metrics = numbers(
-            evaluate(self.network, data.valid, data.measure, batch_size=size, sharded=True)
-        )
+        prediction = predict(self.network, data.valid, batch_size=size, sharded=True)
+        metrics = numbers(data.measure(prediction.numpy(), data.valid.target.numpy()))
         if self._selects not in metrics:  # of a measure that the data set brought
             raise UserError(
                 f"Expected {self._selects}, which selects the checkpoint, among the metrics of the "
                 f"data, but got {', '.join(metrics) or 'none'}.",
                 "Add it to what own_measure returns.",
             )
+        if self.config.optimizer.plateau == "loss":
+            metrics["loss"] = float(self.balancer.task_loss(prediction, data.valid.target))
         # The first one is what curves show.
         return {self._selects: metrics[self._selects], **metrics}

@@ -58,7 +58,12 @@ def sequence_balancer(config: SequenceConfig, network: SequenceNetwork, data: Ta
         config.balancer.settings,
         {
             "task_loss": lambda: task_loss,
-            "heads": partial(sequence_heads, network, layers=config.balancer.head_layers),
+            "heads": partial(
+                sequence_heads,
+                network,
+                layers=config.balancer.head_layers,
+                dropout=config.balancer.head_dropout,
+            ),
             "score": lambda: negative_mae if regression else accuracy,
             "head_optimizer": lambda: adam_factory(rates, rates.head_lr, rates.head_weight_decay),
             "samples": lambda: len(data.train),

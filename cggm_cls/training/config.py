@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cggm_cls.networks import SequenceNetwork
 
 
+DROPOUT_PLACES = ("attention", "hidden", "embedding", "residual", "output")
+
+
 @dataclass(frozen=True)
 class SequenceNetworkConfig:
     """The network: a multimodal transformer, or perceptrons.
@@ -27,7 +30,9 @@ class SequenceNetworkConfig:
         fusion: What is fused: features, by such layers, or the predictions of a head for each
             modality, by this rule, as UnimodalEnsemble, QMF, ReconBoost and MLA need it.
         fusion_layers: Layers over the concatenated sequences, or of each head.
-        dropout: Dropout probability of embeddings, residual branches and hidden layers.
+        dropout: Dropout probability of embeddings, residual branches, hidden layers and the
+            residual head; or, for a transformer, that of each place: attention, hidden, embedding,
+            residual, output.
         readout: What is read of a transformer: the prediction token, the first real step, or the
             mean.
     """
@@ -38,7 +43,7 @@ class SequenceNetworkConfig:
     encoder_layers: int = 5
     fusion: Literal["features", "average", "sum", "energy", "entropy"] = "features"
     fusion_layers: int = 3
-    dropout: float = 0.1
+    dropout: float | dict[str, float] = 0.1
     readout: Literal["token", "first", "mean"] = "token"
 
     def __post_init__(self) -> None:
@@ -48,7 +53,12 @@ class SequenceNetworkConfig:
         heads = self.attention_heads
         fits = self.width % heads == 0 and self.width % 2 == 0
         require(fits, "network.width", f"to be even and a multiple of {heads}", self.width)
-        require(0 <= self.dropout < 1, "network.dropout", "from 0 to below 1", self.dropout)
+        places = isinstance(self.dropout, dict)
+        rates = self.dropout if isinstance(self.dropout, dict) else {"all": self.dropout}
+        known = not places or (self.kind == "transformer" and set(rates) <= set(DROPOUT_PLACES))
+        fits = known and all(0 <= rate < 1 for rate in rates.values())
+        expected = f"from 0 to below 1; a transformer's may be by {', '.join(DROPOUT_PLACES)}"
+        require(fits, "network.dropout", expected, self.dropout)
 
     def build(self, widths: Mapping[str, int], classes: int | None) -> "SequenceNetwork":
         """The network, with random weights.
@@ -88,7 +98,9 @@ class AdamConfig:
         head_lr: Learning rate of the heads.
         head_weight_decay: Weight decay of the heads.
         clip_norm: Greatest norm of the network's gradient; 0 does not clip.
-        patience: Validations without a better score before the learning rate falls to a tenth.
+        plateau: What the rate falls on: the score that selects the checkpoint, or the loss, as in
+            the released code, both of the validation split.
+        patience: Validations without a better one before the learning rate falls to a tenth.
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -97,6 +109,7 @@ class AdamConfig:
     head_lr: float = 5e-4
     head_weight_decay: float = 0.0
     clip_norm: float = 0.8
+    plateau: Literal["score", "loss"] = "score"
     patience: int = 10
 
     def __post_init__(self) -> None:
@@ -111,9 +124,12 @@ class SequenceBalancerConfig(BalancerConfig):
 
     Args:
         head_layers: Layers of a head, of attention for a transformer.
+        head_dropout: Whether heads drop as the network does, as the released ones. The network's
+            own dropout then draws other numbers than without heads.
     """
 
     head_layers: int = 1
+    head_dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,6 +72,15 @@ def test_every_parameter_of_a_head_is_trained_and_the_network_spared(readout):
     assert every(parameter.grad is None for parameter in network.parameters())
 
 
+def test_heads_drop_as_the_network_where_they_are_told_to():
+    network = small_network(dropout={"hidden": 0.1, "residual": 0.2, "output": 0.3})
+    for told in (False, True):
+        for head in sequence_heads(network, layers=2, dropout=told).values():
+            for layer in head.stack.layers:
+                found = (layer.dropout.p, layer.dropout1.p, layer.dropout2.p)
+                assert found == ((0.1, 0.2, 0.2) if told else (0, 0, 0))
+
+
 def test_heads_start_different():
     text, audio = sequence_heads(small_network()).values()
     assert not torch.equal(text.output_layer.weight, audio.output_layer.weight)

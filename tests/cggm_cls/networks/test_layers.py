@@ -9,6 +9,8 @@ from cggm_cls.networks.layers import (
     AttentionLayer,
     AttentionStack,
     Dropout,
+    Dropouts,
+    SequenceEncoder,
     append_token,
     sinusoids,
 )
@@ -98,6 +100,33 @@ def test_layer_drops_all_that_it_says_and_no_attention_weight():
     assert layer.self_attn.dropout == 0
     values, mask = sequence()
     assert not torch.equal(layer(values, mask), layer(values, mask))
+
+
+def test_dropout_by_place():
+    rates = {"attention": 0.5, "hidden": 0.1, "embedding": 0.2, "residual": 0.3}
+    encoder = SequenceEncoder(4, 8, 1, 2, rates)
+    layer = encoder.stack.layers[0]
+    assert (encoder.dropout.p, layer.dropout.p) == (0.2, 0.1)
+    assert (layer.dropout1.p, layer.dropout2.p, layer.self_attn.dropout) == (0.3, 0.3, 0.5)
+    assert Dropouts.of(0.1) == Dropouts(0.0, 0.1, 0.1, 0.1, 0.1)
+    assert Dropouts.of(rates).output == 0
+
+
+def test_attention_weights_are_dropped_where_it_is_said_in_training_alone():
+    layer = AttentionLayer(8, 2, {"attention": 0.5})
+    values, mask = sequence()
+    assert not torch.equal(layer(values, mask), layer(values, mask))
+    kept = AttentionLayer(8, 2, 0.0)
+    kept.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.eval()(values, mask), kept(values, mask))
+
+
+@pytest.mark.parametrize("rates", [1.0, {"hidden": -0.1}, {"heads": 0.1}])
+def test_wrong_dropout_is_named(rates):
+    with pytest.raises(
+        ValueError, match="Expected dropout from 0 to below 1, or that of attention"
+    ):
+        Dropouts.of(rates)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,21 @@ def test_heads_leave_the_network_alone(tmp_path):
     assert none("head." in name or "heads." in name for name in weights(tmp_path / "plain", 2))
 
 
+def test_the_rate_falls_on_a_plateau_of_the_validation_loss(tmp_path):
+    optimizer = replace(CONFIG.optimizer, plateau="loss", patience=1, lr=1e-9)
+    training = train(tmp_path / "run", replace(CONFIG, max_epochs=3, optimizer=optimizer))
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    schedule = training.session._parts.schedule
+    assert schedule.best == pytest.approx(min(line["val_loss"] for line in lines))
+    prediction = predict(training.network, training.data.valid)
+    expected = torch.nn.functional.cross_entropy(prediction, training.data.valid.target)
+    assert lines[-1]["val_loss"] == pytest.approx(float(expected), rel=1e-4)
+    plain = train(tmp_path / "plain", replace(CONFIG, max_epochs=1))
+    assert plain.session._parts.schedule.best == -max(
+        line["val_acc"] for line in read_jsonl(tmp_path / "plain" / "metrics.jsonl")
+    )
+
+
 def test_gradient_is_clipped(tmp_path):
     still = replace(CONFIG, optimizer=replace(CONFIG.optimizer, name="adam", clip_norm=1e-30))
     free = replace(CONFIG, optimizer=replace(CONFIG.optimizer, name="adam", clip_norm=0.0))
