@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cggm.errors import DataError, UserError
 from cggm_cls.data.arrays.description import DESCRIPTION
 from cggm_cls.data.arrays.files import plain_text
-from cggm_cls.data.arrays.reader import Missing, describe_folder, read_array_table
+from cggm_cls.data.arrays.folder import describe_folder, read_array_table
+from cggm_cls.data.arrays.reader import Missing
 from cggm_cls.data.arrays.simulation import DEMO
 from cggm_cls.data.arrays.splits import Rows, split_rows
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable

@@ -1,10 +1,8 @@
-"""Reader of a folder of arrays: files, aligned by their identifiers, become one table."""
+"""Reader of what a description speaks of: arrays of files, aligned by their identifiers."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,142 +13,22 @@ from torch import nn
 from cggm.errors import DataError
 from cggm_cls.data.arrays.description import (
     DESCRIPTION,
-    LAYOUT,
     Description,
     ModalitySource,
     Reference,
-    read_description,
 )
 from cggm_cls.data.arrays.files import (
-    PICKLES,
     FileContent,
-    is_array_file,
     plain_text,
-    read_array_file,
 )
-from cggm_cls.data.arrays.guess import guess_description, is_about_samples
-from cggm_cls.data.arrays.splits import SPLITS
-from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, joined_splits, unfit
+from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, unfit
 
 Missing = Literal["refuse", "absent"]
-OWN_FILES = ("simulated.json",)
 
 _ID_NAME = re.compile(
     r"|(?i:ids?|uid|uuid|index|idx|row|unnamed: \d+)|.*[^A-Za-z0-9](?i:id|uid|uuid)|.*[a-z](ID|Id)"
 )
 _FEWEST = 10  # rows from which whole numbers without a gap are taken for a count of rows
-
-
-def read_array_table(folder: Path, target: str | None, missing: Missing) -> ArrayTable:
-    """The arrays of a folder as one table, with what was taken for what in its notes.
-
-    Args:
-        folder: The folder.
-        target: Name of the target, where there are several.
-        missing: What becomes of samples that the file of a modality lacks, see
-            :func:`cggm_cls.data.arrays.load_array_folder`.
-
-    Raises:
-        DataError: If files are absent, damaged, or do not fit together.
-        UserError: If ``dataset.yaml`` is wrong, or the target is not there.
-    """
-    description, contents = _described(folder)
-    chosen = description.chosen(target, folder)
-    table = TableReader(folder, description, contents, chosen, missing).read()
-    notes = [*_taken(description, chosen, table), *_unread(folder, contents)]
-    return replace(table, notes=(*table.notes, *notes))
-
-
-def describe_folder(folder: Path) -> Description:
-    """What a folder holds, as its description says or as its names do.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        DataError: If it holds no such files.
-        UserError: If ``dataset.yaml`` is wrong.
-    """
-    return _described(folder)[0]
-
-
-def _described(folder: Path) -> tuple[Description, dict[str, FileContent]]:
-    """What a folder holds, and the files that this speaks of."""
-    if not folder.is_dir():
-        raise DataError(str(folder), None, "Expected a folder, but there is none.", LAYOUT)
-    description = read_description(folder)
-    if description is None:
-        contents = {content.path.name: content for content in _all_files(folder)}
-        return guess_description(folder, [*contents.values()]), contents
-    named = _named_columns(description)
-    return description, {
-        name: read_array_file(folder / name, named.__contains__) for name in description.files
-    }
-
-
-def _named_columns(description: Description) -> set[str | None]:
-    """Columns that are kept as they are written."""
-    found = [description.split, description.group, *(t.at for t in description.targets.values())]
-    return {description.id_name, *(at.name for at in found if at is not None)}
-
-
-def _all_files(folder: Path) -> Iterator[FileContent]:
-    """Every file of arrays in a folder; one for each split counts as one file."""
-    files = [f for f in sorted(folder.iterdir()) if is_array_file(f) and not f.name.startswith(".")]
-    splits = {f.suffix: f for f in files if f.stem in SPLITS}
-    for suffix in splits:
-        parts = {split: folder / f"{split}{suffix}" for split in SPLITS}
-        for part in parts.values():
-            if part not in files:
-                what = f"Expected {part.name} beside the other splits, but there is no such file."
-                raise DataError(str(folder), part, what, LAYOUT)
-        found = {split: read_array_file(f, lambda _: True) for split, f in parts.items()}
-        if any(content.is_table for content in found.values()):
-            what = f"Expected one table with a column `split`, but found {splits[suffix].name}."
-            raise DataError(str(folder), splits[suffix], what, "Join the tables of the splits.")
-        arrays = {split: content.arrays for split, content in found.items()}
-        path = folder / f"{{{','.join(SPLITS)}}}{suffix}"
-        yield FileContent(path, joined_splits(folder, arrays, parts))
-    for file in files:
-        if file.stem not in SPLITS:
-            yield read_array_file(file, partial(is_about_samples, file))
-
-
-def _taken(description: Description, target: str, table: ArrayTable) -> Iterator[str]:
-    """What names of files were taken for, and targets that serve for nothing."""
-    if description.guessed:
-        parts = [f"{name} {_shape(m)} of {m.where.name}" for name, m in table.modalities.items()]
-        beside = {"identifiers": table.ids, "a split": table.split, "groups": table.group}
-        found = [name for name, values in beside.items() if values is not None]
-        yield (
-            f"Taken by names alone: modalities {', '.join(parts)}; target "
-            f"{description.targets[target].at}; {', '.join(found) or 'nothing else'}. "
-            f"{DESCRIPTION} would say otherwise."
-        )
-    others = [name for name in description.targets if name != target]
-    if others:
-        yield f"Other targets are not looked at: {', '.join(others)}."
-
-
-def _shape(modality: ArrayModality) -> str:
-    values, columns = modality.values, modality.columns
-    if values.ndim == 3:
-        return f"(up to {values.shape[1]} steps of {values.shape[2]})"
-    shown = ", ".join([*columns[:3], *(["..."] if len(columns) > 3 else [])])
-    return f"({values.shape[1]} features{': ' * bool(shown)}{shown})"
-
-
-def _unread(folder: Path, contents: Mapping[str, FileContent]) -> Iterator[str]:
-    """Files that lie in the folder and belong to nothing that was read."""
-    names = {file.name for file in folder.iterdir() if file.is_file()}
-    joined = {f"{split}{name[name.rfind('.') :]}" for name in contents for split in SPLITS}
-    plain = {name for name in names if not name.startswith(".")} - {*contents} - joined
-    left = sorted(plain - {DESCRIPTION, *OWN_FILES})
-    if left:
-        pickles = any(Path(name).suffix in PICKLES for name in left)
-        why = "; reading a pickle would run what it holds" if pickles else ""
-        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-        yield f"Not read: {shown}{why}."
 
 
 class TableReader:
