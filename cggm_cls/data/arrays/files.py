@@ -218,13 +218,13 @@ def _is_number(text: str) -> bool:
 
 
 def _read_parquet(path: Path, as_text: Callable[[str], bool]) -> FileContent:
-    import pandas as pd
-
-    if not any(find_spec(engine) for engine in ("pyarrow", "fastparquet")):
+    if not find_spec("pandas") or not any(map(find_spec, ("pyarrow", "fastparquet"))):
         raise UserError(
             f"{path}: expected a package that reads Parquet, but found none.",
             'Install one with pip install "cggm[arrays]", or write the table as CSV.',
         )
+    import pandas as pd
+
     try:
         table = pd.read_parquet(path)
     except FileNotFoundError:
