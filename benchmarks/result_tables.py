@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.known import proof
 from benchmarks.known.answer import interval
 from benchmarks.known.data import SCENARIOS, TASKS
+from benchmarks.known.dense import FORMS
 from cggm.comparison.missing import missing_table
 from cggm.comparison.records import FinishedRun, read_records
 from cggm.comparison.tables import heads_table, performance_table
@@ -39,6 +40,7 @@ def all_tables() -> list[str]:
         known_tables(known),
         lacking_at_test_table(read_records(RESULTS / "compare_missing.jsonl")),
         proof.table(json.loads((RESULTS / "guided.json").read_text())["rows"]),
+        dense_table(json.loads((RESULTS / "dense.json").read_text())["rows"]),
         lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
         lacking_table(json.loads((RESULTS / "lacking.json").read_text())["rows"]),
         cost_table(costs),
@@ -78,6 +80,37 @@ def lacking_cells(
         bold = f"**{text}**" if abs(mean) > half else text
         cells.append("" if other == method else bold)
     return cells
+
+
+def dense_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Dice of joint training and differences to it, all modalities there and one missing."""
+    found = {(row["scenario"], row["form"]): dense_figures(row["scores"]) for row in rows}
+    scenarios = [name for name in SCENARIOS if (name, "joint") in found]
+    heads = [f"({name}) {what}" for name in scenarios for what in ("all", "one missing")]
+    lines = [f"| Dice | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for form in FORMS:
+        own = [found.get((name, form)) for name in scenarios]
+        cells = []
+        for name, figures in zip(scenarios, own, strict=True):
+            pairs = zip(figures, found[name, "joint"], strict=True) if figures else ()
+            cells += [dense_cell(*pair, form) for pair in pairs] or ["-", "-"]
+        if any(own):
+            lines.append(f"| {form} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def dense_figures(scores: Mapping[str, Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Dice with all modalities, and the mean of those without one, by seed."""
+    missing = [own for key, own in scores.items() if key != "score"]
+    return list(scores["score"]), [statistics.mean(own) for own in zip(*missing, strict=True)]
+
+
+def dense_cell(own: Sequence[float], joint: Sequence[float], form: str) -> str:
+    if form == "joint":
+        return f"{statistics.mean(own):.1f}"
+    mean, half = interval([a - b for a, b in zip(own, joint, strict=True)])
+    text = f"{mean:+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(mean) > half else text
 
 
 def known_tables(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -97,20 +97,36 @@ def make_data(
     for split, size in sizes.items():
         draw = _draw_images if task == "segmentation" else _draw_vectors
         latent, target = draw(task, size, generator)
-        position = torch.rand(size, generator=generator)
-        inputs, start = {}, 0.0
-        for name in scenario.names:
-            end = start + scenario.shuffled.get(name, 0.0)
-            apart = (start <= position) & (position < end)
+        position, inputs = torch.rand(size, generator=generator), {}
+        for name, apart in zip(scenario.names, _misled(scenario, position), strict=True):
             others = torch.randperm(size, generator=generator)
             shown = torch.where(apart, others, torch.arange(size))
-            start = end
             code = latent[shown] if task == "segmentation" else _code(latent[shown], maps[name])
             noise = scenario.noise[name] * NOISE[task]
             speed = scale if name in scenario.slow else 1.0
             inputs[name] = _observe(code, noise, speed, generator)
         data[split] = inputs, target
     return data
+
+
+def shown_truly(scenario: Scenario, seed: int) -> Tensor:
+    """Which modality shows a training image of ``make_data`` and no other one, bool, ``(N, M)``."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in scenario.names:
+        torch.randn(16, CODE, generator=generator)
+    _draw_images("segmentation", SIZES["segmentation"], generator)
+    position = torch.rand(SIZES["segmentation"], generator=generator)
+    return ~torch.stack(_misled(scenario, position), 1)
+
+
+def _misled(scenario: Scenario, position: Tensor) -> list[Tensor]:
+    """Samples in which each modality shows another one, by their positions in [0, 1]."""
+    found, start = [], 0.0
+    for name in scenario.names:
+        end = start + scenario.shuffled.get(name, 0.0)
+        found.append((start <= position) & (position < end))
+        start = end
+    return found
 
 
 def _draw_vectors(task: str, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,77 @@
+"""Dense forms trained for many seeds at once: equal to the plain training, and shares by hand."""
+
+from math import exp
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.known.dense import FORMS, Batch, DenseEngine, shares_of, weights_of
+from benchmarks.known.training import Case, Row, train
+from benchmarks.result_tables import dense_table
+
+SEEDS = (3, 4)
+PLAIN = {
+    "joint": ("Balancer", {}),
+    "unimodal losses": ("UnimodalLosses", {}),
+    "even pass": ("GuidedHeads", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:GuidedHeads is bound to a dense task")
+@pytest.mark.parametrize("form", PLAIN)
+def test_all_seeds_at_once_equal_the_plain_training(form):
+    found, _ = DenseEngine("c", SEEDS).train(FORMS[form], epochs=1)
+    method, settings = PLAIN[form]
+    for position, seed in enumerate(SEEDS):
+        own = settings | ({"seed": seed} if method == "GuidedHeads" else {})
+        network = train(Case("segmentation", "c", "sgd", seed), Row(method, own), 1)[1]
+        for name, wanted in network.named_parameters():
+            values = found[name].chunk(len(SEEDS))[position]
+            assert_close(values, wanted, rtol=1e-4, atol=1e-5, msg=f"{name} {seed}")
+
+
+# one seed, two images of one row of four pixels: a disk of two, a square of one, two modalities
+TARGET = torch.tensor([[[[0, 0, 1, 1]]], [[[0, 0, 0, 2]]]])
+BATCH = Batch(0, {}, TARGET, torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+
+
+def test_shares_of_regions_by_hand():
+    losses = torch.zeros(2, 1, 1, 4, 2)
+    losses[0, 0, 0, 2:, 0] = torch.tensor([0.0, 2.0])  # a mean of 1 on the disk by the first
+    shares, images = shares_of("regions", losses, BATCH)
+    # the disk is in one image alone: its part there is the mean part of its class
+    assert_close(shares, torch.ones(2, 1, 1, 4, 2))
+    assert_close(images, torch.ones(2, 1, 2))
+    losses[1, 0, 0, :3, 0] = 1.0
+    shares, _ = shares_of("regions", losses, BATCH)
+    first, second = 1 / 2, exp(-1) / (exp(-1) + 1)
+    typical = (first + second) / 2  # of the background, in both images
+    assert_close(shares[0, 0, 0, 0, 0].item(), first / typical)
+    assert_close(shares[1, 0, 0, 2, 0].item(), second / typical)
+
+
+def test_shares_of_images_and_of_what_is_shown_by_hand():
+    losses = torch.zeros(2, 1, 1, 4, 2)
+    losses[1, 0, 0, 3, 0] = 4.0  # the square: 4 of the only shape
+    shares, images = shares_of("shapes", losses, BATCH)
+    first, second = 1 / 2, exp(-4) / (exp(-4) + 1)
+    assert_close(images[:, 0, 0], torch.tensor([first, second]) * 2 / (first + second))
+    assert_close(shares[:, 0, 0, 0], images[:, 0])
+    shares, images = shares_of("truth", losses, BATCH)
+    assert images[:, 0].tolist() == [[2.0, 0.0], [0.0, 2.0]]
+
+
+def test_a_table_has_differences_to_joint_training():
+    scores = {"score": [80.0, 82.0], "without A": [10.0, 10.0], "without B": [30.0, 50.0]}
+    more = scores | {"score": [81.0, 83.0]}
+    pairs = (("joint", scores), ("pixels", more))
+    text = dense_table([{"scenario": "a", "form": form, "scores": own} for form, own in pairs])
+    assert "| joint | 81.0 | 25.0 |" in text
+    assert "| pixels | **+1.0 ± 0.0** | +0.0 ± 0.0 |" in text
+
+
+def test_weights_of_who_is_behind_by_hand():
+    # gates 1 and 1/4: B = 2 (1 - 4/5) and 2 (1 - 1/5), of which (1 + B) / 2
+    assert_close(weights_of(torch.tensor([0.8, 0.2])), torch.tensor([0.7, 1.3]))
+    assert_close(weights_of(torch.tensor([-0.1, -0.2])), torch.ones(2))
