@@ -15,20 +15,24 @@ STATE = "balancer.pt"
 """File of the balancer's state in a checkpoint of :class:`BalancedTrainer`."""
 
 
+_IGNORED = -100  # the label that neither the trainer counts nor PyTorch's cross-entropy
+
+
 def balanced_loss(
     balancer: Balancer, prediction: Callable[[Any], Any] | str = "logits"
 ) -> Callable[..., Tensor]:
     """A ``compute_loss_func`` for ``transformers.Trainer`` that calls a bound balancer.
 
     Bind the balancer to the model before the trainer is made. The trainer divides no loss of a
-    ``compute_loss_func``: micro-batches are weighted here by their share of the samples that the
-    optimizer steps on, which is what the trainer counts. In evaluation it is the loss alone.
+    ``compute_loss_func``: micro-batches are weighted here by their share of the labels that the
+    optimizer steps on, as the trainer counts them: all but -100. In evaluation it is the loss
+    alone.
 
-    Do not use it for token-level labels, where the trainer counts tokens and not samples; nor for
-    methods that count epochs, or in a training that is to be resumed: :class:`BalancedTrainer`.
+    Do not use it for methods that count epochs, or in a training that is to be resumed:
+    :class:`BalancedTrainer`.
 
     Args:
-        balancer: The method, bound; its task loss is a mean over samples.
+        balancer: The method, bound; its task loss is a mean over the labels that are not -100.
         prediction: What the model returns to the prediction that the loss takes, or its name in a
             mapping or among the attributes.
 
@@ -47,7 +51,9 @@ def balanced_loss(
             mapping = isinstance(outputs, Mapping)
             made = outputs[prediction] if mapping else getattr(outputs, prediction)
         value: Tensor = balancer(made, labels)
-        return value if num_items_in_batch is None else value * (len(labels) / num_items_in_batch)
+        if num_items_in_batch is None:
+            return value
+        return value * (labels.ne(_IGNORED).sum() / num_items_in_batch)
 
     return loss
 
@@ -57,7 +63,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     All else is the trainer's. A checkpoint gets the file ``balancer.pt`` beside the optimizer's
     state, and ``train(resume_from_checkpoint=...)`` goes on from it; the weights have no head in
-    them. The labels are those of :func:`balanced_loss`, one for each sample.
+    them. The loss is that of :func:`balanced_loss`.
 
     Args:
         *args: As the trainer takes them, model and arguments first.
