@@ -240,6 +240,19 @@ def check_scalable(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_single(prediction: Any, method: str) -> None:  # noqa: ANN401
+    """Refuse several predictions, such as those of deep supervision, for a method that needs one.
+
+    Raises:
+        ValueError: If it is no tensor.
+    """
+    if not isinstance(prediction, Tensor):
+        raise ValueError(
+            f"Expected the network to return one tensor, because {method} compares predictions, "
+            f"but got {kind_of(prediction)}. Choose another method."
+        )
+
+
 def check_scalar(loss: Any, owner: str) -> None:  # noqa: ANN401
     """Refuse a loss that is no scalar tensor.
 

@@ -19,12 +19,19 @@ from tests.cggm.contract import CONTRACTS, Contract
 from tests.documents import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MINUTES = ["nnunet_training"]  # of a quiet core
 FACTOR = re.compile(r"(\w+) +score (\d\.\d\d)  B (\d\.\d\d)")
 TASKS = sorted(contract_runs.TASKS)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in MINUTES else ()) for p in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_example_runs_and_balances(example, tmp_path):
+    if example.stem in MINUTES:
+        pytest.importorskip("nnunetv2", reason="needs the extra nnunet: pip install 'cggm[nnunet]'")
     said = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:cggm", example],
         cwd=tmp_path,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
+from cggm.contract import check_single
 from cggm.heads import Criterion
 from cggm.methods._parts import combined, shapley_weights
 from cggm.passes import Step
@@ -114,6 +115,7 @@ class AGM(Balancer):
         modulates = first <= self.clock.current and (last is None or self.clock.current <= last)
         if self.alpha == 0 or not modulates or len(self.mean) == 1:
             return step.loss
+        check_single(step.prediction, "AGM")
         names = self.binding.names
         predictions = self._predictions(step)
         factors = self._judge(step, predictions)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, normalize
 
 from cggm.binding import Binding, recorded
+from cggm.contract import check_single
 from cggm.heads import Criterion, Heads, OptimizerFactory, default_optimizer
 from cggm.methods._parts import (
     DrawingBalancer,
@@ -177,6 +178,7 @@ class PASSION(DrawingBalancer):
         self.readings["weight"] = self.beta.clone()
         if not any(self.weights):
             return step.loss
+        check_single(step.prediction, "PASSION")
         has = _has(step.presence, step.prediction, len(self.beta))
         distilled, apart, distances = self._taught(step)
         ahead, scale = self._gather(distances, has, drawn)

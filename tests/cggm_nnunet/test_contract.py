@@ -21,8 +21,8 @@ REFUSED = {
     "UnimodalEnsemble": "Expected a late-fusion network",
     "UnimodalTeacher": "Expected `teachers`",
 }
-SINGLE = {"AGM", "PASSION"}  # which need one prediction, where deep supervision gives several
-SERVED = [name for name in method_names() if name not in SINGLE | {*REFUSED}]
+SINGLE = ["AGM", "PASSION"]  # which need one prediction, where deep supervision gives several
+SERVED = [name for name in method_names() if name not in [*SINGLE, *REFUSED]]
 
 
 def started(name, folder):
@@ -66,6 +66,13 @@ def test_steps_are_those_of_a_bare_loop_bit_for_bit(tmp_path, name):
 def test_methods_that_need_more_than_nnunet_has_are_refused(tmp_path, name):
     with pytest.raises(UserError, match=REFUSED[name]):
         started(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_methods_that_need_one_prediction_are_refused_in_the_first_step(tmp_path, name):
+    trainer = started(name, tmp_path)
+    with pytest.raises(ValueError, match=f"return one tensor, because {name} compares"):
+        trainer.train_step(batch(0, axes=2))
 
 
 @pytest.mark.parametrize("direction", ["out of nnU-Net", "into nnU-Net"])

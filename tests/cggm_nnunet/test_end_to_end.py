@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -36,20 +39,34 @@ class Commands:
             "PYTHONPATH": str(ROOT),
         }
 
-    def run(self, name: str, *arguments: object, processes: str = "0") -> str:
-        """A command's output; `processes` that load data, of which planning needs one."""
+    def start(self, name: str, *arguments: object, processes: str = "0") -> subprocess.Popen:
+        """A command; `processes` that load data, of which planning needs one."""
         script = Path(sys.executable).parent / name
-        done = subprocess.run(
+        return subprocess.Popen(
             [*([str(script)] if script.exists() else [sys.executable, name]), *map(str, arguments)],
             env=self.environment | {"nnUNet_n_proc_DA": processes},
             cwd=ROOT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+
+    def run(self, name: str, *arguments: object, processes: str = "0") -> str:
+        """A command's output."""
+        command = self.start(name, *arguments, processes=processes)
+        told, _ = command.communicate(timeout=600)
+        assert command.returncode == 0, told[-5000:]
+        return told
+
+    def kill_once(self, reached: Callable[[], bool], name: str, *arguments: object) -> None:
+        """Start a command and kill it and its children when something has happened."""
+        command = self.start(name, *arguments)
+        while not reached():
+            assert command.poll() is None, command.stdout.read()[-5000:]
+            time.sleep(0.02)
+        os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
 
     def settings(self, **values: object) -> None:
         """Write the settings beside the plans."""
@@ -84,9 +101,13 @@ def commands(tmp_path_factory):
 def test_trains_resumes_predicts_and_scores_subsets(commands):
     short = {"iterations": 2, "validation_iterations": 1, "save_every": 1, "head_lr": 0.005}
     train = (NUMBER, "3d_fullres", 0, "-tr", "nnUNetTrainerCGGM", "-device", "cpu")
-    commands.settings(epochs=2, **short)
-    commands.run("nnUNetv2_train", *train)
     commands.settings(epochs=3, **short)
+
+    def two_epochs_are_saved():  # that of the first is removed once nnU-Net's file is written
+        states = commands.paths["results"].glob("*/*/fold_0/checkpoint_latest.balance_*.pt")
+        return [state.name[-8:-3] for state in states] == ["00002"]
+
+    commands.kill_once(two_epochs_are_saved, "nnUNetv2_train", *train)
     told = commands.run("nnUNetv2_train", *train, "--c")
     assert "Epoch 2" in told
     assert "Epoch 1\n" not in told

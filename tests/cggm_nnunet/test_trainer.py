@@ -15,12 +15,19 @@ from cggm_nnunet.trainer import (
     nnUNetTrainerCGGM,
     nnUNetTrainerJoint,
     nnUNetTrainerMRD,
+    nnUNetTrainerMRDUnimodalLosses,
     nnUNetTrainerUnimodalLosses,
 )
 from tests.cggm_nnunet.plans import NAMES, batch, make_trainer
 from tests.quantifiers import every
 
-TRAINERS = [nnUNetTrainerJoint, nnUNetTrainerCGGM, nnUNetTrainerMRD, nnUNetTrainerUnimodalLosses]
+TRAINERS = [
+    nnUNetTrainerJoint,
+    nnUNetTrainerCGGM,
+    nnUNetTrainerMRD,
+    nnUNetTrainerUnimodalLosses,
+    nnUNetTrainerMRDUnimodalLosses,
+]
 MAGNITUDE = "settings: {direction: null, gate: null, rho: 1.0}"
 
 
@@ -208,6 +215,18 @@ def test_settings_take_effect(tmp_path, monkeypatch):
     assert trainer.balancing.balancer.lam == 0.25
     assert trainer.network.widths == [4, 8, 16, 16]
     assert trainer.plans_manager.plans["cggm"] == {"width": 2.0}  # which prediction reads
+
+
+def test_a_chain_has_settings_of_its_own_and_takes_others_one_by_one(tmp_path):
+    trainer = make_trainer(nnUNetTrainerMRDUnimodalLosses, tmp_path / "a")
+    dropout, losses = trainer.balancing.balancer.parts
+    assert torch.allclose(dropout.draws.shares(), torch.tensor([4 / 7] * 3))
+    assert losses.weight == 1.0
+    settings = "settings: {ModalityDropout: {seed: 4}, UnimodalLosses: {weight: 0.5}}"
+    trainer = make_trainer(nnUNetTrainerMRDUnimodalLosses, tmp_path / "b", settings=settings)
+    dropout, losses = trainer.balancing.balancer.parts
+    assert losses.weight == 0.5
+    assert trainer.settings.settings["ModalityDropout"] == {"subsets": "uniform", "seed": 4}
 
 
 def test_two_phases_of_a_ct_have_names_of_their_own():
