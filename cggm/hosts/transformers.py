@@ -53,7 +53,8 @@ def balanced_loss(
         value: Tensor = balancer(made, labels)
         if num_items_in_batch is None:
             return value
-        return value * (labels.ne(_IGNORED).sum() / num_items_in_batch)
+        share: Tensor = labels.ne(_IGNORED).sum() / num_items_in_batch
+        return value * share
 
     return loss
 
