@@ -55,7 +55,10 @@ napoleon_use_rtype = False
 add_module_names = False
 toc_object_entries = False
 nitpick_ignore_regex = [
-    ("py:.*", r"(argparse|collections|enum|gzip|jsonargparse|markupsafe|pathlib|zlib|zlib_ng)\..*"),
+    (
+        "py:.*",
+        r"(argparse|collections|enum|fractions|gzip|jsonargparse|markupsafe|pathlib|zlib|zlib_ng)\..*",
+    ),
     (
         "py:.*",
         r"(batchgeneratorsv2|ignite|lightning|monai|nibabel|nnunetv2|np|numpy|PIL|torch)\..*",

@@ -72,7 +72,7 @@ class MultimodalMLP(SequenceNetwork):
     """Perceptron per modality and perceptron over all, for rows of features.
 
     It takes sequences as well, whose steps it averages: order and time are lost, for which there is
-    :class:`cggm_cls.networks.MultimodalTransformer`.
+    :class:`~cggm_cls.networks.transformer.MultimodalTransformer`.
 
     Args:
         widths: Modality to features of a step of its sequences; one encoder each.

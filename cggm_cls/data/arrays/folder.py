@@ -32,7 +32,7 @@ def read_array_table(folder: Path, target: str | None, missing: Missing) -> Arra
         folder: The folder.
         target: Name of the target, where there are several.
         missing: What becomes of samples that the file of a modality lacks, see
-            :func:`cggm_cls.data.arrays.load_array_folder`.
+            :func:`cggm_cls.data.arrays.load.load_array_folder`.
 
     Raises:
         DataError: If files are absent, damaged, or do not fit together.

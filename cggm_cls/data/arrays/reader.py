@@ -40,7 +40,7 @@ class TableReader:
         contents: Its files by name.
         target: Name of the target to train on.
         missing: What becomes of samples that a modality's file lacks, see
-            :func:`cggm_cls.data.arrays.load_array_folder`.
+            :func:`cggm_cls.data.arrays.load.load_array_folder`.
     """
 
     def __init__(
