@@ -12,6 +12,7 @@ from cggm.comparison.tables import (
     ablation_table,
     cost_table,
     heads_table,
+    known_tasks,
     performance_table,
     rank_table,
     verdict_table,
@@ -81,6 +82,24 @@ def test_verdicts_of_all_tasks_in_one_table():
         ["other", "up", "not decided (1 seed)"],
     ]
     assert verdict_table(runs("joint", [0.5]), tasks) is None
+
+
+def test_a_task_shows_the_metrics_and_knows_the_modalities_of_its_trainings():
+    table = {
+        name: Task(name, Path(), ("text",), ("acc", "mae", "dice")) for name in ("mosi", "other")
+    }
+    heads = {"lab": {"mae": 0.1}, "ecg": {"mae": 0.2}}
+    records = [
+        *runs("joint", [0.3], metric="mae", heads=heads),
+        *runs("unimodal_lab", [None, 0.4], metric="mae"),
+        *runs("up", [0.2], metric="mae"),
+        *runs("joint", [1.0], metric="hd95", task="other"),
+    ]
+    numbers, other = known_tasks(records, table)
+    assert (numbers.metrics, numbers.modalities) == (("mae",), ("text", "lab", "ecg"))
+    assert other == table["other"], "nothing of its own was measured"
+    rows = texts(verdict_table(records, [numbers]))
+    assert [row[1] for row in rows] == ["up"], "a modality alone is no method"
 
 
 def test_verdicts_of_five_seeds():
