@@ -72,7 +72,7 @@ class ScaledNetwork(nn.Module):
         return ((values.double() - mean) / deviation).float()
 
 
-def export_sequences(run: RunFolder, output: Path) -> None:
+def export_sequences(run: RunFolder, form: str, output: Path) -> None:
     """Write ``model.onnx`` of the best checkpoint, and ``model.json`` that says what it takes.
 
     The model takes two inputs of each modality, the features as they were in the data, ``(B, T,
@@ -82,12 +82,16 @@ def export_sequences(run: RunFolder, output: Path) -> None:
 
     Args:
         run: A finished run.
+        form: ``onnx``.
         output: Folder to be made.
 
     Raises:
-        UserError: If the run is not finished or from before results said what is taken, a package
-            is missing, or the folder exists.
+        UserError: If the form is another one, the run is not finished or from before results said
+            what is taken, a package is missing, or the folder exists.
     """
+    if form != "onnx":
+        what = f"Expected --to onnx for a training on sequences, but got --to {form}."
+        raise UserError(what, "Other forms are those of images.")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         what = f"Expected the packages that onnx needs, but {', '.join(missing)} cannot be found."

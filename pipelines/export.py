@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs import RunFolder, parse_options, require, run
+from cggm.runs import RunFolder, parse_options, run
 
 SHARED = Path(__file__).parents[1] / "configs" / "bundle"
 
@@ -43,8 +43,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         from cggm_cls.export import export_sequences
 
-        require(options.to == "onnx", "to", "onnx for a training on sequences", options.to)
-        export_sequences(folder, output)
+        export_sequences(folder, options.to, output)
     print(output)
 
 

@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
     config = SequenceConfig(max_epochs=2, batch_size=16, network=SMALL)
     run = RunFolder(folder / "run")
     SequenceTraining(config, run, data, torch.device("cpu")).run()
-    export_sequences(run, folder / "onnx")
+    export_sequences(run, "onnx", folder / "onnx")
     return folder
 
 
@@ -73,10 +73,12 @@ def test_the_card_says_what_goes_in(finished):
 def test_what_cannot_be_exported_is_one_message(finished, tmp_path, monkeypatch):
     run = RunFolder(finished / "run")
     with pytest.raises(UserError, match="expected no export there yet"):
-        export_sequences(run, finished / "onnx")
+        export_sequences(run, "onnx", finished / "onnx")
     with pytest.raises(UserError, match="a finished run whose results say what"):
-        export_sequences(RunFolder(tmp_path), tmp_path / "onnx")
+        export_sequences(RunFolder(tmp_path), "onnx", tmp_path / "onnx")
+    with pytest.raises(UserError, match=r"Expected --to onnx .*, but got --to torch"):
+        export_sequences(run, "torch", tmp_path / "torch")
     monkeypatch.setattr("cggm_cls.export.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'onnxruntime cannot be found.*"cggm\[cls,export\]"'):
-        export_sequences(run, tmp_path / "onnx")
+        export_sequences(run, "onnx", tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
