@@ -1,18 +1,25 @@
-.PHONY: demo test test-all lint bench gpu gpu-dry known-answer faults compare-quick docs release-check hashes clean
+.PHONY: demo test test-all lint bench gpu gpu-dry known-answer faults mutants compare-quick docs release-check hashes \
+	clean
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+# make test VENV=/elsewhere/env, where the checkout is read-only: what tools note lies there, too.
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export RUFF_CACHE_DIR := $(abspath $(VENV))/cache/ruff
+export MYPY_CACHE_DIR := $(abspath $(VENV))/cache/mypy
+export HYPOTHESIS_STORAGE_DIRECTORY := $(abspath $(VENV))/cache/hypothesis
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o cache_dir=$(abspath $(VENV))/cache/pytest
 
 demo: $(READY)
 	$(BIN)/python pipelines/brats_demo.py
 
 # One thread a process: two of them on two cores wait for each other otherwise.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+	$(PYTEST) --numprocesses 2 -m "not slow"
 
 # What is slow and rarely tells more: damage of every family, signals of every kind, ranks once more.
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	$(PYTEST) --numprocesses 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,6 +49,10 @@ faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults.run \
 		--json benchmarks/results/faults.json --page docs/benchmarks.md
 
+# Small faults in the core, one after another, and which test notices each; hours on two cores.
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
 # Every method with settings for few epochs; the order is that of the paper's tables.
 METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,ogm,$\
 ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rectify_epochs=1,mmpareto,$\
@@ -69,7 +80,7 @@ hashes: $(READY)
 
 # uv installs in seconds what takes pip minutes; its version is not part of the tested set.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[seg,export,features,arrays,nnunet,docs,dev]"
 	# Real data for mfeat_train.py and htad_train.py; what the first itself needs is long out of date.

@@ -57,7 +57,7 @@ def test_only_common_seeds_count_and_four_are_too_few():
 
 
 @given(st.permutations(range(6)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_names_of_the_seeds_do_not_matter(order):
     def renamed(values):
         return {order[seed]: value for seed, value in values.items()}

@@ -23,7 +23,7 @@ def test_interval_agrees_with_all_resamples():
 
 
 @given(st.integers(0, 999), st.floats(0.01, 100.0), st.floats(-10.0, 10.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_interval_moves_and_scales_with_the_values(seed, scale, shift):
     x = np.random.default_rng(seed).normal(size=6)
     low, high = bootstrap_interval(x)

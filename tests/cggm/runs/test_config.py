@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cggm.errors import UserError
@@ -195,7 +195,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(config=configs)
 def test_written_configuration_reads_back_equal(tmp_path_factory, config):
     file = tmp_path_factory.mktemp("config") / "config.yaml"

@@ -41,7 +41,7 @@ def test_region_mask_holds_the_nested_regions():
     assert list(REGIONS) == ["ET", "TC", "WT"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.sampled_from([(1, 1, 1), (2, 5, 4), (3, 4, 2, 5)]),

@@ -69,7 +69,7 @@ def test_worst_distance_is_the_diagonal_of_a_brats_volume():
 
 
 @pytest.mark.filterwarnings("ignore:monai.metrics.utils get_mask_edges")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), border=st.booleans())
 def test_crop_leaves_the_distance_as_it_is(seed, border):
     rng = np.random.default_rng(seed)
