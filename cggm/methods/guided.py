@@ -308,11 +308,12 @@ class GuidedHeads(Balancer):
         strength = gates * self._strength(target)
         shares = torch.where(seen, 1 + strength * (shares - 1), 0.0)
         several = seen.sum(1) > 1
-        first = nn.functional.one_hot(parts.argmax(1), len(gates))
+        # not one_hot, which looks at its values on a processor
+        first = torch.eye(len(gates), dtype=torch.float32, device=parts.device)[parts.argmax(1)]
         self.readings |= {
             "strength": strength,
             "share": mean_of_seen(parts, seen),
-            "lead": mean_of_seen(first.float(), several[:, None]),
+            "lead": mean_of_seen(first, several[:, None]),
             "spread": mean_of_seen((shares - mean_of_seen(shares, seen)) ** 2, seen).sqrt(),
         }
         if self._shown == "live":
@@ -386,7 +387,7 @@ class GuidedHeads(Balancer):
         drawn = torch.rand(len(chances), 1, generator=self._draws("kept")).to(chances.device)
         below = chances.cumsum(1) / chances.sum(1, keepdim=True)
         chosen = (below[:, :-1] <= drawn).sum(1)  # rounded, the last sum may be less than 1
-        return nn.functional.one_hot(chosen, chances.shape[1]).bool()
+        return torch.eye(chances.shape[1], dtype=torch.bool, device=chances.device)[chosen]
 
     def _loss_of_kept(self, step: Step, kept: Tensor) -> Tensor:
         columns = zip(step.features.items(), kept.unbind(1), strict=True)

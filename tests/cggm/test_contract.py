@@ -25,6 +25,7 @@ from tests.cggm.contract_runs import (
     train,
 )
 from tests.cggm.networks import NAMES
+from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every
 
 MOVED = ("video", "text", "audio")
@@ -104,6 +105,16 @@ def test_commits_once_per_window_and_says_whether_windows_equal_batches(name):
     assert commits == [2] * 6
     assert every(row["loss"].isfinite() for row in rows)
     assert near(cut.state_dict(), whole.state_dict()) == (not CONTRACTS[name].windows)
+
+
+@every_method
+def test_a_step_does_not_wait_for_the_device(name):
+    network, (batch, *_) = make(name), batches_for(name)
+    balancer = acting(name, network)
+    train(network, balancer, [batch], epochs=[1])
+    balancer.identify(torch.arange(16))
+    with NoSynchronization():
+        balancer(network(batch[0]), batch[1]).backward()
 
 
 @every_method
