@@ -74,7 +74,7 @@ def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"{len(kinds['names'])} ways to name files, {len(kinds['labels'])} to label",
         "; ".join(told),
-        f"labels: MONAI's BraTS transform {wrong} wrong without a word",
+        f"labels: MONAI's transform, made for BraTS 2018, {wrong} wrong without a word",
     )
 
 
