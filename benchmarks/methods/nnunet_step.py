@@ -1,20 +1,20 @@
 """Time and memory of balanced nnU-Net training steps against nnU-Net's own from the same plan.
 
-    python -m benchmarks.methods.nnunet_step [--size 64] [--residual] [--repeats 5] [--json FILE]
+    python -m benchmarks.methods.nnunet_step [--size 32] [--residual] [--repeats 5] [--json FILE]
 
-nnU-Net plans for SIMULATED cases of that size, and every side trains by nnU-Net's own step: its
-network with one encoder, ours trained jointly, and ours under two methods. Sides take turns within
-one process for the times; peak memory is taken in a process of its own for each side, above what
-the imports take.
+The plan is one for cubic patches of that size, four channels, a batch of 2, with topology and
+widths by nnU-Net's rules. Every side trains by nnU-Net's own step on random numbers: its network
+with one encoder, ours trained jointly, and ours under two methods. Sides take turns within one
+process for the times, which are the processor's; peak memory is taken in a fork of its own for
+each side, above what the imports take.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import statistics
-import subprocess
-import sys
 import time
 from contextlib import redirect_stdout
 from io import StringIO
@@ -23,27 +23,32 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import (
+    get_pool_and_conv_props,
+)
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.machine import machine
 from cggm_nnunet import (
     nnUNetTrainerCGGM,
     nnUNetTrainerJoint,
     nnUNetTrainerMRDUnimodalLosses,
-    simulate_dataset,
 )
 
-MODULE = "benchmarks.methods.nnunet_step"
-NUMBER = 997
-PLANNERS = {
-    False: ("ExperimentPlanner", "nnUNetPlans"),
-    True: ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
+UNETS = "dynamic_network_architectures.architectures.unet."
+DATA = "Dataset997_Step"
+DESCRIBED = {
+    "channel_names": {
+        str(number): name for number, name in enumerate(("T1", "T1c", "T2", "FLAIR"))
+    },
+    "labels": {"background": 0, "edema": 1, "lesion": 2},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
 }
 
 
 def sides() -> dict[str, Any]:
     """Trainers by the name of their side, nnU-Net's own first."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     return {
         "nnU-Net": nnUNetTrainer,
         "joint": nnUNetTrainerJoint,
@@ -52,36 +57,67 @@ def sides() -> dict[str, Any]:
     }
 
 
+def planned_network(size: int, *, residual: bool) -> tuple[dict[str, Any], list[int]]:
+    """What a plan says of the network for cubic patches, by nnU-Net's rules, and the patch."""
+    _, strides, kernels, patch, _ = get_pool_and_conv_props([1.0] * 3, [size] * 3, 4, 999999)
+    stages = len(strides)
+    blocks = {"n_blocks_per_stage": [1, 3, 4, *[6] * 9][:stages]}
+    described: dict[str, Any] = {
+        "n_stages": stages,
+        "features_per_stage": [min(320, 32 * 2**stage) for stage in range(stages)],
+        "conv_op": "torch.nn.Conv3d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        **(blocks if residual else {"n_conv_per_stage": [2] * stages}),
+        "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    network = {
+        "network_class_name": UNETS + ("ResidualEncoderUNet" if residual else "PlainConvUNet"),
+        "arch_kwargs": described,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    return network, [int(edge) for edge in patch]
+
+
 def plan(folder: Path, size: int, *, residual: bool) -> Path:
-    """Let nnU-Net plan for simulated cases; returns the file of the plans."""
+    """Write plans of cubic patches; returns their file."""
+    network, patch = planned_network(size, residual=residual)
+    configuration = {
+        "data_identifier": "cases",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": patch,
+        "spacing": [1.0] * 3,
+        "architecture": network,
+        "batch_dice": False,
+    }
+    plans: dict[str, Any] = {"dataset_name": DATA, "plans_name": "nnUNetPlans"}
+    plans |= {"label_manager": "LabelManager", "configurations": {"3d_fullres": configuration}}
+    home = folder / "preprocessed" / DATA
+    (home / "cases").mkdir(parents=True)
+    (home / "cases" / "case.b2nd").touch()  # by whose ending nnU-Net tells how cases are stored
+    (home / "dataset.json").write_text(json.dumps(DESCRIBED))
     for part in ("raw", "preprocessed", "results"):
-        (folder / part).mkdir()
-    simulate_dataset(folder / "raw", NUMBER, "brain", cases=2, shape=(size, size, size))
-    planner, name = PLANNERS[residual]
-    number = ["-d", str(NUMBER)]
-    for command, *rest in (
-        ["extract_fingerprint", *number, "-np", "1"],
-        ["plan_experiment", *number, "-pl", planner],
-    ):
-        script = Path(sys.executable).with_name(f"nnUNetv2_{command}")
-        subprocess.run([script, *rest], check=True, capture_output=True)
-    (file,) = folder.glob(f"preprocessed/*/{name}.json")
-    cases = (
-        file.parent
-        / json.loads(file.read_text())["configurations"]["3d_fullres"]["data_identifier"]
-    )
-    cases.mkdir()
-    (cases / "case.b2nd").touch()  # by whose ending nnU-Net tells how cases are stored
+        os.environ[f"nnUNet_{part}"] = str(folder / part)
+    file = home / "nnUNetPlans.json"
+    file.write_text(json.dumps(plans, default=int))
     return file
 
 
-def build(kind: Any, plans: Path, device: str) -> Any:  # noqa: ANN401
-    """A trainer of a side, ready to step."""
+def build(kind: Any, plans: Path) -> Any:  # noqa: ANN401
+    """A trainer of a side on the processor, ready to step."""
     described = json.loads((plans.parent / "dataset.json").read_text())
     planned = json.loads(plans.read_text()) | {"continue_training": False}
     torch.manual_seed(0)
     with redirect_stdout(StringIO()):
-        trainer = kind(planned, "3d_fullres", 0, described, torch.device(device))
+        trainer = kind(planned, "3d_fullres", 0, described, torch.device("cpu"))
         trainer.initialize()
     trainer.network.train()
     if hasattr(trainer, "balancing"):
@@ -104,17 +140,15 @@ def batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def timed_step(trainer: Any, sample: dict[str, Any]) -> float:  # noqa: ANN401
-    """Seconds of one training step."""
-    start = time.perf_counter()
+    """Seconds of the processor's time that one training step takes."""
+    start = time.process_time()
     trainer.train_step(sample)
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def times(plans: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of the steps of each side, taking turns; the first turn is left out."""
-    trainers = {side: build(kind, plans, options.device) for side, kind in sides().items()}
+    trainers = {side: build(kind, plans) for side, kind in sides().items()}
     sample = batch(trainers["nnU-Net"])
     seconds: dict[str, list[float]] = {side: [] for side in trainers}
     for _ in range(options.repeats + 1):
@@ -123,26 +157,28 @@ def times(plans: Path, options: argparse.Namespace) -> dict[str, list[float]]:
     return {side: found[1:] for side, found in seconds.items()}
 
 
-def peak(plans: Path, options: argparse.Namespace) -> float:
-    """Peak memory in MB of three steps of one side, above what the process held before."""
-    kind = sides()[options.side]
+def peak(kind: Any, plans: Path) -> float:  # noqa: ANN401
+    """Peak memory in MB of two steps of one side, above what the process held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _megabytes("VmRSS")
-    trainer = build(kind, plans, options.device)
+    trainer = build(kind, plans)
     sample = batch(trainer)
-    for _ in range(3):
+    for _ in range(2):
         trainer.train_step(sample)
-    if trainer.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
     return _megabytes("VmHWM") - before
 
 
 def peaks(plans: Path) -> dict[str, float]:
-    """Peak memory of each side, in processes of their own."""
-    command = [sys.executable, "-m", MODULE, *sys.argv[1:], "--plans", plans, "--side"]
-    return {
-        side: float(subprocess.run([*command, side], check=True, capture_output=True).stdout)
-        for side in sides()
-    }
+    """Peak memory of each side, in forks of a process that has computed nothing yet."""
+    context = multiprocessing.get_context("fork")
+    found = {}
+    for side, kind in sides().items():
+        answers = context.SimpleQueue()
+        process = context.Process(target=lambda k=kind, a=answers: a.put(peak(k, plans)))
+        process.start()
+        found[side] = answers.get()
+        process.join()
+    return found
 
 
 def _megabytes(field: str) -> float:
@@ -153,10 +189,8 @@ def _megabytes(field: str) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Plan, then measure all sides."""
+    """Write a plan, then measure all sides."""
     with TemporaryDirectory() as folder:
-        parts = {f"nnUNet_{part}": str(Path(folder) / part) for part in ("raw", "results")}
-        os.environ.update(parts | {"nnUNet_preprocessed": str(Path(folder) / "preprocessed")})
         plans = plan(Path(folder), options.size, residual=options.residual)
         planned = json.loads(plans.read_text())["configurations"]["3d_fullres"]
         memory, seconds = peaks(plans), times(plans, options)
@@ -185,17 +219,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--residual", action="store_true", help="plan residual encoders")
-    parser.add_argument("--plans", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", help="print one side's peak memory and stop")
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
-    if options.side:
-        print(peak(options.plans, options))
-        return
+    torch.set_num_threads(1)
     found = measure(options)
     print(found["plan"])
     for side, row in found["sides"].items():

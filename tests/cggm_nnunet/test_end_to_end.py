@@ -35,7 +35,7 @@ class Commands:
             "nnUNet_extTrainer": str(trainers_folder()),
             "nnUNet_def_n_proc": "1",
             "MPLBACKEND": "agg",
-            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",  # nnU-Net takes all cores, and idle threads would spin
             "PYTHONPATH": str(ROOT),
         }
 
