@@ -54,7 +54,7 @@ def evaluate_heads(
     *,
     batch_size: int = 64,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of the head of each modality, see :func:`evaluate`.
+    """Metrics of the head of each modality over the samples that have it, see :func:`evaluate`.
 
     Args:
         network: The network, on its device.
@@ -70,10 +70,13 @@ def evaluate_heads(
             encoded = network.encode(inputs)
             for name, head in heads.items():
                 parts[name].append(head(encoded[name]).cpu())
-    return {
-        name: _metrics(torch.cat(predictions), dataset, measure)
-        for name, predictions in parts.items()
-    }
+    found = {}
+    for name, predictions in parts.items():
+        lengths = dataset.inputs[name].lengths[:: dataset.views.get(name, 1)]
+        has, prediction = lengths > 0, torch.cat(predictions)
+        if has.any():
+            found[name] = dict(measure(prediction[has].numpy(), dataset.target[has].numpy()))
+    return found
 
 
 def evaluate(

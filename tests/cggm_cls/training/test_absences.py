@@ -12,6 +12,7 @@ from cggm.runs.folder import RunFolder
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset
 from cggm_cls.training.assembly import SequenceTraining
 from cggm_cls.training.config import AdamConfig, SequenceBalancerConfig, SequenceNetworkConfig
+from cggm_cls.training.evaluation import evaluate_heads
 from tests.cggm_cls.splits import task_data
 from tests.cggm_cls.training.test_assembly import CONFIG
 
@@ -69,6 +70,24 @@ def test_a_head_learns_from_the_samples_that_have_its_modality_alone(tmp_path):
         before = head.detach().clone()
         training._step(training.trainer, data.train.batch([position]))
         assert torch.equal(before, head) == (position != 0)
+
+
+def test_a_head_is_measured_on_the_samples_that_have_its_modality(tmp_path):
+    data = replace(lacking(), test=without(task_data().test, "audio", {*range(2, 24)}))
+    training = build(tmp_path / "run", method("UnimodalLosses"), data)
+    seen = []
+
+    def measure(prediction, target):
+        seen.append(target.tolist())
+        return {"acc": float((prediction.argmax(1) == target).mean())}
+
+    heads = training.balancer.heads
+    found = evaluate_heads(training.network, heads, data.test, measure, batch_size=5)
+    assert list(found) == ["text", "audio", "vision"]
+    whole = data.test.target.tolist()
+    assert seen == [whole, whole[:2], whole]
+    alone = replace(data, test=without(data.test, "audio", {*range(24)}))
+    assert "audio" not in evaluate_heads(training.network, heads, alone.test, measure)
 
 
 def test_methods_that_cannot_leave_a_modality_out_are_refused(tmp_path):
