@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.data.slices import write_case
+from benchmarks.data.slices import SHAPE, write_case
 from benchmarks.machine import machine
 from benchmarks.methods.segmentation_step import SIDES, make_balancer
 from cggm import BalanceHandler
@@ -54,6 +54,7 @@ class Bench:
         batch: Slices of a step.
         steps: That are timed, behind as many that are not.
         cases: Volumes of the feeding and of the inference.
+        shape: Of these.
     """
 
     device: torch.device
@@ -62,6 +63,7 @@ class Bench:
     batch: int = 16
     steps: int = 8
     cases: int = 2
+    shape: tuple[int, int, int] = SHAPE
     figures: Figures = field(default_factory=dict)
 
     @property
@@ -93,7 +95,7 @@ def steps_of(
     precision: str = "float32",
     *,
     channels_last: bool = False,
-    compiled: str | None = None,
+    compiled: dict[str, str] | None = None,
 ) -> Figures:
     """Seconds of a step and peak memory of one side in one form."""
     network, (images, labels) = bench.network(), bench.data()
@@ -105,7 +107,7 @@ def steps_of(
     balancer = make_balancer(side, network).bind(network)
     if compiled is not None:
         for encoder in network.encoders.values():
-            encoder.compile(mode=compiled)
+            encoder.compile(**compiled)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     autocast = partial(
         torch.autocast, bench.device.type, torch.bfloat16, enabled=precision == "bf16"
@@ -134,11 +136,12 @@ def step(bench: Bench) -> Figures:
         "float32": {},
         "bf16": {"precision": "bf16"},
         "bf16, channels_last": {"precision": "bf16", "channels_last": True},
-        "bf16, compiled": {"precision": "bf16", "compiled": "default"},
-        "bf16, CUDA graphs": {"precision": "bf16", "compiled": "reduce-overhead"},
+        "bf16, compiled": {"precision": "bf16", "compiled": {}},
+        "bf16, CUDA graphs": {"precision": "bf16", "compiled": {"mode": "reduce-overhead"}},
     }
-    if not bench.on_gpu:
+    if not bench.on_gpu:  # a rehearsal needs no C++ compiler
         forms.pop("bf16, CUDA graphs")
+        forms["bf16, compiled"] |= {"compiled": {"backend": "eager"}}
     rows: Figures = {}
     for form, options in forms.items():
         for side in SIDES:
@@ -267,7 +270,7 @@ def inference(bench: Bench) -> Figures:
 
 def _cases(bench: Bench, folder: Path) -> list[Any]:
     for k in range(bench.cases):
-        write_case(folder / "data" / f"BraTS2021_{k:05}", seed=k)
+        write_case(folder / "data" / f"BraTS2021_{k:05}", k, bench.shape)
     return find_cases(folder / "data", labelled=True)[0]
 
 
@@ -374,14 +377,15 @@ def attempted(part: Callable[[], Figures]) -> Figures:
             torch.cuda.empty_cache()
 
 
-def run(bench: Bench, output: Path, minutes: float) -> bool:
-    """Run all parts, writing down each as it ends; returns whether all went well."""
+def run(bench: Bench, output: Path, minutes: float, parts: Sequence[str]) -> bool:
+    """Run parts, writing down each as it ends; returns whether all went well."""
     output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     gpu = torch.cuda.get_device_name() if bench.on_gpu else None
     about = {"gpu": gpu, "cuda": torch.version.cuda if gpu else None, **machine("torch", "monai")}
     settings = {k: str(v) for k, v in vars(bench).items() if k != "figures"}
-    for name, part in PARTS.items():
+    for name in parts:
+        part = PARTS[name]
         start = time.monotonic()
         if start - began > 60 * minutes * 0.8:
             rows: Figures = {"failed": "no time was left"}
@@ -429,15 +433,17 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse")
     parser.add_argument("--tiny", action="store_true", help="small networks and few steps")
     parser.add_argument("--minutes", type=float, default=10, help="after which nothing begins")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of gpu.json, gpu.md")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("PyTorch finds no GPU; `make gpu-dry` rehearses on a processor.")
         return 2
-    tiny = {"encoder": "tu-lcnet_050", "size": 32, "batch": 4, "steps": 2, "cases": 1}
+    tiny: dict[str, Any] = {"encoder": "tu-lcnet_050", "size": 32, "batch": 4}
+    tiny |= {"steps": 2, "cases": 1, "shape": (64, 64, 16)}
     bench = Bench(device, **(tiny if options.tiny else {}))
-    return 0 if run(bench, options.output, options.minutes) else 1
+    return 0 if run(bench, options.output, options.minutes, options.only or [*PARTS]) else 1
 
 
 if __name__ == "__main__":

@@ -138,20 +138,20 @@ def check_same_scores(cache: SliceCache, case: Case, monai_cache: CacheDataset) 
         np.testing.assert_allclose(cache.read(case.id, z)[0], expected, atol=1e-3)
 
 
-def write_case(folder: Path, seed: int) -> None:
+def write_case(folder: Path, seed: int, shape: tuple[int, int, int] = SHAPE) -> None:
     """A case of BraTS size and, at 2.5 MB per modality, of its entropy."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    axes = (np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE)
+    axes = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     brain = np.linalg.norm(grid / np.float32([0.58, 0.72, 0.88]), axis=-1) <= 1
     distance = np.linalg.norm(grid - rng.uniform(-0.2, 0.2, 3).astype(np.float32), axis=-1)
     classes = np.select([distance < 0.1, distance < 0.17, distance < 0.3], [1, 3, 2], 0) * brain
-    tissue = gaussian_filter(rng.standard_normal(SHAPE, np.float32), 3)
+    tissue = gaussian_filter(rng.standard_normal(shape, np.float32), 3)
     tissue *= 0.15 / tissue.std()
     for modality, means in CONTRASTS.items():
         image = np.float32(means)[classes] * (1 + tissue)
-        image += 20 * rng.standard_normal(SHAPE, np.float32)
+        image += 20 * rng.standard_normal(shape, np.float32)
         image = np.where(brain, np.maximum(image.round(), 1), 0).astype(np.int16)
         save(folder / f"{folder.name}_{modality}.nii.gz", image)
     save(folder / f"{folder.name}_seg.nii.gz", np.uint8([0, 1, 2, 4])[classes])
