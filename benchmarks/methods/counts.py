@@ -25,6 +25,15 @@ def counts(modalities: int) -> dict[str, Counts]:
         "cggm_paper": cggm,
         "cggm_released": heads | {"loss": 1},
         "constant": {},
+        # a pass through the fusion for each modality, which leaves its parameters alone
+        "dgl": {
+            "fusion forward": modalities,
+            "fusion backward": modalities,
+            "loss": modalities,
+            "features": 1,
+        },
+        # a teacher's head predicts, which is a third of what it takes to let it learn
+        "g2d": {"teachers": 1, "heads": 1 / 3, "features": 1, "loss": modalities},
         "gblending": through,
         "gblending_offline": through,
         # gains, means and the choice; norms of gradients and of parameters
@@ -34,6 +43,7 @@ def counts(modalities: int) -> dict[str, Counts]:
         "mla": {"branches backward": resting, "loss": 1},
         "mmpareto": pareto,
         "mrd": {"features": 1},
+        "mrd_uniform": {"features": 1},
         "mslr_dynamic": heads | update,
         "mslr_keep": update,
         "mslr_smooth": update,
@@ -46,11 +56,21 @@ def counts(modalities: int) -> dict[str, Counts]:
         "ogm_ge": heads | {"draws": 1, "gradients": 5},
         # the prediction from thinned features is the one that is differentiated
         "opm": heads | {"fusion forward": 1, "features": 1},
+        # the fusion sees each modality alone; probabilities, and cosines to each class's prototype
+        "passion": through
+        | {
+            "features": 1,
+            "fusion forward": modalities,
+            "fusion backward": modalities,
+            "loss": 3 * modalities,
+        },
         "pmr": {"features": 1},
         "qmf": {"loss": 2 * modalities},
         "random": {},
         # modalities at rest run, and learn nothing
         "reconboost": {"branches backward": resting},
+        "redcore": through | {"features": 1},
+        "relearning": {},
         "ume": {"loss": modalities},
         "umt": {"teachers": 1, "features": 1},
         "unimodal_losses": through,

@@ -37,6 +37,7 @@ RATE = 1e-4  # what is learnt is random; all sides move the same weights
 
 # Where a configuration does its work in some steps alone, every step of ours does it.
 EVERY_STEP = {"opm": {"p_exe": 1.0, "warmup_epochs": 0}}
+TRAINED_FIRST = ("GradientBlending", "UnimodalTeacher", "G2D")
 TRIAL_EPOCHS = 2
 EPOCHS = {"greedy_features": 2, "reconboost": 9}
 
@@ -70,7 +71,7 @@ class Task:
         kind = read(name)["balancer"]["name"]
         if isinstance(settings.get("rates"), dict):
             settings["rates"] = dict.fromkeys(self.parts["heads"](), 0.7)
-        if kind in ("GradientBlending", "UnimodalTeacher"):
+        if kind in TRAINED_FIRST:
             settings["epochs"] = TRIAL_EPOCHS
         balancer = bound_balancer(kind, settings, self.parts, self.network)
         balancer.unbind()
