@@ -7,7 +7,8 @@ segmentation; late-fusion methods are compared with the joint step of a late-fus
 take turns within one process on the same weights and optimizer. In the same turns the parts that
 methods are made of are measured, such as one more pass through the fusion. What a method should
 cost is the joint step and its parts: ``explained`` is that sum, ``ratio`` what was measured over
-it. The two networks are measured at the same time, by one thread each.
+it. Seconds are processor time, in which other processes' turns do not count. The two networks are
+measured at the same time, by one thread each.
 
 Trainings that precede or interrupt an epoch, of teachers and of trial copies, are no part of a step
 and are given in training epochs, for trainings of two epochs.
