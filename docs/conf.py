@@ -61,7 +61,11 @@ nitpick_ignore_regex = [
     ),
     (
         "py:.*",
-        r"(batchgeneratorsv2|ignite|lightning|monai|nibabel|nnunetv2|np|numpy|PIL|torch)\..*",
+        r"(batchgeneratorsv2|ignite|lightning|monai|nibabel|nnunetv2|np|numpy|PIL)\..*",
+    ),
+    (
+        "py:.*",
+        r"(torch|transformers)\..*",
     ),
     ("py:.*", r"cggm.*\.[CRT]"),  # type variables
     ("py:.*", "Axes|NDArray|SafetensorError"),

@@ -110,9 +110,9 @@ class Queue:
 
     Args:
         store: What trainings came to.
-        lock: Descriptor of the folder's lock, see :func:`cggm.runs.holding`. Trainings inherit it:
-            one outlives a command that is killed, and a second one must not be started in its
-            folder meanwhile. ``None`` without locks.
+        lock: Descriptor of the folder's lock, see :func:`cggm.runs.storage.locks.holding`.
+            Trainings inherit it: one outlives a command that is killed, and a second one must not
+            be started in its folder meanwhile. ``None`` without locks.
         jobs: Trainings side by side; they share the processor's cores.
         report: Called with each outcome, how many trainings are over and how many there are.
     """

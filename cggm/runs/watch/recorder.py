@@ -33,7 +33,7 @@ class RunRecorder:
     for a checkpoint. Where a state of an earlier training is loaded, before or after the recorder
     is opened, lines of later steps go.
 
-    Do not use it beside a :class:`cggm.runs.Session`, which records by itself.
+    Do not use it beside a :class:`cggm.runs.session.Session`, which records by itself.
 
     Args:
         balancer: The method, bound or not yet.
@@ -110,7 +110,7 @@ class RunRecorder:
         Args:
             epoch: The epoch, counted from 1.
             metrics: Values by the names of registered metrics, see
-                :func:`cggm.runs.register_metrics`; ``loss`` is one.
+                :func:`cggm.runs.metrics.register_metrics`; ``loss`` is one.
 
         Raises:
             UserError: If a metric is not registered.
