@@ -247,7 +247,8 @@ class Plan:
         names = (*self.methods, *(("joint", "cggm", *SWEEP) if self.sweep else ()))
         require(self.protocol in PROTOCOLS, "protocol", f"of {PROTOCOLS}", self.protocol)
         drawn = _UNIFORM if self.protocol == "missing" else {}
-        told = {name: _arguments(name, configs / "methods", drawn) for name in names}
+        complete = not _allows_absence(self.arguments)
+        told = {name: _arguments(name, configs / "methods", drawn, complete) for name in names}
         always = (*_ALWAYS, *(("--subsets", "true") if drawn else ()))
         sizes = {task.name: _small(task) if self.quick else () for task in self.tasks}
         return [
@@ -307,8 +308,22 @@ def command_line(run: PlannedRun, output: Path, *, resume: bool) -> list[str]:
     return ["--output", folder, "--seed", str(run.seed), *run.arguments]
 
 
-def _arguments(method: str, folder: Path, drawn: Mapping[str, str]) -> tuple[str, ...]:
-    """What a training script is told of a method, and of those settings of ``drawn`` it knows."""
+def _allows_absence(arguments: Sequence[str]) -> bool:
+    """Whether the configuration of all trainings takes samples that lack a modality."""
+    if "--config" not in arguments:
+        return False
+    file = Path(arguments[arguments.index("--config") + 1])
+    content = read_yaml(file) if file.suffix == ".yaml" else {}
+    return isinstance(content, dict) and content.get("missing", "refuse") != "refuse"
+
+
+def _arguments(
+    method: str, folder: Path, drawn: Mapping[str, str], complete: bool
+) -> tuple[str, ...]:
+    """What a training script is told of a method, and of those settings of ``drawn`` it knows.
+
+    Gradients of heads are kept where all samples are complete.
+    """
     if method == UNIMODAL:
         return ("--method", "plain")
     name, *settings = method.split(":")
@@ -324,7 +339,8 @@ def _arguments(method: str, folder: Path, drawn: Mapping[str, str]) -> tuple[str
     balancer = read_yaml(files[name])["balancer"]
     known = balancer["settings"]
     code = (_CODE, balancer["name"]) if "." in balancer["name"] else ()
-    gradients = () if settings or name not in _WITH_GRADIENTS else ("--gradients", str(_BATCHES))
+    kept = complete and not settings and name in _WITH_GRADIENTS
+    gradients = ("--gradients", str(_BATCHES)) if kept else ()
     given = {text.partition("=")[0] for text in settings}
     if "subsets" in known:
         settings += [f"{key}={value}" for key, value in drawn.items() if key not in given]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cggm.balancer import Balancer
 from cggm.binding import Binding
-from cggm.distributed import broadcast_from_first
+from cggm.distributed import sum_over_ranks
 from cggm.heads import Criterion
 from cggm.methods._parts import class_means, log_probabilities, sample_vectors
 from cggm.passes import Step
@@ -145,8 +145,7 @@ class PMR(Balancer):
             return {}
         labels = self._indicators(target)
         sums = {n: labels.T @ nn.functional.pad(v, (0, 1), value=1.0) for n, v in vectors.items()}
-        broadcast_from_first(sums.values())
-        return sums
+        return dict(zip(sums, sum_over_ranks([*sums.values()]), strict=True))
 
     def get_extra_state(self) -> dict[str, dict[str, Tensor]]:
         """Class sums and prototypes, whose widths the features decide."""

@@ -14,6 +14,7 @@ REFUSED = {
     "G2D": "Expected `heads` and `trials`",
     "GradientBlending": "Expected `trials`",
     "Greedy": "Expected `bypass`",
+    "MLA": "Expected a late-fusion network",
     "PMR": "Expected a linear output layer",
     "QMF": "missing 1 required positional argument: 'samples'",
     "ReconBoost": "Expected a late-fusion network",

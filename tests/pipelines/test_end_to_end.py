@@ -101,7 +101,8 @@ def test_every_iteration_and_epoch_is_logged(whole):
 
 def test_piped_output_is_plain_lines(killed):
     _, out, err = killed
-    assert [line.split()[0] for line in out.splitlines()] == ["data", "network", "method", "output"]
+    words = [line.split()[0] for line in out.splitlines()]
+    assert words == ["data", "network", "method", "page", "output"]
     assert "5 cases for training, 1 for validation" in out
     first, second, *_ = err.splitlines()  # then a loader that lost its process
     assert first.startswith("epoch 1/4, step 2/8, loss ")

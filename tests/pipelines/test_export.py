@@ -69,6 +69,8 @@ def test_no_checkpoint(finished, tmp_path, capsys):
 def test_run_of_another_task(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.yaml").write_text("max_epochs: 1\nhidden: 3\n")
+    assert "expected a line `task: NAME`" in refused(capsys, tmp_path, "--to", "torch")
+    (tmp_path / "config.yaml").write_text("task: brats\nmax_epochs: 1\nhidden: 3\n")
     assert "unknown key `hidden`" in refused(capsys, tmp_path, "--to", "torch")
 
 
