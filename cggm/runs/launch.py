@@ -63,6 +63,9 @@ def start_ranks(argv: Sequence[str], script: Callable[[Sequence[str]], list[str]
     if not arguments.module:
         words = [arguments.training_script, *arguments.training_script_args]
         arguments.training_script, *arguments.training_script_args = script(words)
+    # PyTorch keeps one store through all starts otherwise, where ranks find the addresses of those
+    # that ended and never connect.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     logging.disable(logging.ERROR)  # torchrun's tables; ranks say themselves what happened
     try:
         run_ranks(arguments)  # type: ignore[no-untyped-call]
