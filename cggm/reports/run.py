@@ -9,6 +9,7 @@ from cggm.runs import (
     NUMBER,
     RunFolder,
     check_form,
+    describe_method,
     learn_metrics,
     read_json,
     read_jsonl,
@@ -126,8 +127,7 @@ class RunRecord:
         balancer = self.config.get("balancer")
         if balancer is None:
             return "no balancing method"
-        settings = ", ".join(f"{key}={value}" for key, value in balancer["settings"].items())
-        return f"{balancer['name']}({settings})"
+        return describe_method(balancer["name"], balancer["settings"])
 
     @property
     def validated(self) -> list[Json]:

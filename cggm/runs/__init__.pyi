@@ -42,6 +42,7 @@ from .options import BalancerConfig as BalancerConfig
 from .options import RunConfig as RunConfig
 from .options import RunOptions as RunOptions
 from .options import SessionOptions as SessionOptions
+from .options import describe_method as describe_method
 from .options import require as require
 from .options import require_device as require_device
 from .options import require_names as require_names

@@ -1,7 +1,7 @@
 """Options that every training has, whatever its task."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,18 @@ class BalancerConfig:
     def __post_init__(self) -> None:
         every = self.record_every
         require(every >= 1, "balancer.record_every", "of at least 1", every)
+
+
+def describe_method(name: str, settings: Mapping[str, Any]) -> str:
+    """A method with its settings, for people; CGGM without both of its halves is joint training.
+
+    Args:
+        name: A class of cggm.methods.
+        settings: Its keyword arguments.
+    """
+    if name == "CGGM" and settings.get("rho", 0) is settings.get("direction", 0) is None:
+        return "joint training (heads report)"
+    return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
 
 
 @dataclass(frozen=True, kw_only=True)

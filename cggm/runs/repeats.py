@@ -13,7 +13,7 @@ from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop import Stopped
 from cggm.runs.metrics import find_metric
-from cggm.runs.options import BalancerConfig, RunConfig
+from cggm.runs.options import BalancerConfig, RunConfig, describe_method
 from cggm.runs.storage import hold, read_json, write_json
 
 _PAGES = {"CGGM": "docs/method.md", "GuidedHeads": "docs/guided.md"}
@@ -40,26 +40,19 @@ def describe_training(
     """
     encoders = network.encoders
     assert isinstance(encoders, nn.ModuleDict)
-    settings = ", ".join(f"{name}={value}" for name, value in balancer.settings.items())
+    method = describe_method(balancer.name, balancer.settings)
+    page = _PAGES.get(method.partition("(")[0], "docs/methods.md")
     lines = {
         **lines,
         "network": f"{lines['network']}, {_millions(network)} parameters",
-        "method": f"{balancer.name}({settings}) on {_millions(encoders)} parameters of "
-        f"{len(encoders)} encoders ({', '.join(encoders)})",
-        "page": f"{_page(balancer)}; docs/which_method.md says which method serves which case",
+        "method": f"{method} on {_millions(encoders)} parameters of {len(encoders)} encoders "
+        f"({', '.join(encoders)})",
+        "page": f"{page}; docs/which_method.md says which method serves which case",
         "output": str(run.path),
     }
     if done:
         lines["resumed"] = f"after epoch {done} of {max_epochs}"
     print("\n".join(f"{word:<9}{text}" for word, text in lines.items()), flush=True)
-
-
-def _page(balancer: BalancerConfig) -> str:
-    """What a method is and where the documentation has it; joint training is CGGM without both."""
-    halves = ("rho", "direction")
-    if balancer.name == "CGGM" and all(balancer.settings.get(h, 0) is None for h in halves):
-        return "joint training, heads report: docs/methods.md"
-    return _PAGES.get(balancer.name, "docs/methods.md")
 
 
 def _millions(module: nn.Module) -> str:

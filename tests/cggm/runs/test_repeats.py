@@ -7,7 +7,7 @@ import pytest
 from cggm.errors import UserError
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
-from cggm.runs.options import RunConfig
+from cggm.runs.options import RunConfig, describe_method
 from cggm.runs.repeats import Repeat, run_repeats
 
 CONFIG = RunConfig(max_epochs=2)
@@ -101,3 +101,11 @@ def test_a_run_without_its_report_is_not_finished(group):
     group.results.write_text(json.dumps({**result, "finished": True}))
     run(group, log, repeats(1))
     assert len(log) == 2
+
+
+def test_cggm_without_its_halves_is_called_joint_training():
+    joint = {"rho": None, "direction": None}
+    assert describe_method("CGGM", joint) == "joint training (heads report)"
+    assert describe_method("CGGM", {"rho": None}) == "CGGM(rho=None)"
+    assert describe_method("CGGM", {"rho": 1.3, "lam": 0.2}) == "CGGM(rho=1.3, lam=0.2)"
+    assert describe_method("Balancer", {}) == "Balancer()"
