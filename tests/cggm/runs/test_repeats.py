@@ -7,9 +7,12 @@ import pytest
 from cggm.errors import UserError
 from cggm.runs.config import write_config
 from cggm.runs.folder import RunFolder
+from cggm.runs.metrics import register_metrics
 from cggm.runs.options import RunConfig, describe_method
 from cggm.runs.repeats import Repeat, run_repeats
+from cggm_cls.metrics import CLASSIFICATION, SENTIMENT
 
+register_metrics(*CLASSIFICATION, *SENTIMENT)
 CONFIG = RunConfig(max_epochs=2)
 
 
