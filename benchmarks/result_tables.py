@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from what was measured.
+"""The tables of docs/results.md, and of nnU-Net's step in docs/benchmarks.md, from measured files.
 
 python -m benchmarks.result_tables
 """
@@ -25,7 +25,8 @@ SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "seg
 
 
 def main() -> None:
-    print("\n\n".join(all_tables()))
+    steps = json.loads((RESULTS / "nnunet.json").read_text())
+    print("\n\n".join([*all_tables(), nnunet_table(steps)]))
 
 
 def all_tables() -> list[str]:
@@ -205,6 +206,21 @@ def cost_cells(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return ["-"] * 3
     return [f"{row[name]:.2f}" for name in ("time_ratio", "memory_ratio", "ratio")]
+
+
+def nnunet_table(plans: Mapping[str, Any]) -> str:
+    """Processor time and memory of a step in nnU-Net, and ratios to its own network, by plan."""
+    lines = ["| patch, batch, encoders | network | time | ratio | peak memory | ratio |"]
+    lines.append(f"|{'---|' * 6}")
+    for found in plans.values():
+        plan = found["plan"]
+        size = "x".join(map(str, plan["patch"]))
+        name = f"{size}, {plan['batch']}, {'residual' if plan['residual'] else 'plain'}"
+        for side, row in found["sides"].items():
+            time, memory = f"{row['seconds']:.3f} s", f"{row['peak_mb']:.0f} MB"
+            ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "memory_ratio")]
+            lines.append(f"| {name} | {side} | {time} | {ratios[0]} | {memory} | {ratios[1]} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

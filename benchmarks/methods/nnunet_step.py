@@ -6,7 +6,7 @@ The plan is one for cubic patches of that size, four channels, a batch of 2, wit
 widths by nnU-Net's rules. Every side trains by nnU-Net's own step on random numbers: its network
 with one encoder, ours trained jointly, and ours under two methods. Sides take turns within one
 process for the times, which are the processor's; peak memory is taken in a fork of its own for
-each side, above what the imports take.
+each side, above what the imports take. The file keeps what it holds of other plans.
 """
 
 import argparse
@@ -233,7 +233,9 @@ def main() -> None:
             f"{row['peak_mb']:7.0f} MB  x{row['memory_ratio']:.2f}"
         )
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        plans = json.loads(options.json.read_text()) if options.json.exists() else {}
+        plans[f"{'residual' if options.residual else 'plain'}, {options.size}"] = found
+        options.json.write_text(json.dumps(plans, indent=1) + "\n")
 
 
 if __name__ == "__main__":
