@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from cggm.commands.scripts import find_scripts, split_words
+from tests import release
 from tests.document_parts import late_parts
 from tests.quantifiers import every
 
@@ -59,6 +60,14 @@ def test_commands_and_their_options_exist(command):
     assert words
     assert options
     assert not [option for option in options if f"{option} " not in answer.stdout]
+
+
+def test_the_release_check_runs_each_command_in_a_small_size():
+    shown = [*release.commands()]
+    run = [release.small(command) for command in shown]
+    assert len(run) == len(shown) >= 13
+    assert every(f"{line} ".startswith(tuple(f"{b} " for b in release.SMALL)) for line in run)
+    assert not [line for line in run if "/brats2021" in line]
 
 
 def test_make_targets_exist():

@@ -9,7 +9,7 @@ another seed, with each of the 15 subsets of modalities. Rows that a result is t
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import gettempdir
@@ -89,11 +89,12 @@ def measure(method: str, missing: str, seed: int, folder: Path) -> dict[str, Any
     return {**identity, **groups, "subsets": dice}
 
 
-def subset_dice(run: Path, data: Path) -> Mapping[str, float]:
+def subset_dice(
+    run: Path, data: Path, subsets: Sequence[tuple[str, ...]] = subsets_of(MODALITIES)
+) -> Mapping[str, float]:
     """Mean of WT, TC and ET over all cases of a folder, by the modalities that are there."""
     trained = TrainedNetwork.load([RunFolder(run)])
     cache = open_cohort(data, trained.config).cache
-    subsets = subsets_of(MODALITIES)
     found = evaluate_cached(trained.network, cache, cache.case_ids, subsets=subsets)  # type: ignore[arg-type]
     return {"+".join(s): fmean(float(r["dice_mean"]) for r in found[s]) for s in subsets}
 

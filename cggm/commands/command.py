@@ -1,11 +1,12 @@
 """The command line of ``cggm``: which script it means, run as if by hand."""
 
 import ast
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PackageNotFoundError, requires
 from pathlib import Path
 from textwrap import shorten
 
@@ -96,9 +97,20 @@ def _explained(call: Callable[[], object]) -> int:
             raise
         raise UserError(
             f"{called_as()}: the package {missing!r} is not installed.",
-            'Install what commands need: pip install "cggm[seg,cls]" (images, sequences).',
+            f'Install what commands need: pip install "cggm[{_extra_with(missing)}]".',
         ) from error
     return code if isinstance(code, int) else 0
+
+
+def _extra_with(module: str) -> str:
+    """The extra that has a package, by the metadata of what is installed; else the usual two."""
+    try:
+        needs = requires("cggm") or []
+    except PackageNotFoundError:  # a copy of the sources
+        needs = []
+    found = re.compile(rf"{module.replace('_', '[_-]')}\b.*\bextra == '(?!dev')(\w+)'")
+    extras = {match[1] for need in needs if (match := found.match(need))}
+    return "seg,cls" if not extras or extras & {"run", "seg", "cls"} else min(extras)
 
 
 def _overview() -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import cggm
 from cggm.commands import find_scripts, main, spoken
+from cggm.commands.command import _extra_with
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(file.stem for file in (ROOT / "pipelines").glob("*.py"))
@@ -115,8 +116,22 @@ def test_a_package_that_is_missing_is_said_in_one_line(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr == (
         "error: cggm mosi train: the package 'jsonargparse' is not installed. Install what "
-        'commands need: pip install "cggm[seg,cls]" (images, sequences).\n'
+        'commands need: pip install "cggm[seg,cls]".\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("transformers", "features"), ("onnx", "export"), ("tqdm", "seg,cls"), ("PIL", "seg,cls")],
+)
+def test_the_extra_that_has_what_lacks_is_told(monkeypatch, module, extra):
+    needs = [
+        *("tqdm>=4; extra == 'run'", "tqdm>=4; extra == 'export'", "onnx>=1; extra == 'dev'"),
+        *("onnxruntime>=1.32; extra == 'runtime'", "onnx>=1.23; extra == 'export'"),
+        "transformers>=5; extra == 'features'",
+    ]
+    monkeypatch.setattr("cggm.commands.command.requires", lambda _: needs)
+    assert _extra_with(module) == extra
 
 
 def test_packages_mount_commands(tmp_path):
