@@ -31,9 +31,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run_all
 
-# Everything that waits for a GPU, in ten minutes: benchmarks/results/gpu.json and gpu.md.
+# Everything that waits for a GPU, in at most ten minutes: benchmarks/results/gpu.json and gpu.md.
 gpu: $(READY)
-	$(BIN)/python -m benchmarks.gpu
+	timeout --kill-after=5 600 $(BIN)/python -m benchmarks.gpu
 
 # The same on a processor, small: it finds what would end the evening on a GPU.
 gpu-dry: $(READY)

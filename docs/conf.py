@@ -1,5 +1,6 @@
 """Sphinx: the guide in Markdown and the reference from docstrings, without any network."""
 
+import re
 import sys
 
 from docutils import nodes
@@ -97,11 +98,17 @@ def _behind_a_face(app: Sphinx, what: str, name: str, found: object, *_: object)
     return True if passed_on and package != "cggm" else None
 
 
+def _reference(app: Sphinx, page: str, content: list[str]) -> None:
+    """On the site the reference of a package is behind a link to its folder."""
+    content[0] = re.sub(r"\[(cggm\w*)\]\(\.\./\1\)", r"{doc}`\1 <api/\1/\1>`", content[0])
+
+
 def setup(app: Sphinx) -> None:
     """Formulas become MathML, which browsers draw themselves; Sphinx's own ways fetch MathJax."""
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_formula, None), block_renderers=(_formula, None)
     )
     app.connect("autodoc-skip-member", _behind_a_face)
+    app.connect("source-read", _reference)
     for name in cggm.__all__:  # which are imported on first use
         getattr(cggm, name)
