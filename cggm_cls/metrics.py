@@ -15,24 +15,24 @@ Values = NDArray[np.float64]
 Classes = NDArray[np.int64]
 
 CLASSIFICATION = (
-    Metric("acc", "accuracy", "higher"),
-    Metric("uar", "mean recall", "higher"),
-    Metric("f1_macro", "macro F1", "higher"),
-    Metric("f1_weighted", "weighted F1", "higher"),
+    Metric("acc", "accuracy", "higher", counts=True),
+    Metric("uar", "mean recall", "higher", counts=True),
+    Metric("f1_macro", "macro F1", "higher", counts=True),
+    Metric("f1_weighted", "weighted F1", "higher", counts=True),
 )
 """Numbers that :func:`classification_metrics` gives, the most important one first."""
 
 SENTIMENT = (
     Metric("mae", "mean absolute error", "lower"),
     Metric("corr", "correlation", "higher"),
-    Metric("acc2_non0", "accuracy, negative or positive", "higher"),
-    Metric("f1w_non0", "weighted F1, negative or positive", "higher"),
-    Metric("acc7", "accuracy, 7 classes", "higher"),
-    Metric("acc5", "accuracy, 5 classes", "higher"),
-    Metric("acc2_has0_ge", "accuracy, < 0 or >= 0", "higher"),
-    Metric("f1w_has0_ge", "weighted F1, < 0 or >= 0", "higher"),
-    Metric("acc2_has0_gt", "accuracy, <= 0 or > 0", "higher"),
-    Metric("f1w_has0_gt", "weighted F1, <= 0 or > 0", "higher"),
+    Metric("acc2_non0", "accuracy, negative or positive", "higher", counts=True),
+    Metric("f1w_non0", "weighted F1, negative or positive", "higher", counts=True),
+    Metric("acc7", "accuracy, 7 classes", "higher", counts=True),
+    Metric("acc5", "accuracy, 5 classes", "higher", counts=True),
+    Metric("acc2_has0_ge", "accuracy, < 0 or >= 0", "higher", counts=True),
+    Metric("f1w_has0_ge", "weighted F1, < 0 or >= 0", "higher", counts=True),
+    Metric("acc2_has0_gt", "accuracy, <= 0 or > 0", "higher", counts=True),
+    Metric("f1w_has0_gt", "weighted F1, <= 0 or > 0", "higher", counts=True),
 )
 """Numbers that :func:`sentiment_metrics` gives, the most important one first."""
 

@@ -9,7 +9,6 @@ from cggm.comparison.records import (
     modality_names,
     of_method,
     of_task,
-    seeds,
 )
 from cggm.comparison.tables import (
     ABLATION,
@@ -44,7 +43,7 @@ def missing_table(records: Sequence[FinishedRun], task: str, metric: str) -> Tab
         return by_seed(of_method(runs, name), lambda r: r.subsets.get(subset, {}).get(metric))
 
     columns = {"method": [*map(Cell, shown)]} | {
-        subset: spread_column([values(name, subset) for name in shown], metric, seeds(runs))
+        subset: spread_column([values(name, subset) for name in shown], metric, runs)
         for subset in subsets
     }
     title = f"Missing modalities on {task}: {find_metric(metric).heading}"
@@ -73,7 +72,7 @@ def subset_mean_table(records: Sequence[FinishedRun], task: str, metrics: Sequen
     columns = {"method": [*map(Cell, names)]}
     for metric in metrics:
         values = [by_seed(of_method(runs, n), lambda r, m=metric: mean(r, m)) for n in names]  # type: ignore[misc]
-        columns[metric] = spread_column(values, metric, seeds(runs))
+        columns[metric] = spread_column(values, metric, runs)
     shown = [*map(find_metric, metrics)]
     title = f"Mean over the {count} subsets of modalities on {task}"
     return assemble(title, runs, columns, (SPREAD_NOTE,), shown)

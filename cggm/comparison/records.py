@@ -26,10 +26,12 @@ _RECORD = {
     "simulated": bool,
     "test": _METRICS,
     **{key: {"*": _METRICS} for key in ("subsets", "heads")},
+    "samples?": (int, None),
 }
 _REFUSAL = dict.fromkeys(("task", "method", "reason"), str)
 _RESULTS = {
     "simulated?": bool,
+    "test_samples?": int,
     **{key: {"*": object} for key in ("test?", "validation?")},
     **{key: {"*": {"*": object}} for key in ("subsets?", "heads?")},
     "*": object,
@@ -51,6 +53,7 @@ class FinishedRun:
         subsets: Metrics with only some modalities present: ``{"text+audio": {...}}``.
         heads: Metrics of each modality's head, empty without heads.
         path: Folder of the run.
+        samples: Of the test split, where the run tells.
     """
 
     task: str
@@ -63,6 +66,7 @@ class FinishedRun:
     subsets: Mapping[str, Metrics]
     heads: Mapping[str, Metrics]
     path: str
+    samples: int | None = None
 
 
 def read_records(path: Path) -> list[FinishedRun]:
@@ -79,8 +83,8 @@ def read_records(path: Path) -> list[FinishedRun]:
 
 def _from_line(line: Mapping[str, object], path: Path, number: int) -> FinishedRun:
     expected = set(FinishedRun.__dataclass_fields__)
-    if set(line) != expected:
-        wrong = ", ".join(sorted(expected ^ set(line)))
+    if {*line, "samples"} != expected:
+        wrong = ", ".join(sorted(expected ^ {*line, "samples"}))
         raise UserError(
             f"{path}, line {number}: expected the keys of a record, but these differ: {wrong}.",
             "Delete that line; its run is then repeated.",
@@ -256,6 +260,7 @@ def _record(outcome: Outcome, output: Path) -> FinishedRun:
         subsets={name: _numbers(row) for name, row in results.get("subsets", {}).items()},
         heads={name: _numbers(row) for name, row in results.get("heads", {}).items()},
         path=str(folder.path.relative_to(output)),
+        samples=results.get("test_samples"),
     )
 
 

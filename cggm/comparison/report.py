@@ -180,10 +180,10 @@ def _score_charts(scores: Mapping[str, Sequence[Line]]) -> Markup:
     if not scores:
         return Markup()
     every = [line for lines in scores.values() for line in lines]
-    bounds = limits([line.y for line in every])
-    charts = [LineChart(name, own, "step", y_range=bounds) for name, own in scores.items()]
-    return Markup("<h3>Scores of the heads, first seed</h3>{}{}").format(
-        legend(every), figures(charts)
+    charts = [LineChart(name, own, "step") for name, own in scores.items()]
+    note = "Each axis is its own: methods score heads by the task's metric, confidence or loss."
+    return Markup('<h3>Scores of the heads, first seed</h3><p class="note">{}</p>{}{}').format(
+        note, legend(every), figures(charts)
     )
 
 

@@ -142,7 +142,24 @@ def can_be_ranked(records: Sequence[FinishedRun]) -> bool:
     return len(found) > 1 and max(seeds(of_method(records, n)) for n in found) >= FEWEST_RANKED
 
 
-def ranks_of(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:
+def one_sample(records: Sequence[FinishedRun], metric: str) -> float:
+    """What one test sample moves a metric by: differences up to that rank nothing.
+
+    Args:
+        records: Of one task.
+        metric: A key of ``test``.
+
+    Returns:
+        1/N of the smallest test split; 0 for a metric that counts no samples, or where no run
+        tells how many there were.
+    """
+    known = [record.samples for record in records if record.samples]
+    return (1 + 1e-6) / min(known) if known and find_metric(metric).counts else 0.0
+
+
+def ranks_of(
+    scores: Mapping[str, float], *, lower_better: bool, alike: float = 0.0
+) -> dict[str, float]:
     r"""Ranks from 1, the best; equal scores share the mean of their ranks.
 
     .. math:: r_i = 1 + |\{j : x_j \succ x_i\}| + \tfrac12 |\{j \ne i : x_j = x_i\}|
@@ -150,10 +167,12 @@ def ranks_of(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, fl
     Args:
         scores: By method.
         lower_better: Direction of the scores.
+        alike: Difference up to which scores count as equal.
     """
     sign = -1.0 if lower_better else 1.0
     x = sign * np.array([*scores.values()], float)
-    better, equal = (x[None] > x[:, None]).sum(1), (x[None] == x[:, None]).sum(1)
+    ahead = x[None] - x[:, None]
+    better, equal = (ahead > alike).sum(1), (abs(ahead) <= alike).sum(1)
     return dict(zip(scores, (1 + better + (equal - 1) / 2).tolist(), strict=True))
 
 
@@ -192,7 +211,8 @@ def _rank_column(
 ) -> dict[str, float]:
     values = {n: by_seed(of_method(records, n), lambda r: r.test.get(metric)) for n in names}
     means = {name: spread(found.values()).mean for name, found in values.items() if found}
-    return ranks_of(means, lower_better=find_metric(metric).lower_is_better)
+    lower_better = find_metric(metric).lower_is_better
+    return ranks_of(means, lower_better=lower_better, alike=one_sample(records, metric))
 
 
 def _combine(columns: Mapping[tuple[str, str], Mapping[str, float]], name: str) -> MethodRank:

@@ -21,6 +21,7 @@ from cggm.comparison.statistics import (
     MethodRank,
     average_ranks,
     compare,
+    one_sample,
     spread,
 )
 from cggm.display import DASH, Cell, Mark, Table
@@ -84,14 +85,19 @@ def simulated_suffix(records: Iterable[FinishedRun]) -> str:
     return " (SIMULATED)" if any(record.simulated for record in records) else ""
 
 
-def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int) -> list[Cell]:
-    """Mean ± standard deviation of each method, the best two marked; none of a single seed.
+def spread_column(
+    values: Sequence[Mapping[int, float]], metric: str, records: Sequence[FinishedRun]
+) -> list[Cell]:
+    """Mean ± standard deviation of each method, the best two marked.
+
+    None is marked of a single seed, nor for less than what one test sample makes.
 
     Args:
         values: By seed, for each row.
         metric: Tells the direction and the digits.
-        runs: Seeds that were asked for; a cell with fewer says how many.
+        records: All runs of the task; a cell that lacks one of their seeds says how many it has.
     """
+    runs = seeds(records)
     summaries = [spread(own.values()) for own in values]
     record = find_metric(metric)
     digits = record.digits
@@ -103,7 +109,8 @@ def spread_column(values: Sequence[Mapping[int, float]], metric: str, runs: int)
         for s in summaries
     ]
     ranked = means if runs >= FEWEST_RANKED else [None] * len(means)
-    return [*map(Cell, texts, marks(ranked, lower_better=record.lower_is_better))]
+    marked = marks(ranked, lower_better=record.lower_is_better, alike=one_sample(records, metric))
+    return [*map(Cell, texts, marked)]
 
 
 def difference_cell(difference: Difference | None, digits: int) -> Cell:
@@ -133,17 +140,21 @@ def signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("inf", "∞")
 
 
-def marks(values: Sequence[float | None], *, lower_better: bool) -> list[Mark]:
+def marks(values: Sequence[float | None], *, lower_better: bool, alike: float = 0.0) -> list[Mark]:
     """Which values are the best and the second best of a column; equal ones share a mark.
 
     Args:
         values: As they are shown; ``None`` where there is none.
         lower_better: Direction.
+        alike: Distance from the better one up to which values count as equal.
     """
-    known = sorted({v for v in values if v is not None}, reverse=not lower_better)
-    named: dict[float | None, Mark] = dict(zip(known, ("best", "second")))  # noqa: B905
-    # A column that only one value fills has no best.
-    return ["" if len(known) < 2 else named.get(value, "") for value in values]
+    groups: list[list[float]] = []
+    for value in sorted({v for v in values if v is not None}, reverse=not lower_better):
+        if not groups or abs(value - groups[-1][0]) > alike:
+            groups.append([])
+        groups[-1].append(value)
+    best, second = groups[:2] if len(groups) > 1 else ([], [])  # one alone has no best
+    return ["best" if v in best else "second" if v in second else "" for v in values]
 
 
 ABLATION = ("joint", "cggm_magnitude", "cggm_direction", "cggm")
@@ -249,7 +260,7 @@ def heads_table(
         return by_seed(of_method(runs, name), lambda r: r.heads.get(modality, {}).get(metric))
 
     columns = {"training": [*map(Cell, names)]} | {
-        modality: spread_column([values(name, modality) for name in names], metric, seeds(runs))
+        modality: spread_column([values(name, modality) for name in names], metric, runs)
         for modality in modality_names(runs)
     }
     title = f"Each modality's head on {task}: {find_metric(metric).heading}"
@@ -298,7 +309,7 @@ def rank_table(
             columns[f"{task} {metric}"] = [*map(Cell, texts, marks(own, lower_better=True))]
     runs = [record for record in records if record.task in metrics_by_task]
     notes = (
-        "1 is best, equal means share a rank, and every task weighs the same.",
+        "1 is best, means that one test sample parts share a rank, and every task weighs the same.",
         "An average over fewer tasks than all is not comparable with the others.",
     )
     named = [find_metric(name) for chosen in metrics_by_task.values() for name in chosen]
@@ -317,7 +328,7 @@ def _metric_columns(
     differences = [found.get(name) for name in names]
     digits = find_metric(metric).digits + 1
     return {
-        metric: spread_column(values, metric, seeds(runs)),
+        metric: spread_column(values, metric, runs),
         f"{metric} - {reference}": [difference_cell(d, digits) for d in differences],
         f"verdict on {metric}": [*map(verdict_cell, differences)],
     }

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,8 @@ class Metric:
         direction: Which values are better, ``"higher"`` or ``"lower"`` ones.
         digits: Behind the decimal point where its values are shown.
         unit: Such as ``"mm"``; empty for a share or a score.
+        counts: Whether it is a share of samples, which a single one moves by about 1/N: such a
+            difference ranks nothing.
 
     Raises:
         ValueError: If the name is no word, the direction is another one or there are fewer than no
@@ -33,6 +35,7 @@ class Metric:
     direction: Direction
     digits: int = 3
     unit: str = ""
+    counts: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name):

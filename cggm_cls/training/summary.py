@@ -80,6 +80,7 @@ def conclude_sequences(
         "classes": data.names,
         "inputs": {name: _input(data, name) for name in data.widths},
         "validation_score": best.score,
+        "test_samples": len(data.test),
         **_test_metrics(config, network, balancer, data),
     }
     keep_gradients(run, config, network, balancer, epoch_batches(config, network, data))

@@ -1,4 +1,4 @@
-"""The GPU evening, rehearsed on a processor: every part runs to its end, and ends when it has to."""
+"""The GPU evening, rehearsed on a processor: every part runs, and ends when it has to."""
 
 import json
 import os

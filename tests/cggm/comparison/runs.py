@@ -4,7 +4,7 @@ from cggm.comparison.records import FinishedRun
 from cggm.runs import Metric, register_metrics
 
 register_metrics(
-    Metric("acc", "accuracy", "higher"),
+    Metric("acc", "accuracy", "higher", counts=True),
     Metric("mae", "mean absolute error", "lower"),
     Metric("hd95", "HD95", "lower", digits=2, unit="mm"),
     Metric("dice", "Dice", "higher"),
@@ -13,7 +13,8 @@ register_metrics(
 
 def run(method, seed, test, *, task="mosi", simulated=False, seconds=1.0, mb=None, **parts):
     subsets, heads = parts.get("subsets", {}), parts.get("heads", {})
-    return FinishedRun(task, method, seed, seconds, mb, simulated, test, subsets, heads, "runs/x")
+    told = (task, method, seed, seconds, mb, simulated, test, subsets, heads, "runs/x")
+    return FinishedRun(*told, parts.get("samples"))
 
 
 def runs(method, values, metric="acc", **kwargs):

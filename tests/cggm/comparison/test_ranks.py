@@ -10,6 +10,13 @@ def test_ties_share_their_ranks():
     assert ranks_of(scores, lower_better=True) == {"a": 2.5, "b": 4.0, "c": 2.5, "d": 1.0}
 
 
+def test_what_one_test_sample_makes_is_no_rank():
+    means = {"a": 0.90, "b": 0.91, "c": 0.85}
+    records = [r for name, x in means.items() for r in runs(name, [x, x], samples=100)]
+    found = average_ranks(records, {"mosi": ["acc"]})
+    assert {name: rank.average for name, rank in found.items()} == {"a": 1.5, "b": 1.5, "c": 3.0}
+
+
 def test_every_task_weighs_the_same():
     tests = {"a": (0.9, 0.5, 0.1), "b": (0.8, 0.6, 0.3), "c": (0.7, 0.7, 0.2)}
     records = [

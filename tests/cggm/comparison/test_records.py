@@ -36,6 +36,12 @@ def test_a_cut_last_line_is_ignored(tmp_path):
     assert read_records(file) == [FinishedRun(**LINE)]
 
 
+def test_the_number_of_test_samples_may_be_told(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    file.write_text(json.dumps(LINE | {"samples": 7}) + "\n")
+    assert read_records(file) == [FinishedRun(**LINE, samples=7)]
+
+
 def test_wrong_keys_are_refused_with_their_line(tmp_path):
     file = tmp_path / "runs.jsonl"
     cut = {key: value for key, value in LINE.items() if key != "heads"}

@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_a_single_seed_has_neither_marks_nor_ranks():
     assert not can_be_ranked(records)
     assert can_be_ranked([*records, *runs("c", [0.1, 0.2])])
     assert not can_be_ranked(runs("a", [0.5, 0.6]))
+
+
+def test_what_one_test_sample_makes_is_not_marked():
+    means = {"a": 0.900, "b": 0.905, "c": 0.880, "d": 0.895, "e": 0.875}
+    records = [r for name, x in means.items() for r in runs(name, [x, x], samples=100)]
+    expected = ["best", "best", "second", "best", "second"]
+    assert marks(performance_table(records, "mosi", ["acc"]), 1) == expected
+    few = [r for r in records if r.method in "abd"]
+    assert marks(performance_table(few, "mosi", ["acc"]), 1) == ["", "", ""]
+    many = [replace(record, samples=1000) for record in records]
+    expected = ["second", "best", "", "", ""]
+    assert marks(performance_table(many, "mosi", ["acc"]), 1) == expected
+    errors = [r for name, x in means.items() for r in runs(name, [x, x], "mae", samples=100)]
+    expected = ["", "", "second", "", "best"]  # of an error one sample may make anything
+    assert marks(performance_table(errors, "mosi", ["mae"]), 1) == expected
 
 
 def test_verdicts_of_all_tasks_in_one_table():

@@ -71,6 +71,7 @@ def test_records_travel_with_a_run(tmp_path):
         "direction": "lower",
         "digits": 2,
         "unit": "%",
+        "counts": False,
     }
     file.write_text(json.dumps([kept["toy_ece"] | {"name": "toy_foreign", "unit": ""}]))
     assert not is_registered("toy_foreign")
