@@ -25,7 +25,7 @@ from tests.quantifiers import every
 
 TORCHRUN = {"--nproc_per_node", "--nnodes", "--standalone"}
 OTHERS = {
-    "--only",
+    *("--only", "--size", "--residual"),  # of benchmarks
     "--c",  # of nnUNetv2_train
     "--shm-size",  # of docker run
     "--logdir",
