@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from cggm.errors import UserError
-from cggm.runs import sweep_drafts, write_atomically
+from cggm.runs import write_atomically
 
 LARGEST = 10_000_000
 """Bytes that a report may have."""
@@ -74,7 +74,6 @@ def write_page(
             f"{len(data) / 1e6:.1f} MB.",
             "Report on fewer cases at a time.",
         )
-    sweep_drafts(path.parent, path.name, ownerless=True)  # of a command that was killed
     write_atomically(path, data)
     return path
 

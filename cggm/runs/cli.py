@@ -161,6 +161,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
 def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
+        _check_text(argv)
         return _with_memory(main, argv) or 0
     except UserError as error:
         _say(f"error: {error}")
@@ -177,6 +178,18 @@ def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
         _say("interrupted")
         return 130
     return 2
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Refuse bytes that are no text: libraries in other languages take no path with any."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Expected arguments that are text in this locale, but got {argument!a}.",
+                "Use a locale of UTF-8 (LC_ALL=C.UTF-8), or rename the file or folder.",
+            ) from error
 
 
 def _with_memory(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:

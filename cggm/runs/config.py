@@ -117,6 +117,11 @@ def metavar(hint: Any) -> str:  # noqa: ANN401
     return "|".join(dict.fromkeys(map(metavar, parts)))
 
 
+# Paths are taken as they are: read as YAML, "#a" would be none at all.
+_TYPES: dict[Any, Callable[[Any], Path | None]] = {
+    Path: lambda value: Path(value),
+    Path | None: lambda value: None if value in (None, "null") else Path(value),
+}
 T = TypeVar("T")
 
 
@@ -156,8 +161,7 @@ def to_yaml(config: Any) -> str:  # noqa: ANN401
         config: An instance of a schema.
     """
     header = {"task": config.task} if getattr(config, "task", "") else {}
-    text: str = yaml.safe_dump({**header, **_plain(asdict(config))}, sort_keys=False)
-    return text
+    return str(yaml.safe_dump({**header, **_plain(asdict(config))}, sort_keys=False))
 
 
 def changed_values(config: Any, file: Path) -> dict[str, tuple[object, object]]:  # noqa: ANN401
@@ -253,9 +257,7 @@ class ConfigReader:
         try:
             typed = self._parser.parse_object(values, defaults=False)
         except ArgumentError as error:
-            alone = (
-                (key, value, partial(self._try, {key: value})) for key, value in values.items()
-            )
+            alone = ((k, v, partial(self._try, {k: v})) for k, v in values.items())
             raise self._explained(error, alone, f"{file}: ", "") from error
         self._parser.set_defaults({key: typed[key] for key in values})
 
@@ -289,14 +291,11 @@ class ConfigReader:
         for option in schema_options(schema):
             if option.group not in groups:
                 groups[option.group] = self._parser.add_argument_group(option.group)
-            bare = (
-                {"nargs": "?", "const": True}
-                if bool in (option.hint, *get_args(option.hint))
-                else {}
-            )
+            switch = bool in (option.hint, *get_args(option.hint))
+            bare: dict[str, Any] = {"nargs": "?", "const": True} if switch else {}
             groups[option.group].add_argument(
                 f"--{option.key}",
-                type=option.hint,
+                type=_TYPES.get(option.hint, option.hint),
                 default=option.default,
                 help=spoken(option.help),
                 metavar=option.metavar or metavar(option.hint),

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cggm.errors import DataError, UserError
-from cggm.runs import file_digest, new_folder, parse_json, sweep_drafts, write_json
+from cggm.runs import file_digest, new_folder, parse_json, write_json
 from cggm_cls.data.sequences import RaggedSequences, SequenceDataset, TaskData
 
 FORMAT = 1
@@ -29,7 +29,6 @@ _MANIFEST = "manifest.json"
 _IDS = "ids.json"
 _SPLITS = ("train", "valid", "test")
 _FILES = (_IDS, *(f"{split}.safetensors" for split in _SPLITS))
-_LEFTOVER_AGE = 3600  # seconds; no file of a store takes as long to write
 _AGAIN = "Delete the folder to convert the file again, or give another one with --store."
 
 
@@ -279,7 +278,6 @@ def _write(draft: Path, data: TaskData, source: Source) -> None:
 def _new_store(folder: Path) -> Iterator[Path]:
     """A draft that takes the place of the given folder if the block ends well."""
     try:
-        sweep_drafts(folder.parent, folder.name, older_than=_LEFTOVER_AGE)
         with new_folder(folder) as draft:
             yield draft
     except OSError as error:

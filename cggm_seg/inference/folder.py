@@ -17,7 +17,6 @@ from cggm.runs import (
     file_digest,
     parse_json,
     replacing,
-    sweep_drafts,
     write_atomically,
     write_json,
 )
@@ -165,7 +164,6 @@ class PredictionFolder:
             UserError: If it cannot be written; the earlier one is untouched then.
         """
         with _said_to_user(self.path / name):
-            sweep_drafts(self.path, name)
             write_atomically(self.path / name, text.encode())
 
     def _write(self, record: PredictionRecord, writers: Mapping[Path, Writer]) -> None:
@@ -173,14 +171,12 @@ class PredictionFolder:
         with ExitStack() as drafts:
             for file, write in writers.items():
                 file.parent.mkdir(exist_ok=True)
-                sweep_drafts(file.parent, file.name)
                 draft = drafts.enter_context(replacing(file))
                 write(draft)
                 digests[self.name_of(file)] = file_digest(draft)
             values = asdict(record) | {"outputs": digests}
             file = self._record(record.case)
             file.parent.mkdir(exist_ok=True)
-            sweep_drafts(file.parent, file.name)
             write_json(file, values)
 
     def records(self) -> list[PredictionRecord]:

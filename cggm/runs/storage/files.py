@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all, and the digest of their content.
 
 What is being written is a draft beside its place, ``.tmp-<process>-<random>-<name>``, until one
-rename puts it there. A killed process leaves such a draft, which :func:`sweep_drafts` removes.
+rename puts it there. A killed process leaves such a draft, which goes when the same is written
+again or its folder is swept; one that is under way is known by a lock and stays.
 """
 
 import hashlib
@@ -10,14 +11,15 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cggm.runs.storage.locks import abandoned, owning
+
 _PREFIX = ".tmp-"
-_DRAFT = re.compile(r"\.tmp-(\d+)-[0-9a-f]{8}-(?:\.tmp-\d+-[0-9a-f]{8}-)*(.*)", re.DOTALL)
+_DRAFT = re.compile(r"(?:\.tmp-\d+-[0-9a-f]{8}-)+(.*)", re.DOTALL)
 
 
 @contextmanager
@@ -25,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Replace a file in one step: readers see the old content or the new, even after a power cut.
 
     The block writes to the temporary path it is given, which ends in the name of the file. When the
-    block raises, that temporary file is removed and the old file stays.
+    block raises, that temporary file is removed and the old file stays. What a killed process left
+    of an earlier try goes.
 
     Args:
         path: The file to be written; its folder must exist.
@@ -33,12 +36,17 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
+    if _DRAFT.fullmatch(path.name):  # the whole is put into place by whoever made it
+        yield path
+        return
+    sweep_drafts(path.parent, path.name)
     temporary = _draft_of(path)
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
+        with owning(temporary):
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+            flush_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
@@ -84,18 +92,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     _check_unused(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_drafts(path.parent, path.name, ownerless=True)
+    sweep_drafts(path.parent, path.name)
     draft = _draft_of(path)
-    draft.mkdir()
     try:
-        yield draft
-        for part in draft.rglob("*"):
-            flush_folder(part) if part.is_dir() else _flush_to_disk(part)
-        flush_folder(draft)
-        _check_unused(path)
-        if os.name == "nt" and path.exists():  # Windows renames over no folder, not even empty
-            path.rmdir()
-        draft.rename(path)
+        with owning(draft, folder=True):
+            yield draft
+            for part in draft.rglob("*"):
+                flush_folder(part) if part.is_dir() else _flush_to_disk(part)
+            flush_folder(draft)
+            _check_unused(path)
+            if os.name == "nt" and path.exists():  # Windows renames over no folder, not even empty
+                path.rmdir()
+            draft.rename(path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError):
@@ -117,44 +125,25 @@ def is_draft(path: Path) -> bool:
     return path.name.startswith(_PREFIX)
 
 
-def sweep_drafts(
-    folder: Path, name: str | None = None, *, older_than: float = 0.0, ownerless: bool = False
-) -> None:
-    """Remove the drafts that killed processes left in a folder.
+def sweep_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove the drafts that killed processes left in a folder; what cannot be removed stays.
 
     Args:
         folder: Where they lie; it may be absent.
         name: Of the file or folder that they would have become; anything where ``None``.
-        older_than: Seconds since they were last written. Where several processes may write at once
-            it must be longer than any of them takes, or a draft under way goes.
-        ownerless: Whether those stay whose process runs on this machine.
     """
-    for draft in folder.glob(f"{_PREFIX}*"):
+    drafts: list[Path] = []
+    with suppress(OSError), os.scandir(folder) as listed:
+        drafts += (Path(entry) for entry in listed if entry.name.startswith(_PREFIX))
+    for draft in drafts:
         found = _DRAFT.fullmatch(draft.name)
-        if name is not None and (found is None or found[2] != name):
+        if name is not None and (found is None or found[1] != name):
             continue
-        if ownerless and found is not None and _runs(int(found[1])):
-            continue
-        with suppress(FileNotFoundError):  # finished, or swept by another process
-            if time.time() - draft.lstat().st_mtime < older_than:
-                continue
-            if draft.is_dir() and not draft.is_symlink():
+        with suppress(OSError), abandoned(draft) as free:
+            if free and draft.is_dir():
                 shutil.rmtree(draft)
-            else:
+            elif free:
                 draft.unlink()
-
-
-def _runs(process: int) -> bool:
-    """Whether that is another process; this one sweeps before it writes."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
 
 
 def file_digest(path: Path) -> str:

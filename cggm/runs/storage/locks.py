@@ -4,7 +4,8 @@ The lock belongs to an open descriptor of the file ``.lock`` in the folder: the 
 when the process ends, however it ends, so that what is left of the file locks nobody out. Children
 that are forked close theirs. The file says who holds it.
 
-A folder that many read, such as a cache, is shared, and who tidies it up has to be alone there.
+A folder that many read, such as a cache, is shared, and who tidies it up has to be alone there. A
+draft is owned by who writes it, and abandoned once that process is gone.
 """
 
 import errno
@@ -12,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -31,6 +33,7 @@ _held: dict[Path, int] = {}  # folder to descriptor
 _holders: dict[Path, set[int]] = {}  # folder to who took it in this process
 _shared: dict[Path, int] = {}  # folder to descriptor, of folders that are read
 _numbers = count(1)
+_ABANDONED_AFTER = 3600  # seconds since the last change, where no locks can tell
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -191,7 +194,7 @@ def alone(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _taken(descriptor)
+        yield bool(_taken(descriptor))
     finally:
         if own is None:
             os.close(descriptor)
@@ -200,13 +203,78 @@ def alone(folder: Path) -> Iterator[bool]:
                 fcntl.flock(own, fcntl.LOCK_SH)
 
 
-def _taken(descriptor: int) -> bool:
+@contextmanager
+def owning(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """Make a file or folder that is :func:`abandoned` once the block, or this process, has ended.
+
+    Args:
+        path: What is made; it must not exist.
+        folder: Whether that is a folder.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    while True:
+        descriptor = _made(path, folder)
+        if fcntl is None:  # Windows moves nothing that is open
+            os.close(descriptor)
+            yield
+            return
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_open(path, descriptor):
+            break
+        os.close(descriptor)  # of what was taken for abandoned, in the moment before the lock
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked children have the descriptor, too
+        os.close(descriptor)
+
+
+def _made(path: Path, folder: bool) -> int:
+    while True:
+        if not folder:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        path.mkdir()
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY)
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Keep what :func:`owning` made from being anybody's for a moment, to remove it.
+
+    Args:
+        path: The file or folder.
+
+    Yields:
+        Whether it is nobody's. Without locks it is so an hour after it was changed last.
+
+    Raises:
+        OSError: If it is gone or cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        free = _taken(descriptor)
+        if free is None:
+            free = time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_AFTER
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool | None:
+    """Whether nobody else has an open file locked, which then is; ``None`` without locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

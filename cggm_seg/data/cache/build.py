@@ -23,8 +23,6 @@ from cggm_seg.data.cases import Case
 
 logger = logging.getLogger(__name__)
 
-_DRAFT_AGE = 3600.0  # seconds; writing a case takes less than one
-
 
 def build_cache(
     cases: Sequence[Case],
@@ -130,8 +128,7 @@ def _check_cases(cases: Sequence[Case]) -> None:
 def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Only old ones are those of killed builds; another build may be writing the others.
-        sweep_drafts(folder, older_than=_DRAFT_AGE)
+        sweep_drafts(folder)
     except OSError as error:
         what = f"Expected a folder for the cache, but {folder} gives: {error.strerror}."
         raise UserError(what, "Choose another cache folder.") from error

@@ -42,6 +42,12 @@ def parse(configs: Path, *argv: str):
     )
 
 
+def test_bytes_that_are_no_text_are_refused_with_the_locale_as_a_remedy(capsys):
+    assert run(lambda _: None, ["--output", "a\udcfc"]) == 2
+    expected = r"error: Expected arguments that are text in this locale, but got 'a\udcfc'. Use"
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_sources_override_each_other_in_order(configs):
     own = configs / "own.yaml"
     own.write_text("training: {lr: 0.02}\nseed: 4\nbalancer: pmr\n")

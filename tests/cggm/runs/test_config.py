@@ -87,6 +87,25 @@ def test_values_get_the_types_of_the_schema(tmp_path):
     assert config.device == "cuda"
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where things lie."""
+
+    input: Path
+    output: Path | None = Path("default")
+
+
+@pytest.mark.parametrize(
+    "name", ["#a", "&a", "~", "a: b", "[a]", "'a'", "a b\nü", "2024", "-", "a #b", " a "]
+)
+def test_a_path_is_taken_as_it_is(name):
+    places = ConfigReader(Places).read(Places, ["--input", name, "--output", name])
+    assert places == Places(Path(name), Path(name))
+    assert ConfigReader(Places).read(Places, ["--input=null", "--output=null"]) == Places(
+        Path("null"), None
+    )
+
+
 def test_bare_boolean_option_means_true():
     assert read_config(Config, [], ["--amp", "--size", "1"]).amp is True
     assert read_config(Config, [], ["--size=1", "--amp"]).amp is True

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cggm.errors import UserError
+from cggm.runs.storage.files import replacing
 from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.inference.cohort import predict_cases
 from cggm_seg.inference.folder import network_digest
@@ -185,12 +186,11 @@ def test_summary_tells_of_all_cases_in_the_folder(predict, data, tmp_path):
 def test_drafts_of_a_killed_process_go_and_those_of_others_stay(predict, tmp_path):
     (tmp_path / "out").mkdir()
     own = tmp_path / "out" / ".tmp-12-0123abcd-.tmp-12-4567cdef-a.nii.gz"
-    other = tmp_path / "out" / ".tmp-12-0123abcd-b-a.nii.gz"
     own.touch()
-    other.touch()
-    predict(Counting())
+    with replacing(tmp_path / "out" / "a.nii.gz") as draft:
+        predict(Counting())
+        assert draft.exists()
     assert not own.exists()
-    assert other.exists()
 
 
 def test_digest_of_a_network_knows_weights_and_structure():

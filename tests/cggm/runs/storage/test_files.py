@@ -1,13 +1,24 @@
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from cggm.runs.storage.files import file_digest, is_draft, new_folder, replacing, sweep_drafts
+from cggm.runs.storage.files import (
+    file_digest,
+    is_draft,
+    new_folder,
+    replacing,
+    sweep_drafts,
+    write_atomically,
+)
+from cggm.runs.storage.locks import alone
 
 
 def test_a_new_folder_appears_in_one_step(tmp_path):
@@ -60,40 +71,123 @@ def test_an_error_inside_names_the_file_that_the_user_knows(tmp_path):
     assert caught.value.filename == str(folder / "inner" / "a")
 
 
-def test_a_new_folder_takes_away_what_killed_processes_left(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    left = tmp_path / f".tmp-{int(ended.stdout)}-0123abcd-store"
-    under_way = [tmp_path / f".tmp-{os.getppid()}-0123abcd-store"]
-    under_way += [tmp_path / f".tmp-{int(ended.stdout)}-0123abcd-another"]
-    for draft in (left, *under_way):
-        draft.mkdir()
-        (draft / "inner").touch()
-    with new_folder(tmp_path / "store") as draft:
-        assert sorted(tmp_path.iterdir()) == sorted([draft, *under_way])
+WRITERS = {
+    "file": """
+with replacing(Path(sys.argv[1])) as draft:
+    draft.write_text("half")
+""",
+    "folder": """
+with new_folder(Path(sys.argv[1])) as draft:
+    (draft / "inner").mkdir()
+    (draft / "inner" / "a").write_text("half")
+""",
+}
 
 
-def test_sweeping_takes_drafts_of_one_name_and_age(tmp_path):
+def begun(kind, path):
+    """A process that is halfway through a file or a folder."""
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from cggm.runs.storage.files import new_folder, replacing\n"
+    code += f"{WRITERS[kind]}    print('half', flush=True)\n    time.sleep(60)\n"
+    command = [sys.executable, "-c", code, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+def write(kind, path):
+    if kind == "file":
+        write_atomically(path, b"whole")
+    else:
+        with new_folder(path) as draft:
+            (draft / "a").write_text("whole")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_draft_goes_once_its_process_is_killed_and_not_before(tmp_path, kind):
+    path = tmp_path / "made"
+    with begun(kind, path) as process:
+        try:
+            [draft] = tmp_path.iterdir()
+            sweep_drafts(tmp_path)
+            write(kind, path)  # beside the other one, which is separate
+            assert sorted(tmp_path.iterdir()) == [draft, path]
+            shutil.rmtree(path) if kind == "folder" else path.unlink()
+            process.kill()
+            process.wait()
+            write(kind, tmp_path / "another")
+            assert draft.exists()
+            write(kind, path)
+        finally:
+            process.kill()
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "another", path]
+
+
+def test_what_a_fork_inherits_keeps_no_folder(tmp_path):
+    with new_folder(tmp_path / "made"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with alone(tmp_path / "made") as so:
+            assert so
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_draft_that_was_swept_before_it_was_locked_is_made_again(tmp_path, monkeypatch, kind):
+    flock, swept = fcntl.flock, []
+
+    def sweep_once(descriptor, how):
+        if not swept:
+            swept.extend(tmp_path.iterdir())
+            swept[0].rmdir() if kind == "folder" else swept[0].unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_once)
+    write(kind, tmp_path / "made")
+    assert len(swept) == 1
+    assert os.listdir(tmp_path) == ["made"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF])  # none at all, none for folders
+def test_without_locks_a_draft_goes_an_hour_after_its_last_change(tmp_path, monkeypatch, error):
+    def no_locks(descriptor, how):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    drafts = [tmp_path / f".tmp-1-0123abcd-{kind}" for kind in WRITERS]
+    drafts[0].touch()
+    drafts[1].mkdir()
+    for kind in WRITERS:
+        write(kind, tmp_path / kind)
+        sweep_drafts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([*drafts, *(tmp_path / kind for kind in WRITERS)])
+    for draft in drafts:
+        os.utime(draft, (time.time() - 3700,) * 2)
+    sweep_drafts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(tmp_path / kind for kind in WRITERS)
+
+
+def test_sweeping_takes_drafts_of_one_name(tmp_path):
     drafts = [tmp_path / f".tmp-1-0123abcd-{name}" for name in ("a", "b-a", ".tmp-2-0123abcd-a")]
     for draft in drafts[:2]:
         draft.touch()
     drafts[2].mkdir()
     (drafts[2] / "inner").touch()
     (tmp_path / "a").touch()
-    sweep_drafts(tmp_path, "a", older_than=60)
-    assert len(os.listdir(tmp_path)) == 4
-    old = time.time() - 120
-    for draft in drafts:
-        os.utime(draft, (old, old))
-    sweep_drafts(tmp_path, "a", older_than=60)
+    sweep_drafts(tmp_path, "a")
     assert sorted(os.listdir(tmp_path)) == [".tmp-1-0123abcd-b-a", "a"]
     sweep_drafts(tmp_path)
     assert os.listdir(tmp_path) == ["a"]
     sweep_drafts(tmp_path / "absent")
 
 
-def test_a_draft_under_way_is_swept_by_name_alone(tmp_path):
+def test_a_draft_within_a_draft_is_the_same(tmp_path):
     with replacing(tmp_path / "a") as draft:
-        draft.write_text("x")
-        sweep_drafts(tmp_path, "b")
-        assert draft.exists()
+        write_atomically(draft, b"x")
+        sweep_drafts(tmp_path)
+        assert os.listdir(tmp_path) == [draft.name]
     assert file_digest(tmp_path / "a") == hashlib.sha256(b"x").hexdigest()

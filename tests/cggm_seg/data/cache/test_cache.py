@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cggm.errors import DataError, UserError
-from cggm.runs.storage.files import file_digest
+from cggm.runs.storage.files import file_digest, replacing
 from cggm_seg.data.cache import FORMAT, SliceCache, build_cache, entries, pack
 from cggm_seg.data.cases import Case, find_cases
 from tests.cggm_seg.nifti import SUFFIXES, case_file, write_case, write_volume
@@ -205,13 +205,13 @@ def test_two_builds_at_once_give_one_whole_cache(cases, folder, tmp_path):
 
 def test_leftovers_of_killed_builds_are_removed(cases, folder):
     folder.mkdir()
-    old, new = folder / ".tmp-1-a.safetensors", folder / ".tmp-2-b.safetensors"
-    for file in (old, new):
-        file.write_bytes(b"torn")
-    os.utime(old, (0, 0))
-    build(cases, folder)
-    assert not old.exists()
-    assert new.exists()
+    left = folder / ".tmp-1-0123abcd-a.safetensors"
+    left.write_bytes(b"torn")
+    with replacing(folder / "b.safetensors") as draft:
+        build(cases, folder)
+        assert draft.exists()
+        draft.write_bytes(b"whole")
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
