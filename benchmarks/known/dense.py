@@ -7,11 +7,12 @@ are those of ``benchmarks.known.training`` seed by seed, and results equal its t
 (``tests/benchmarks/test_dense.py``). "even pass" has heads' losses of equal weights and a pass with
 one modality that is drawn evenly; it is the control of every form below. "by level" weighs
 modalities by who is behind, as guided heads do elsewhere, but with a gate of the heads' losses in
-place of their Dice and without trust; "constant" has its mean weights of the same seed. The others
-add shares: of images by the loss of their shapes, of regions (the pixels of a class in an image),
-of pixels; "shuffled" deals them out to other images. "truth" has the shares that nobody knows: all
-for the modality that shows this image, none for one that shows another. Dice in hundredths; rows
-that a file has are kept.
+place of their Dice and without trust (``gate="loss"``). Its controls replay the weights that it
+recorded with the same seed: "uniform" their mean over time and modalities, "constant" their mean
+over time, "random" rows of them drawn anew. The others add shares: of images by the loss of their
+shapes, of regions (the pixels of a class in an image), of pixels; "shuffled" deals them out to
+other images. "truth" has the shares that nobody knows: all for the modality that shows this image,
+none for one that shows another. Dice in hundredths; rows that a file has are kept.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ from cggm.scores import ratio_score
 
 TASK, CLASSES = "segmentation", OUTPUTS["segmentation"]
 EVEN, LEVEL = "even pass", "by level"
+CONTROLS = ("uniform", "constant", "random")
 Weights = dict[str, Tensor]
 
 
@@ -47,7 +50,7 @@ class Form:
     Args:
         mu: Weight of the heads' losses.
         nu: Weight of the extra pass, times the number of modalities.
-        weights: ``"level"`` by the gates, ``"constant"``, or ``None`` for equal ones.
+        weights: ``"level"`` by the gates, a name of :data:`CONTROLS`, or ``None`` for 1.
         level: Of what there are shares: ``"shapes"``, ``"regions"``, ``"pixels"`` or ``"truth"``;
             ``None`` for none.
         by_shares: Whether the modality of the extra pass is drawn by shares instead of evenly.
@@ -67,7 +70,7 @@ FORMS = {
     "unimodal losses": Form(1.0),
     EVEN: Form(1.0, 0.25),
     LEVEL: Form(1.0, 0.25, "level"),
-    "constant": Form(1.0, 0.25, "constant"),
+    **{name: Form(1.0, 0.25, name) for name in CONTROLS},
     "shapes": Form(1.0, 0.25, level="shapes"),
     "regions": Form(1.0, 0.25, level="regions"),
     "regions, pass too": Form(1.0, 0.25, level="regions", by_shares=True),
@@ -103,9 +106,18 @@ class DenseEngine:
         self.data = [make_data(TASK, self.scenario, scale, seed) for seed in seeds]
 
     def train(
-        self, form: Form, epochs: int, constant: Tensor | None = None
+        self, form: Form, epochs: int, recorded: Tensor | None = None
     ) -> tuple[Weights, Tensor]:
-        """Weights of all networks, and the modalities' mean over time, ``(S, M)``."""
+        """Train all networks.
+
+        Args:
+            form: See :data:`FORMS`.
+            epochs: Of each training.
+            recorded: For a control, what "by level" returned.
+
+        Returns:
+            Weights of all networks, and those of the modalities at each step, ``(steps, S, M)``.
+        """
         network, heads = self._initial()
         optimizer = make_optimizer(self.cases[0], list(network.values()))
         head_optimizer = torch.optim.Adam(list(heads.values()), lr=5e-4)
@@ -119,9 +131,7 @@ class DenseEngine:
                 said = [self._judge(heads, n, features[n].detach()) for n in self.names]
                 taught = sum(_mean(_losses(z, batch.target)).sum() for z in said)
                 signal = torch.lerp(_signal(said, batch.target), signal, 0.9)
-                weights = torch.ones_like(signal) if constant is None else constant
-                if form.weights == "level":
-                    weights = torch.stack([weights_of(own) for own in signal])
+                weights = self._weights(form, signal, batch.step, recorded)
                 record.append(weights)
                 total = total + self._added(form, batch, network, heads, features, weights)
             own = torch.autograd.grad(taught, list(heads.values())) if form.mu > 0 else ()
@@ -132,7 +142,7 @@ class DenseEngine:
                 for parameter, gradient in zip(heads.values(), own, strict=True):
                     parameter.grad = gradient
                 head_optimizer.step()
-        return network, torch.stack(record).mean(0) if record else torch.ones_like(signal)
+        return network, torch.stack(record) if record else torch.ones_like(signal)[None]
 
     @torch.no_grad()
     def judge(self, network: Weights) -> dict[str, list[float]]:
@@ -178,6 +188,20 @@ class DenseEngine:
             alone = _mean(_losses(self._fuse(network, left), batch.target))
             total = total + form.nu * (weights.sum(1) * alone).sum()
         return total
+
+    def _weights(self, form: Form, signal: Tensor, step: int, recorded: Tensor | None) -> Tensor:
+        """Weights of the modalities, ``(S, M)``."""
+        if form.weights == "level":
+            return torch.stack([weights_of(own) for own in signal])
+        if form.weights is None:
+            return torch.ones_like(signal)
+        if recorded is None:
+            raise ValueError(f"Expected the weights that {LEVEL!r} recorded. Train that before.")
+        if form.weights == "random":
+            rows = [Random(f"{c.seed} {step}").randrange(len(recorded)) for c in self.cases]
+            return recorded[rows, range(len(rows))]
+        means = recorded.mean(0)
+        return means if form.weights == "constant" else means.mean(1, keepdim=True).expand_as(means)
 
     def _uniform(self, what: str, case: Case, batch: Batch) -> Tensor:
         key = Random(f"{what} {case.seed} {batch.step} 1 0").getrandbits(63)
@@ -319,28 +343,40 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     seeds = [options.first, options.first + options.seeds - 1]
-    rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    known = {(row["scenario"], row["form"]): row["weights"] for row in rows}
+    record = {"machine": machine("torch"), "seeds": seeds, "epochs": EPOCHS[TASK], "rows": []}
+    if options.json.exists():
+        record = json.loads(options.json.read_text())
+    if record["seeds"] != seeds:
+        parser.error(f"{options.json} holds seeds {record['seeds']}, not {seeds}: name another.")
+    rows = record["rows"]
     for scenario in options.scenarios:
-        engine = DenseEngine(scenario, range(seeds[0], seeds[1] + 1))
-        for form in options.forms:
-            if (scenario, form) in known:
-                continue
-            start, recorded = time.process_time(), known.get((scenario, LEVEL))
-            if form == "constant" and recorded is None:
-                parser.error(f"{form} takes the weights of {LEVEL}: train that before.")
-            given = torch.tensor(recorded) if form == "constant" else None
-            network, weights = engine.train(FORMS[form], EPOCHS[TASK], given)
-            scores = engine.judge(network)
-            scores = {key: [round(x, 3) for x in value] for key, value in scores.items()}
-            seconds = round(time.process_time() - start, 1)
-            known[scenario, form] = weights.tolist()
-            row = {"scenario": scenario, "form": form, "scores": scores}
-            rows.append(row | {"weights": weights.tolist(), "seconds": seconds})
-            means = {key: round(statistics.mean(value), 1) for key, value in scores.items()}
-            print(f"({scenario}) {form}: {means}", flush=True)
-            record = {"machine": machine("torch"), "seeds": seeds, "epochs": EPOCHS[TASK]}
-            options.json.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        have = {row["form"] for row in rows if row["scenario"] == scenario}
+        wanted = [form for form in options.forms if form not in have]
+        for row in measure(scenario, wanted, range(seeds[0], seeds[1] + 1)):
+            rows.append(row)
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure(scenario: str, forms: Sequence[str], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One row per form; what its controls replay is trained before them."""
+    engine, recorded = DenseEngine(scenario, seeds), None
+    for form in forms:
+        start = time.process_time()
+        if form in CONTROLS and recorded is None:
+            recorded = engine.train(FORMS[LEVEL], EPOCHS[TASK])[1]
+        network, weights = engine.train(FORMS[form], EPOCHS[TASK], recorded)
+        recorded = weights if form == LEVEL else recorded
+        scores = engine.judge(network)
+        seconds = round(time.process_time() - start, 1)
+        means = {key: round(statistics.mean(value), 1) for key, value in scores.items()}
+        print(f"({scenario}) {form}: {means}, {seconds} s", flush=True)
+        yield {
+            "scenario": scenario,
+            "form": form,
+            "scores": {key: [round(x, 3) for x in value] for key, value in scores.items()},
+            "weights": weights.mean((0, 1)).tolist(),
+            "seconds": seconds,
+        }
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ PLAIN = {
     "joint": ("Balancer", {}),
     "unimodal losses": ("UnimodalLosses", {}),
     "even pass": ("GuidedHeads", {}),
+    "by level": ("GuidedHeads", {"gate": "loss"}),
 }
 
 
@@ -26,9 +27,35 @@ def test_all_seeds_at_once_equal_the_plain_training(form):
     for position, seed in enumerate(SEEDS):
         own = settings | ({"seed": seed} if method == "GuidedHeads" else {})
         network = train(Case("segmentation", "c", "sgd", seed), Row(method, own), 1)[1]
-        for name, wanted in network.named_parameters():
-            values = found[name].chunk(len(SEEDS))[position]
-            assert_close(values, wanted, rtol=1e-4, atol=1e-5, msg=f"{name} {seed}")
+        assert_equal_to_rounding(found, position, network)
+
+
+def assert_equal_to_rounding(found, position, network):
+    for name, wanted in network.named_parameters():
+        values = found[name].chunk(len(SEEDS))[position]
+        assert_close(values, wanted, rtol=1e-4, atol=1e-5, msg=f"{name} {position}")
+
+
+RECORDED = torch.tensor([[[0.6, 1.0], [0.8, 0.8]], [[1.0, 1.4], [0.4, 0.6]]])  # (steps, S, M)
+
+
+@pytest.mark.filterwarnings("ignore:GuidedHeads is bound to a dense task")
+@pytest.mark.parametrize(
+    ("form", "factors"),
+    [
+        ("uniform", [1.0, 0.65]),
+        ("constant", [{"A": 0.8, "B": 1.2}, {"A": 0.6, "B": 0.7}]),
+        ("random", [{"A": [0.6, 1.0], "B": [1.0, 1.4]}, {"A": [0.8, 0.4], "B": [0.8, 0.6]}]),
+    ],
+)
+def test_controls_replay_what_was_recorded(form, factors):
+    found, _ = DenseEngine("c", SEEDS).train(FORMS[form], 1, RECORDED)
+    for position, seed in enumerate(SEEDS):
+        own = {"factors": factors[position], "seed": seed}
+        network = train(Case("segmentation", "c", "sgd", seed), Row("GuidedHeads", own), 1)[1]
+        assert_equal_to_rounding(found, position, network)
+    with pytest.raises(ValueError, match="'by level' recorded"):
+        DenseEngine("c", SEEDS).train(FORMS[form], 1)
 
 
 # one seed, two images of one row of four pixels: a disk of two, a square of one, two modalities
