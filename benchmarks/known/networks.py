@@ -35,7 +35,8 @@ class LateNetwork(nn.Module):
     def __init__(self, task: str, rule: str, names: Sequence[str] = NAMES) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({name: make_encoder(task) for name in names})
-        self.output_layer = LateFusion({name: Head(task) for name in names}, rule)
+        heads = {name: Head(task) for name in names}
+        self.output_layer = LateFusion(heads, rule, shared=rule == "entropy")
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Prediction from inputs by modality."""

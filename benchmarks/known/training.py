@@ -20,7 +20,7 @@ from benchmarks.known.data import (
     task_loss,
 )
 from benchmarks.known.networks import Head, LateNetwork, Network
-from cggm import Balancer
+from cggm import Balancer, Chain
 from cggm.late_fusion import FusionRule, late_rule
 from cggm.methods import bound_balancer
 from cggm.scores import ratio_score, score_counts
@@ -36,22 +36,38 @@ RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Factors or weights that a control takes from another training of the same case.
+
+    Args:
+        row: What is trained for them.
+        reading: Which of its readings.
+        drawn: Whether all steps' are given, to draw from, in place of each modality's mean.
+    """
+
+    row: "Row"
+    reading: str = "term"
+    drawn: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
     """A method and its settings.
 
     Args:
-        method: A public name of ``cggm.methods``.
+        method: A public name of ``cggm.methods``, or several with ``+`` between them.
         settings: Its arguments.
         rule: Of late fusion, see :func:`cggm.late_fusion.late_rule`; ``None`` for a network that
             fuses features.
-        replays: Settings of the CGGM whose factors in the same case it takes: their mean for each
-            modality (ConstantFactors), or drawn from all of them (RandomFactors).
+        of_epochs: Settings that are a share of the epochs, rounded, 1 at least.
+        replays: For a control, what it takes from whom.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rule: FusionRule | None = None
-    replays: Mapping[str, Any] | None = None
+    of_epochs: Mapping[str, float] = field(default_factory=dict)
+    replays: Replay | None = None
 
 
 @dataclass(frozen=True)
@@ -80,19 +96,18 @@ def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
     """Train once; scores on test data, in hundredths, higher is better."""
     torch.set_num_threads(1)
     if row.replays is not None:
-        row = replace(row, settings=replayed(case, row, epochs))
+        row = replace(row, settings=replayed(case, row, row.replays, epochs))
     data, network, history, seconds = train(case, row, epochs)
     return judge(case, network, data) | {"readings": by_fifths(history), "seconds": seconds}
 
 
-def replayed(case: Case, control: Row, epochs: int) -> dict[str, Any]:
-    """Settings of a control, from the terms of CGGM in the same case."""
-    history = train(case, Row("CGGM", control.replays or {}), epochs)[2]
-    columns = torch.stack([readings["term"] for readings in history]).T.tolist()
-    terms = dict(zip(case.names, columns, strict=True))
-    if control.method == "RandomFactors":
-        return {"terms": terms}
-    return {"factors": {name: statistics.mean(column) for name, column in terms.items()}}
+def replayed(case: Case, control: Row, replay: Replay, epochs: int) -> dict[str, Any]:
+    """Settings of a control, those of its own included."""
+    history = train(case, replay.row, epochs)[2]
+    columns = torch.stack([readings[replay.reading] for readings in history]).T.tolist()
+    taken = columns if replay.drawn else [statistics.mean(column) for column in columns]
+    argument = "terms" if control.method == "RandomFactors" else "factors"
+    return {**control.settings, argument: dict(zip(case.names, taken, strict=True))}
 
 
 def train(
@@ -149,8 +164,10 @@ def make_balancer(
         "trials": trials,
         "held_out": trials,
     }
-    balancer = bound_balancer(row.method, row.settings, parts, network)
-    balancer.heads_follow = False  # heads of all methods learn alike, so that controls match
+    shares = {name: max(1, round(share * epochs)) for name, share in row.of_epochs.items()}
+    balancer = bound_balancer(row.method, {**row.settings, **shares}, parts, network)
+    for method in (balancer, *(balancer.parts if isinstance(balancer, Chain) else ())):
+        method.heads_follow = False  # heads of all methods learn alike, so that controls match
     return balancer
 
 
