@@ -141,6 +141,7 @@ class GuidedHeads(Balancer):
 
     serves_absence = True
     serves_late_fusion = True
+    trains_through_heads = True
     heads: Heads | None
     scores: SignalTracker
 

@@ -115,6 +115,7 @@ def test_names_that_mean_several_or_no_method_are_refused():
     [
         ("UnimodalLosses", [True]),
         ("RedCore", [True]),
+        ("GuidedHeads", [True]),
         ("CGGM", [False]),
         ("CGGM+UnimodalLosses", [True, True]),  # whose heads are the same
         ("CGGM+OGM", [False, False]),
