@@ -83,7 +83,7 @@ def start(data: Path) -> SliceDataset:
     """A training up to its first slice."""
     cohort = open_cohort(data, Options())
     slices = SliceDataset(cohort.cache, cohort.split.training, size=16, augment=False)
-    _ = cohort.digests, cohort.lacking, slices[0, 0]
+    _ = cohort.contents, cohort.lacking, slices[0, 0]
     return slices
 
 

@@ -84,4 +84,6 @@ def lasting_streams() -> Iterator[None]:
 def _open_missing() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (has the lowest free number)
+            stream = open(os.devnull, mode)  # noqa: SIM115 (has the lowest free number)
+            os.set_inheritable(stream.fileno(), True)  # programs that it starts lack none either
+            setattr(sys, name, stream)

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
@@ -162,6 +163,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
         _check_text(argv)
+        _check_temporary_folder(argv)
         return _with_memory(main, argv) or 0
     except UserError as error:
         _say(f"error: {error}")
@@ -190,6 +192,23 @@ def _check_text(argv: Sequence[str]) -> None:
                 f"Expected arguments that are text in this locale, but got {argument!a}.",
                 "Use a locale of UTF-8 (LC_ALL=C.UTF-8), or rename the file or folder.",
             ) from error
+
+
+def _check_temporary_folder(argv: Sequence[str]) -> None:
+    """Refuse early where libraries would fail somewhere in the middle, as in a read-only container.
+
+    Reading of options needs none.
+    """
+    if {"-h", "--help"} & {*argv}:
+        return
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(
+            "Expected a folder for temporary files, but in none of the usual ones (/tmp, /var/tmp, "
+            "the current one) a file can be written.",
+            "Set TMPDIR to a folder that can be written, such as /dev/shm.",
+        ) from error
 
 
 def _with_memory(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:

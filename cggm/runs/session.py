@@ -220,7 +220,7 @@ class Session:
         """What must be the same on resume."""
         data, content = self._data, {}
         if data.content:
-            content = {"content of the data": data.content}
+            content = {"content of the samples": data.content}
         return {"data": data.digest, "number of batches": str(self._steps), **content}
 
     def _changed_options(self) -> dict[str, tuple[object, object]]:

@@ -94,9 +94,9 @@ class Cohort:
         return (self.folder / "cohort.json").is_file()
 
     @property
-    def digests(self) -> dict[str, dict[str, str]]:
-        """SHA-256 of every file that the slices were made from, by case and modality or ``seg``."""
-        return {case_id: self.cache.digests(case_id) for case_id in self.cases}
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of the voxels of each case, the same however its files are compressed."""
+        return {case_id: self.cache.content(case_id) for case_id in self.cases}
 
     @property
     def lacking(self) -> dict[str, list[str]]:

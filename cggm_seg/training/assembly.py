@@ -89,8 +89,8 @@ def segmentation_session(
 
 
 def _digest_of(cohort: Cohort) -> str:
-    """One of the content of all files that slices are read from."""
-    return hashlib.sha256(json.dumps(cohort.digests, sort_keys=True).encode()).hexdigest()
+    """One of the voxels of all cases."""
+    return hashlib.sha256(json.dumps(cohort.contents, sort_keys=True).encode()).hexdigest()
 
 
 def _engine(

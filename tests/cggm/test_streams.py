@@ -66,7 +66,7 @@ def test_a_closed_terminal_does_not_end_it():
 
 def test_files_do_not_get_the_numbers_of_streams_that_are_missing(tmp_path):
     program = """
-import os, sys
+import os, subprocess, sys
 from cggm.runs import run
 
 def main(argv):
@@ -75,6 +75,8 @@ def main(argv):
         print("said", file=sys.stderr)
         os.write(2, b"of a library")
         file.write(str(file.fileno() > 2))
+        code = "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"
+        file.write(str(subprocess.run([sys.executable, "-c", code]).returncode))
 
 raise SystemExit(run(main))
 """
@@ -82,7 +84,7 @@ raise SystemExit(run(main))
     script = 'exec "$@" <&- >&- 2>&-'
     ended = subprocess.run(["bash", "-c", script, "bash", *command], check=False)
     assert ended.returncode == 0
-    assert (tmp_path / "file").read_text() == "True"
+    assert (tmp_path / "file").read_text() == "True0"
 
 
 def test_a_full_disk_is_still_an_error():

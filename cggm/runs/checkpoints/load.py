@@ -25,7 +25,7 @@ from cggm.runs.checkpoints.files import (
 from cggm.runs.checkpoints.save import MODEL, RULES, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
 
-_OPTIONAL = ("content of the data",)  # which a session of one's own may name from some day on
+_OPTIONAL = ("content of the samples",)  # which a session of one's own may name from some day on
 
 
 def load_checkpoint(

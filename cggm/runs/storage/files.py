@@ -1,8 +1,9 @@
 """Files and folders that appear whole or not at all, and the digest of their content.
 
-What is being written is a draft beside its place, ``.tmp-<process>-<random>-<name>``, until one
-rename puts it there. A killed process leaves such a draft, which goes when the same is written
-again or its folder is swept; one that is under way is known by a lock and stays.
+What is being written is a draft beside its place, in a folder ``.tmp-<process>-<random>-<name>`` or
+as that folder, until one rename puts it there. A killed process leaves such a draft, which goes
+when the same is written again or its folder is swept; one that is under way is known by a lock and
+stays.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ _DRAFT = re.compile(r"(?:\.tmp-\d+-[0-9a-f]{8}-)+(.*)", re.DOTALL)
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file in one step: readers see the old content or the new, even after a power cut.
 
-    The block writes to the temporary path it is given, which ends in the name of the file. When the
+    The block writes to the temporary path it is given, which has the name of the file. When the
     block raises, that temporary file is removed and the old file stays. What a killed process left
     of an earlier try goes.
 
@@ -36,22 +37,25 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    if _DRAFT.fullmatch(path.name):  # the whole is put into place by whoever made it
+    within = _DRAFT.fullmatch(path.parent.name)
+    if within and within[1] == path.name:  # put into place by whoever made the draft
         yield path
         return
     sweep_drafts(path.parent, path.name)
-    temporary = _draft_of(path)
+    draft = _draft_of(path)
+    temporary = draft / path.name  # writers that rename would take a file away from its lock
     try:
-        with owning(temporary):
+        with owning(draft):
             yield temporary
             _flush_to_disk(temporary)
             os.replace(temporary, path)
             flush_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), str(draft)):
             error.filename = str(path)
         raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -95,7 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     sweep_drafts(path.parent, path.name)
     draft = _draft_of(path)
     try:
-        with owning(draft, folder=True):
+        with owning(draft):
             yield draft
             for part in draft.rglob("*"):
                 flush_folder(part) if part.is_dir() else _flush_to_disk(part)

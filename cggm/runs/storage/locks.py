@@ -33,7 +33,7 @@ _held: dict[Path, int] = {}  # folder to descriptor
 _holders: dict[Path, set[int]] = {}  # folder to who took it in this process
 _shared: dict[Path, int] = {}  # folder to descriptor, of folders that are read
 _numbers = count(1)
-_ABANDONED_AFTER = 3600  # seconds since the last change, where no locks can tell
+_ABANDONED_AFTER = 86_400  # seconds since the last change, where no locks can tell
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -204,27 +204,20 @@ def alone(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def owning(path: Path, *, folder: bool = False) -> Iterator[None]:
-    """Make a file or folder that is :func:`abandoned` once the block, or this process, has ended.
+def owning(folder: Path) -> Iterator[None]:
+    """Make a folder that is :func:`abandoned` once the block, or this process, has ended.
 
     Args:
-        path: What is made; it must not exist.
-        folder: Whether that is a folder.
+        folder: What is made; it must not exist.
 
     Raises:
         OSError: If it cannot be made.
     """
-    while True:
-        descriptor = _made(path, folder)
-        if fcntl is None:  # Windows moves nothing that is open
-            os.close(descriptor)
-            yield
-            return
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _is_open(path, descriptor):
-            break
-        os.close(descriptor)  # of what was taken for abandoned, in the moment before the lock
+    if fcntl is None:  # Windows moves nothing that is open
+        folder.mkdir()
+        yield
+        return
+    descriptor = _made(folder)
     try:
         yield
     finally:
@@ -233,24 +226,28 @@ def owning(path: Path, *, folder: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _made(path: Path, folder: bool) -> int:
+def _made(folder: Path) -> int:
+    """The descriptor of a new folder, locked; another one may take it away before it is."""
     while True:
-        if not folder:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        path.mkdir()
+        folder.mkdir()
         with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY)
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_open(folder, descriptor):
+                return descriptor
+            os.close(descriptor)
 
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
-    """Keep what :func:`owning` made from being anybody's for a moment, to remove it.
+    """Keep a folder that :func:`owning` made from being anybody's for a moment, to remove it.
 
     Args:
-        path: The file or folder.
+        path: The folder, or a file, as earlier versions made it.
 
     Yields:
-        Whether it is nobody's. Without locks it is so an hour after it was changed last.
+        Whether it is nobody's. Without locks it is so a day after it was changed last.
 
     Raises:
         OSError: If it is gone or cannot be opened.

@@ -20,7 +20,7 @@ class _CachedCase:
     statistics: np.ndarray
     class_counts: np.ndarray
     modalities: tuple[str, ...]  # that the case has, in the order of the stored images
-    digests: dict[str, str]
+    content: str
 
 
 class SliceCache:
@@ -59,9 +59,9 @@ class SliceCache:
         """Voxels of background, NCR, ED and ET in each slice, shape ``(Z, 4)``."""
         return self._open(case_id).class_counts
 
-    def digests(self, case_id: str) -> dict[str, str]:
-        """SHA-256 of the files that a case was cached from, by modality and ``seg``."""
-        return self._open(case_id).digests
+    def content(self, case_id: str) -> str:
+        """SHA-256 of the voxels that a case was cached from, hexadecimal."""
+        return self._open(case_id).content
 
     def present(self, case_id: str) -> tuple[bool, ...]:
         """Which of ``modalities`` a case has."""
@@ -109,7 +109,7 @@ class SliceCache:
                     slices.get_tensor("statistics"),
                     slices.get_tensor("class_counts"),
                     tuple(key["modalities"]),
-                    dict(key["digests"]),
+                    slices.get_tensor("content").tobytes().hex(),
                 )
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 what = f"Expected the slices of {case_id}, but they are gone, cut or of others."

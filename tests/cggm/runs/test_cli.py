@@ -48,6 +48,16 @@ def test_bytes_that_are_no_text_are_refused_with_the_locale_as_a_remedy(capsys):
     assert capsys.readouterr().err.startswith(expected)
 
 
+def test_a_machine_without_a_folder_for_temporary_files_is_told_at_once(capsys, monkeypatch):
+    def nowhere():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    assert run(lambda _: 1, ["--output", "a"]) == 2
+    assert capsys.readouterr().err.startswith("error: Expected a folder for temporary files, but ")
+    assert run(lambda _: 0, ["--help"]) == 0
+
+
 def test_sources_override_each_other_in_order(configs):
     own = configs / "own.yaml"
     own.write_text("training: {lr: 0.02}\nseed: 4\nbalancer: pmr\n")

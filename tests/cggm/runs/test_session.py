@@ -351,5 +351,5 @@ def test_edited_data_are_refused_and_early_checkpoints_noted_no_content(tmp_path
     Training(tmp_path / "run", "own", epochs=1).run()
     Training(tmp_path / "run", "own", epochs=2, content="a").run()
     Training(tmp_path / "run", "own", epochs=2, content="a")
-    with pytest.raises(UserError, match="differs in its content of the data"):
+    with pytest.raises(UserError, match="differs in its content of the samples"):
         Training(tmp_path / "run", "own", epochs=3, content="b")

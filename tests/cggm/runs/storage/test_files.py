@@ -136,39 +136,48 @@ def test_what_a_fork_inherits_keeps_no_folder(tmp_path):
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_draft_that_was_swept_before_it_was_locked_is_made_again(tmp_path, monkeypatch, kind):
+def test_a_draft_that_was_swept_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
     flock, swept = fcntl.flock, []
 
     def sweep_once(descriptor, how):
         if not swept:
             swept.extend(tmp_path.iterdir())
-            swept[0].rmdir() if kind == "folder" else swept[0].unlink()
+            swept[0].rmdir()
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", sweep_once)
-    write(kind, tmp_path / "made")
+    write_atomically(tmp_path / "made", b"whole")
     assert len(swept) == 1
     assert os.listdir(tmp_path) == ["made"]
 
 
+def test_a_writer_that_renames_keeps_its_draft(tmp_path):
+    with replacing(tmp_path / "a") as temporary:
+        temporary.with_name("other").write_text("x")
+        temporary.with_name("other").rename(temporary)
+        sweep_drafts(tmp_path)
+    assert (tmp_path / "a").read_text() == "x"
+    assert os.listdir(tmp_path) == ["a"]
+
+
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF])  # none at all, none for folders
-def test_without_locks_a_draft_goes_an_hour_after_its_last_change(tmp_path, monkeypatch, error):
+def test_without_locks_a_draft_goes_a_day_after_its_last_change(tmp_path, monkeypatch, error):
     def no_locks(descriptor, how):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    drafts = [tmp_path / f".tmp-1-0123abcd-{kind}" for kind in WRITERS]
-    drafts[0].touch()
-    drafts[1].mkdir()
+    draft, of_earlier_version = (tmp_path / f".tmp-1-0123abcd-{kind}" for kind in WRITERS)
+    draft.mkdir()
+    of_earlier_version.touch()
+    whole = [tmp_path / kind for kind in WRITERS]
     for kind in WRITERS:
         write(kind, tmp_path / kind)
         sweep_drafts(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([*drafts, *(tmp_path / kind for kind in WRITERS)])
-    for draft in drafts:
-        os.utime(draft, (time.time() - 3700,) * 2)
+    assert sorted(tmp_path.iterdir()) == sorted([draft, of_earlier_version, *whole])
+    for left in (draft, of_earlier_version):
+        os.utime(left, (time.time() - 90_000,) * 2)
     sweep_drafts(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted(tmp_path / kind for kind in WRITERS)
+    assert sorted(tmp_path.iterdir()) == sorted(whole)
 
 
 def test_sweeping_takes_drafts_of_one_name(tmp_path):
@@ -186,8 +195,9 @@ def test_sweeping_takes_drafts_of_one_name(tmp_path):
 
 
 def test_a_draft_within_a_draft_is_the_same(tmp_path):
-    with replacing(tmp_path / "a") as draft:
-        write_atomically(draft, b"x")
+    with replacing(tmp_path / "a") as temporary:
+        write_atomically(temporary, b"x")
         sweep_drafts(tmp_path)
-        assert os.listdir(tmp_path) == [draft.name]
+        assert [*tmp_path.iterdir()] == [temporary.parent]
+        assert [*temporary.parent.iterdir()] == [temporary]
     assert file_digest(tmp_path / "a") == hashlib.sha256(b"x").hexdigest()
