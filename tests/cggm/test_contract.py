@@ -95,6 +95,34 @@ def test_modalities_that_change_places_take_their_coefficients_along(name):
 
 
 @every_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_coefficients_and_state_in_full_precision(name, dtype):
+    network, full = make(name), make(name)
+    balancer = acting(name, network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    exact = train(full, acting(name, full), batches_for(name), epochs=(1, 1, 2))
+    for index, other in enumerate(exact):
+        if index != 1:
+            balancer.start_epoch(index // 2 + 1)
+        inputs, target = batches_for(name)[index]
+        optimizer.zero_grad()
+        balancer.identify(torch.arange(len(target)))
+        with torch.autocast("cpu", dtype):
+            loss = balancer(network(inputs), target)
+        loss.backward()
+        readings = dict(balancer.readings)  # to which MMPareto adds as the optimizer steps
+        optimizer.step()
+        assert loss.isfinite()
+        assert readings.keys() == other.keys() - {"loss"}
+        for key, value in readings.items():
+            assert value.dtype == other[key].dtype, key
+            assert torch.equal(value.isfinite(), other[key].isfinite()), key
+    fresh = acting(name, make(name)).state_dict()
+    for key, value in balancer.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or value.dtype == fresh[key].dtype, key
+
+
+@every_method
 def test_commits_once_per_window_and_says_whether_windows_equal_batches(name):
     whole, cut = make(name), make(name)
     balancer = acting(name, cut)

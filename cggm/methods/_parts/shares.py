@@ -154,9 +154,10 @@ def pair_moments(losses: Tensor, seen: Tensor) -> Tensor:
     """
     there = seen.to(losses.dtype)
     values = losses * there
-    return torch.stack(
-        [there.T @ there, values.T @ there, (values**2).T @ there, values.T @ values]
-    )
+    with torch.autocast(losses.device.type, enabled=False):  # half precision counts to 256
+        return torch.stack(
+            [there.T @ there, values.T @ there, (values**2).T @ there, values.T @ values]
+        )
 
 
 def mean_correlation(moments: Tensor) -> Tensor:
