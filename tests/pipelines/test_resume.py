@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,6 +77,36 @@ def test_signal_ends_a_training_with_all_that_it_made(name, code, tmp_path):
     assert_same(run, whole)
     assert (whole / "report.html").is_file()  # which runs without curves have, too
     assert not (whole / "curves").exists()
+
+
+def own_arrays(folder):
+    """Arrays as somebody has them: samples that lack a modality, groups, splits to be drawn."""
+    rng = np.random.default_rng(0)
+    target = rng.integers(3, size=240)
+    lab = rng.standard_normal((240, 4)) + target[:, None]
+    lab[::7] = np.nan
+    folder.mkdir()
+    np.save(folder / "lab.npy", lab)
+    np.save(folder / "ecg.npy", rng.standard_normal((240, 6, 2)) + target[:, None, None])
+    np.save(folder / "ecg.lengths.npy", rng.integers(1, 7, size=240))
+    np.save(folder / "group.npy", np.arange(240) // 2)
+    np.save(folder / "target.npy", np.array(["low", "mid", "high"])[target])
+
+
+def test_arrays_go_on_from_a_kill_and_a_signal_as_if_they_had_never_ended(tmp_path):
+    own_arrays(tmp_path / "own")
+    short = SEQUENCES.replace("batch_size: 128", "batch_size: 16\nmissing: absent")
+    (tmp_path / "tiny.yaml").write_text(short)
+    common = ("arrays", "--data", tmp_path / "own", "--config", tmp_path / "tiny.yaml")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    first = (*common, "--output", run, *EVERY_STEP)
+    killed = end(signal.SIGKILL, run, "epoch-0000-step-00000003", *first)
+    assert killed[0] == -signal.SIGKILL
+    code, said = end(signal.SIGTERM, run, "epoch-0001-step", "arrays", "--resume", run)
+    assert (code, said.startswith("SIGTERM: saved step ")) == (143, True)
+    assert call("arrays", "--resume", run) == 0
+    assert call(*common, "--output", whole) == 0
+    assert_same(run, whole)
 
 
 def test_a_second_training_on_a_folder_is_refused_at_once(tmp_path, capsys):

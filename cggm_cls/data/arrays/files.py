@@ -2,8 +2,9 @@
 
 import csv
 import math
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -81,17 +82,99 @@ def read_array_file(path: Path, as_text: Callable[[str], bool]) -> FileContent:
         raise DataError(str(path.parent), path, what, "Correct its name, or add it.") from error
     except _UNREADABLE as error:
         what = f"Expected arrays of numbers or text, but the file cannot be read ({error})."
-        fix = "Write it again as plain numbers and texts, without objects."
-        raise DataError(str(path.parent), path, what, fix) from error
+        fix = "Write it again as plain numbers and texts, without objects"
+        if isinstance(error, UnicodeDecodeError):
+            fix = "Save it as UTF-8"
+        elif "object" in str(error).lower():
+            fix += "; sequences of unequal length as (N, T, D), zeros at their ends, with their "
+            fix += f"lengths in {path.stem}.lengths.npy"
+        raise DataError(str(path.parent), path, what, f"{fix}.") from error
 
 
 def plain_text(value: Any) -> str:  # noqa: ANN401
-    """A class, a group or an identifier as text.
+    """A class, a group or an identifier as text, in which one letter is one character.
 
     Args:
         value: Text, bytes or a number of numpy.
     """
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return unicodedata.normalize("NFC", text)  # what two systems may write unlike each other
+
+
+def refuse_empty(values: Sequence[str], what: str, where: Path) -> None:
+    """Refuse texts of which one or more are empty.
+
+    Args:
+        values: A text of each row.
+        what: What they are, for the message.
+        where: Their file.
+
+    Raises:
+        DataError: If there is an empty one.
+    """
+    empty = [row for row, value in enumerate(values) if not value]
+    if empty:
+        found = f"Expected a value in every row, but {len(empty)} are empty, the first in row "
+        fix = "Fill them in, or leave the rows out."
+        raise DataError(what, where, f"{found}{empty[0]} (from 0).", fix)
+
+
+def stacked_columns(content: FileContent, columns: Sequence[str]) -> NDArray[Any]:
+    """Columns of a table side by side, ``(N, D)``; texts that are numbers count as such.
+
+    Args:
+        content: The table.
+        columns: Their names, of which none may hold text.
+    """
+    found = []
+    for name in columns:
+        column = content.arrays[name]
+        if column.dtype.kind == "O":
+            column = converted_texts(column, f"column {name}", content.path)
+        if column.dtype.kind not in "biuf":
+            raise _no_numbers(content, name)
+        found.append(column)
+    return np.stack(found, axis=1)
+
+
+def converted_texts(texts: NDArray[Any], what: str, where: Path) -> NDArray[Any]:
+    """Whole numbers, numbers or texts, whatever an array of texts holds throughout.
+
+    Args:
+        texts: Python strings.
+        what: What they are, for the message.
+        where: Their file.
+
+    Raises:
+        DataError: If one is empty.
+    """
+    values = [plain_text(value) for value in texts.ravel()]
+    refuse_empty(values, what, where)
+    for kind in (int, float):
+        # Python reads 1_0 as a number, and 007 as the same one as 7.
+        if any("_" in value for value in values):
+            break
+        try:
+            found = np.array([kind(value) for value in values])
+        except (ValueError, OverflowError):
+            continue
+        if found.dtype.kind == "f" or len({*values}) == len({*found.tolist()}):
+            return found.reshape(texts.shape)
+    return np.array(values).reshape(texts.shape)
+
+
+def _no_numbers(content: FileContent, name: str) -> DataError:
+    """A refusal of a column that holds text, with the first one of it."""
+    values = [plain_text(value) for value in content.arrays[name]]
+    row = next((n for n, value in enumerate(values) if not _is_number(value)), 0)
+    what = f"Expected columns of numbers, but {name!r} holds {values[row][:40]!r} in row {row} "
+    fix = "Write it as numbers, such as a column of 0 and 1 for each value"
+    if _is_number(values[row].replace(".", "").replace(",", ".")):
+        fix = "Write numbers with a decimal point, and without signs between thousands"
+    elif len({*values}) == len(values) > 1:
+        fix = f"Write `id: {name}` into dataset.yaml if it identifies samples, or remove it"
+    fix += "; or list the `columns` of the modality in dataset.yaml."
+    return DataError(f"column {name}", content.path, f"{what}(from 0).", fix)
 
 
 def _read_npy(path: Path, as_text: Callable[[str], bool]) -> FileContent:
@@ -198,7 +281,9 @@ def _parsed(cells: list[str], is_text: bool) -> NDArray[Any]:
 
 def _check_head(path: Path, head: list[str]) -> None:
     if len(head) == 1 and any(sign in head[0] for sign in ";\t"):
-        raise ValueError("its columns are separated by semicolons or tabs, not by commas")
+        what = "Expected columns separated by commas, but found semicolons or tabs in line 1."
+        fix = "Save it with commas between columns and points in numbers."
+        raise DataError(str(path.parent), path, what, fix)
     repeated = sorted({name for name in head if head.count(name) > 1})
     # Of an array that pandas wrote columns are called 0, 1, 2 and so on.
     counted = head in ([str(n + first) for n in range(len(head))] for first in (0, 1))

@@ -92,6 +92,9 @@ class _Guess:
             at = Reference(file, name)
             if role == "id":
                 continue  # found by its name, in every file
+            if is_labels and not name:
+                what = "Expected a name for each column, but one has none, as a written index has."
+                raise DataError(str(self.folder), content.path, what, "Call it `id`, or remove it.")
             if role == "target" or (is_labels and role is None):
                 self._keep(self.targets, name, TargetSource(at))
             elif role is not None:

@@ -13,6 +13,7 @@ from cggm.errors import DataError, UserError
 from cggm_cls.data.arrays.description import DESCRIPTION
 from cggm_cls.data.arrays.files import plain_text
 from cggm_cls.data.arrays.folder import describe_folder, read_array_table
+from cggm_cls.data.arrays.hints import hints
 from cggm_cls.data.arrays.reader import Missing
 from cggm_cls.data.arrays.simulation import DEMO
 from cggm_cls.data.arrays.splits import Rows, split_rows
@@ -112,7 +113,7 @@ def table_data(
     table, notes = _complete(table, missing)
     classes = _classes(table)
     rows, found = split_rows(table, classes, split_seed)
-    notes += found
+    notes += [*found, *hints(table, classes)]
     names = None if classes is None else _class_names(table, classes, rows, notes)
     targets = _targets(table, classes, names)
     modalities = {
@@ -195,11 +196,12 @@ def _finite(
         raise DataError(f"array {name}", modality.where, what, "Leave these features out.")
     if missing == "refuse":
         row = int(np.flatnonzero(steps.any(axis=1))[0])
-        columns = [modality.columns[k] for k in np.flatnonzero(bad.any(axis=(0, 1)))[:3]
-                   if modality.columns]  # fmt: skip
+        shown = [
+            modality.columns[k] if modality.columns else str(k)
+            for k in np.flatnonzero(bad[row].any(axis=0))[:3]
+        ]
         what = f"Expected finite numbers, but {count} steps or rows hold NaN or infinite ones, "
-        what += f"the first of them in {table.name(row)}"
-        what += f" (columns {', '.join(columns)})." if columns else "."
+        what += f"the first of them in {table.name(row)} (columns {', '.join(shown)})."
         fix = "Correct them, or give --missing absent, which leaves such steps and rows out."
         raise DataError(f"array {name}", modality.where, what, fix)
     notes.append(f"{count} steps or rows of {name} held NaN or infinite values and are absent.")
@@ -211,8 +213,9 @@ def _classes(table: ArrayTable) -> list[str] | None:
     target, kind = table.target, table.kind
     number = target.dtype.kind in "iuf"
     if target.dtype.kind == "f" and not np.isfinite(target).all():
-        bad = int((~np.isfinite(target)).sum())
-        what = f"Expected finite targets, but {bad} of {len(target)} are not."
+        bad = np.flatnonzero(~np.isfinite(target))
+        what = f"Expected finite targets, but {len(bad)} of {len(target)} are not, the first of "
+        what += f"them that of {table.name(int(bad[0]))}."
         raise table.refusal("target", what, "Leave these samples out.")
     if kind == "numbers":
         if not number:
@@ -245,17 +248,17 @@ def _class_names(
 ) -> list[str]:
     """Names of the classes in order of their values; each must occur in the training split."""
     found = np.array(classes)
-    ordered = np.unique(table.target[rows["train"]])
-    if table.target.dtype.kind == "f":
-        ordered = ordered.astype(np.int64)
-    known = [plain_text(value) for value in ordered]
+    known = sorted({*found[rows["train"]].tolist()})
+    if table.target.dtype.kind in "iuf":
+        known.sort(key=int)
     if len(known) < 2:
         what = f"Expected at least two classes in the training split, but found {known[0]!r} alone."
         raise table.refusal("target", what, "Check targets and splits.")
     for split, part in rows.items():
-        unseen = sorted({*found[part]} - {*known})
+        unseen = [row for row in part if found[row] not in {*known}]
         if unseen:
-            what = f"Expected the classes of train in {split}, but found {unseen[0]!r}, too."
+            what = f"Expected the classes of train in {split}, but found {str(found[unseen[0]])!r} "
+            what += f"too, in {table.name(unseen[0])}."
             raise table.refusal("target", what, "Move samples of it to train.")
         lacking = [name for name in known if name not in {*found[part]}]
         if lacking:

@@ -1,6 +1,7 @@
 """Reader of what a description speaks of: arrays of files, aligned by their identifiers."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +20,10 @@ from cggm_cls.data.arrays.description import (
 )
 from cggm_cls.data.arrays.files import (
     FileContent,
+    converted_texts,
     plain_text,
+    refuse_empty,
+    stacked_columns,
 )
 from cggm_cls.data.arrays.table import ArrayModality, ArrayTable, unfit
 
@@ -115,7 +119,9 @@ class TableReader:
     def _target(self, name: str) -> NDArray[Any]:
         target, where = self._array(self.source.at), self._content(self.source.at).path
         if target.dtype.kind == "O":
-            target = _converted(target, where)
+            target = converted_texts(target, f"array {name}", where)
+        elif target.dtype.kind in "US":
+            refuse_empty([plain_text(value) for value in target.ravel()], f"array {name}", where)
         if target.shape != (target.size,) or not target.size or target.dtype.kind not in "biufUS":
             raise unfit(name, where, "numbers or texts of shape (N,), N > 0", target)
         return target
@@ -130,8 +136,9 @@ class TableReader:
         if found.ndim != 1:
             raise unfit(self.description.id_name, content.path, "one entry per sample", found)
         ids = [plain_text(value) for value in found]
+        refuse_empty(["" if name == "nan" else name for name in ids], "array id", content.path)
         if len({*ids}) < len(ids):
-            again = next(name for name in ids if ids.count(name) > 1)
+            again = Counter(ids).most_common(1)[0][0]
             rows = [number for number, name in enumerate(ids) if name == again]
             what = f"Expected every identifier once, but {again!r} is in rows {rows[0]} and "
             what += f"{rows[1]} (from 0), and {len(ids) - len({*ids})} rows repeat one."
@@ -165,7 +172,7 @@ class TableReader:
     def _reordered(self, ids: Sequence[str], content: FileContent) -> NDArray[np.int64]:
         place, wanted = {name: row for row, name in enumerate(ids)}, self.order or []
         lacking = [name for name in wanted if name not in place]
-        extra = [name for name in ids if name not in {*wanted}]
+        extra = sorted({*ids} - {*wanted}, key=place.__getitem__)
         if self.own_ids is None:
             what = "Expected the identifiers of the other files in their order, because the target "
             what += "has none, but found others or another order."
@@ -212,7 +219,7 @@ class TableReader:
                 f"array {name}", content.path, what, f"Rename it, or write a {DESCRIPTION}."
             )
         columns = self._columns(content, source) if content.is_table else ()
-        values = _stacked(content, columns) if columns else self._array(source.at)
+        values = stacked_columns(content, columns) if columns else self._array(source.at)
         if values.dtype.kind not in "biuf" or values.ndim not in (2, 3) or not values.size:
             raise unfit(name, content.path, "numbers of shape (N, D) or (N, T, D)", values)
         if values.shape[-1] % source.steps or (source.steps > 1 and values.ndim == 3):
@@ -285,44 +292,10 @@ class TableReader:
                     "numbers the rows without a gap" if counts else "is called like an identifier"
                 )
                 what = f"Expected columns of features, but {name!r} {found}."
-                fix = f"Write `id: {name}` into {DESCRIPTION} if it identifies samples, remove it, "
-                fix += "or list the `columns` of the modality there."
+                fix = f"Write `id: {name or repr(name)}` into {DESCRIPTION} if it identifies "
+                fix += "samples, remove it, or list the `columns` of the modality there."
                 raise DataError(f"column {name}", content.path, what, fix)
 
 
 def _steps(values: NDArray[Any]) -> int:
     return values.shape[1] if values.ndim == 3 else 1
-
-
-def _stacked(content: FileContent, columns: Sequence[str]) -> NDArray[Any]:
-    """Columns side by side, ``(N, D)``; texts that are numbers count as such."""
-    found = [content.arrays[name] for name in columns]
-    found = [_converted(c, content.path) if c.dtype.kind == "O" else c for c in found]
-    texts = [name for name, c in zip(columns, found, strict=True) if c.dtype.kind not in "biuf"]
-    if texts:
-        what = f"Expected columns of numbers, but {len(texts)} hold text: {', '.join(texts[:3])}."
-        fix = "Write them as numbers, such as a column of 0 and 1 for each value; or list the "
-        fix += f"`columns` of the modality in {DESCRIPTION}."
-        raise DataError(f"column {texts[0]}", content.path, what, fix)
-    return np.stack(found, axis=1)
-
-
-def _converted(texts: NDArray[Any], where: Path) -> NDArray[Any]:
-    """Whole numbers, numbers or texts, whatever a column of texts holds throughout."""
-    values = [plain_text(value) for value in texts.ravel()]
-    if not all(values):
-        empty = [row for row, value in enumerate(values) if not value]
-        what = f"Expected a value in every row, but {len(empty)} are empty, the first in row "
-        what += f"{empty[0]} (from 0)."
-        raise DataError(str(where.parent), where, what, "Fill them in, or leave the rows out.")
-    for kind in (int, float):
-        # Python reads 1_0 as a number, and 007 as the same one as 7.
-        if any("_" in value for value in values):
-            break
-        try:
-            found = np.array([kind(value) for value in values])
-        except (ValueError, OverflowError):
-            continue
-        if found.dtype.kind == "f" or len({*values}) == len({*found.tolist()}):
-            return found.reshape(texts.shape)
-    return np.array(values).reshape(texts.shape)

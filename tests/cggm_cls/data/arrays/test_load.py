@@ -123,7 +123,7 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
     lab[1, 0], ecg[0, 1], ecg[1, 2] = np.nan, np.inf, np.nan  # the last one is padding
     folder = written(tmp_path / "own", lab=lab, ecg=ecg)
     with pytest.raises(
-        DataError, match=r"array ecg.*1 steps or rows.*first of them in sample-0000\..*--missing"
+        DataError, match=r"array ecg.*1 steps or rows.*in sample-0000 \(columns 0\)\..*--missing"
     ):
         load_array_folder(folder)
     data = load_array_folder(folder, missing="absent", standardize=False)
@@ -154,9 +154,15 @@ def test_missing_values_are_refused_or_absent_as_told(tmp_path):
         ({"lab": np.zeros((8, 0))}, "array lab"),
         ({"target": np.zeros((8, 1))}, r"array target.*shape \(N,\)"),
         ({"target": np.array(1.0)}, r"array target.*shape \(N,\)"),
-        ({"target": np.array([np.nan, 1] * 4)}, "Expected finite targets, but 4 of 8"),
+        ({"target": np.array([np.nan, 1] * 4)}, "4 of 8 are not, the first .* of sample-0000"),
+        ({"target": np.array(["", "a"] * 4)}, "array target.*4 are empty, the first in row 0"),
+        ({"id": np.array([*"abcdefg", ""])}, "array id.*1 are empty, the first in row 7"),
+        ({"id": np.array([*range(7), np.nan])}, "array id.*1 are empty, the first in row 7"),
         ({"target": np.array(["a"] * 8)}, "at least two classes"),
-        ({"target": np.array(list("ababacab"))}, "Expected the classes of train in valid.*'c'"),
+        (
+            {"target": np.array(list("ababacab"))},
+            "Expected the classes of train in valid, but found 'c' too, in sample-0005",
+        ),
         ({"ecg.lengths": np.array([4] + [1] * 7)}, "lengths from 0 to 3, the steps of 'ecg'"),
         ({"ecg.lengths": np.array([1.0] * 8)}, "whole numbers beside sequences 'ecg'"),
         ({"ecg": None}, "whole numbers beside sequences 'ecg'"),
@@ -213,6 +219,64 @@ def test_what_was_seen_in_training_is_counted(tmp_path):
     assert data.test.inputs["lab"].values.abs().max() == 0, "0.1 has no exact mean"
 
 
+def hinted(folder, **changed):
+    """Notes on forty samples, of which nothing is strange but what is changed."""
+    content = {"target": np.array(["a", "b"] * 20), "lab": np.linspace(0, 1, 40)[:, None] ** 2}
+    content |= {"ecg": np.ones((40, 3, 1)) + np.arange(40.0)[:, None, None], "split": None}
+    return load_array_folder(written(folder, **{**content, "ecg.lengths": None, **changed})).notes
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"target": np.array(["a", "b", "a", "nan"] * 10)}, "10 samples are of a class 'nan'"),
+        ({"target": np.arange(40) % 4 - 1}, "10 samples are of a class '-1'"),
+        ({"target": np.array(["a", "b", "A "] * 13 + ["b"])}, "spaces alone: 'a', 'A '."),
+        (
+            {"lab": np.stack([np.arange(40.0) ** 2, np.arange(40) % 2], 1)},
+            "1 features of lab tell the target by themselves, as a copy of it would: 1.",
+        ),
+        (
+            {"target": np.arange(40) ** 2 / 7, "lab": (np.arange(40) ** 2 / 7)[:, None]},
+            "1 features of lab tell the target",
+        ),
+        ({"ecg": np.tri(40, 3)[:, :, None]}, "2 of 40 sequences of ecg end in zeros"),
+    ],
+)
+def test_what_may_not_be_what_it_seems_is_said(changed, told, tmp_path):
+    assert told in " ".join(hinted(tmp_path / "own", **changed))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"target": np.array([-1, 1] * 20)},
+        {"target": np.array(["unknown origin", "b"] * 20)},
+        {"target": np.array(["a", "b", "c", "d"] * 9 + ["a", "b", "c", "e"])},
+        {"target": np.linspace(-1, 1, 40)},
+        {"ecg": np.tri(40, 3)[:, :, None], "ecg.lengths": np.array([1, 2, *[3] * 38])},
+    ],
+)
+def test_what_is_as_it_seems_is_not_spoken_of(changed, tmp_path):
+    notes = " ".join(hinted(tmp_path / "own", **changed))
+    for words in ("often stands", "case or spaces", "tell the target", "end in zeros"):
+        assert words not in notes
+
+
+def test_one_letter_of_two_systems_is_one_letter(tmp_path):
+    both = np.array(["\u00c4", "A\u0308", "B", "B"] * 10)
+    folder = written(
+        tmp_path / "own",
+        target=both,
+        lab=np.arange(40.0)[:, None],
+        ecg=None,
+        split=None,
+        **{"ecg.lengths": None},
+    )
+    assert load_array_folder(folder).names == ("B", "\u00c4")
+
+
 def test_archives_must_be_alike(tmp_path):
     folder = archived(tmp_path / "own")
     lab, target = np.zeros((2, 3)), np.array(["well", "sick"])
@@ -230,7 +294,7 @@ def test_archives_must_be_alike(tmp_path):
 def test_files_that_are_no_arrays_are_refused_and_nothing_in_them_runs(tmp_path):
     folder = written(tmp_path / "own")
     np.save(folder / "lab.npy", np.array([{}] * 8, object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"lab.npy.*cannot be read.*without objects"):
+    with pytest.raises(DataError, match=r"lab.npy.*cannot be read.*without objects.*unequal le"):
         load_array_folder(folder)
     (folder / "lab.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match=r"lab.npy.*cannot be read"):
