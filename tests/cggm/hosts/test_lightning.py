@@ -1,14 +1,29 @@
 """Lightning: what a checkpoint holds, a resumed fit, logs, mixed precision, ranks, refusals."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="needs lightning: pip install lightning")
 
+from lightning.pytorch.plugins import MixedPrecision
+
 from cggm.errors import UserError
 from cggm.hosts import BalanceCallback
-from tests.cggm.contract_hosts import Session, bare_loop
-from tests.cggm.hosts.trainers import loader, module_of, quiet_trainer, torch_state
+from tests.cggm.contract_hosts import EPOCHS, Session, bare_loop, positions
+from tests.cggm.hosts.lightning_worker import METHODS
+from tests.cggm.hosts.trainers import (
+    lightning_automatic,
+    loader,
+    module_of,
+    quiet_trainer,
+    torch_state,
+)
+from tests.house import ROOT
 
 
 def fit(session, *, path=None, epochs=3, logged=("score", "term"), **options):
@@ -69,11 +84,79 @@ def test_validation_is_the_loss_alone():
     assert trainer.callback_metrics["val"] == pytest.approx(float(torch.stack(losses).mean()))
 
 
-def test_bfloat16_balances_too():
-    session = Session("CGGM")
-    fit(session, precision="bf16-mixed")
-    assert torch.isfinite(session.balancer.readings["term"]).all()
-    assert session.balancer.clock.steps == 3 * len(session.batches)
+def half_precision_loop(name, dtype, scaler):
+    """A bare loop with autocast around forward pass and criterion, without cache as Lightning's."""
+    session = Session(name)
+    session.balancer.bind(session.network)
+    for epoch in range(1, EPOCHS + 1):
+        session.balancer.start_epoch(epoch)
+        for batch in session.batches:
+            session.balancer.identify(positions(batch))
+            session.optimizer.zero_grad()
+            with torch.autocast("cpu", dtype, cache_enabled=False):
+                loss = session.balancer(session.network(batch[0]), batch[1])
+            scaler.scale(loss).backward()
+            scaler.step(session.optimizer)
+            scaler.update()
+        session.balancer.end_epoch(epoch)
+    return session
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("precision", "scale", "steps"), [("bf16", None, 6), ("16", 2.0**10, 6), ("16", 2.0**127, 0)]
+)
+def test_mixed_precision_is_that_of_a_bare_loop_bit_for_bit(name, precision, scale, steps):
+    made = [torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=bool(scale)) for _ in "ab"]
+    kind = f"{precision}-mixed"  # Lightning makes bf16-mixed of the word 16-mixed on a processor
+    plugin = MixedPrecision(kind, "cpu", made[0] if scale else None)
+    found = lightning_automatic(name, 1, plugins=[plugin])
+    wanted = half_precision_loop(name, torch.float16 if scale else torch.bfloat16, made[1])
+    assert found.balancer.clock.steps == wanted.balancer.clock.steps == steps
+    compare(torch_state(found), torch_state(wanted))
+
+
+def compare(found, wanted):
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(torch.nan_to_num(found[key]), torch.nan_to_num(value)), key
+
+
+def test_two_ranks_are_those_of_a_bare_loop_bit_for_bit(tmp_path):
+    command = [sys.executable, "-m", "tests.cggm.hosts.lightning_worker", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in METHODS:
+        (first, bare), (second, _) = (torch.load(tmp_path / f"{name}-{r}.pt") for r in range(2))
+        compare(first, bare)
+        for key in {*first} & {"reading term", "reading score", "reading weight"}:
+            assert torch.equal(first[key], second[key]), key
+        weights = [key for key in first if not key.startswith("reading")]
+        assert max(float((first[key] - second[key]).abs().max()) for key in weights) == 0
+        log = (tmp_path / name / "balance.jsonl").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in log] == [1, 2, 3, 4, 5, 6]
+        state = torch.load(tmp_path / f"{name}.ckpt", weights_only=False)
+        kept = state["callbacks"]["BalanceCallback"]["balancer"]
+        one = bare_loop(name, 1)
+        one.balancer.load_state_dict(kept)
+        assert one.balancer.clock.steps == 6
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_like_an_eager_one():
+    def trained(compiled):
+        session = Session("CGGM")
+        module = module_of(session)
+        module.network = torch.compile(session.network) if compiled else session.network
+        trainer = quiet_trainer(callbacks=[BalanceCallback(session.balancer)], max_epochs=1)
+        trainer.fit(module, loader(session))
+        return torch_state(session)
+
+    eager, compiled = trained(compiled=False), trained(compiled=True)
+    torch.compiler.reset()
+    for key, value in eager.items():
+        assert torch.allclose(compiled[key], value, atol=1e-6), key
 
 
 def test_a_module_without_these_attributes_is_refused():

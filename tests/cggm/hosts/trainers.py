@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from tests.cggm.contract_hosts import EPOCHS, Session, positions
 
 
-def lightning_automatic(name: str, accumulation: int) -> Session:
+def lightning_automatic(name: str, accumulation: int, **options) -> Session:
     """Lightning runs backward and the optimizer, within a closure."""
-    return lightning(name, accumulation, automatic=True)
+    return lightning(name, accumulation, automatic=True, **options)
 
 
 def lightning_manual(name: str, accumulation: int) -> Session:
