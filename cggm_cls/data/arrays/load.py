@@ -196,12 +196,12 @@ def _finite(
         raise DataError(f"array {name}", modality.where, what, "Leave these features out.")
     if missing == "refuse":
         row = int(np.flatnonzero(steps.any(axis=1))[0])
-        shown = [
+        columns = [
             modality.columns[k] if modality.columns else str(k)
             for k in np.flatnonzero(bad[row].any(axis=0))[:3]
         ]
         what = f"Expected finite numbers, but {count} steps or rows hold NaN or infinite ones, "
-        what += f"the first of them in {table.name(row)} (columns {', '.join(shown)})."
+        what += f"the first of them in {table.name(row)} (columns {', '.join(columns)})."
         fix = "Correct them, or give --missing absent, which leaves such steps and rows out."
         raise DataError(f"array {name}", modality.where, what, fix)
     notes.append(f"{count} steps or rows of {name} held NaN or infinite values and are absent.")
