@@ -33,6 +33,7 @@ ERROR_FILE = "CGGM_ERROR_FILE"  # variable of the environment, see read_reported
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN}
 _BAD_PATH = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -397,9 +398,17 @@ def _method_file(methods: Path, name: str) -> Path:
 
 def _explained(error: OSError) -> str | None:
     """What to tell the user, if anything."""
+    if "AF_UNIX path too long" in str(error):  # which has no number
+        folder = tempfile.gettempdir()
+        return f"{folder}: too long a path for sockets in it. Set TMPDIR to a shorter one."
     path = None if error.filename is None else os.fsdecode(error.filename)
     if error.errno in _BAD_PATH and path is not None:
         return f"{path}: {error.strerror}. Check the path and its permissions."
+    if error.errno in _GONE and path is not None:
+        return (
+            f"{path}: {error.strerror}. Was it moved or removed meanwhile, or is its file system "
+            "gone? Put it back, then continue (a training run with --resume)."
+        )
     if error.errno == errno.EIO:
         where = path or "the output folder"
         return (

@@ -148,7 +148,8 @@ def prune(folder: Path, keep_last: int) -> None:
     for path in paths:
         with suppress(UserError):
             orders[path] = selection_order(read_header(path)["progress"])
-    for path in {*paths} - {*paths[-keep_last:], max(orders, key=lambda path: orders[path])}:
+    best = max(orders, key=lambda path: orders[path], default=None)
+    for path in {*paths} - {*paths[-keep_last:], best}:
         # renamed first, so that none is ever seen in part
         shutil.rmtree(path.rename(path.with_name(f".old-{path.name}")))
 

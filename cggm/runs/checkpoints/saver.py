@@ -1,5 +1,7 @@
 """The saver of a training: it saves at fixed places, restores, and leaves where a signal asks."""
 
+import errno
+import os
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -91,13 +93,7 @@ class Saver:
         self._flush()
         self.progress = replace(self.progress, epoch=epoch, iteration=iteration, score=score)
         if is_first_rank():
-            save_checkpoint(
-                self._run.checkpoints,
-                self._network,
-                self._parts,
-                self.progress,
-                keep_last=self._keep_last,
-            )
+            self._write(self._network, self._parts)
 
     def hold(self, epoch: int, iteration: int) -> None:
         """Keep a copy of everything in memory, on its device, in place of the last such copy."""
@@ -114,9 +110,19 @@ class Saver:
         progress, network, parts, rng = self._held
         if progress.iteration > self.progress.iteration:
             self.progress = progress
-            folder, keep_last = self._run.checkpoints, self._keep_last
-            save_checkpoint(folder, network, parts, progress, keep_last=keep_last, rng=rng)
+            self._write(network, parts, rng)
         return self.progress.iteration
+
+    def _write(
+        self,
+        network: nn.Module | Stateful,
+        parts: Mapping[str, Stateful | None],
+        rng: dict[str, Any] | None = None,
+    ) -> None:
+        folder = self._run.checkpoints
+        if not folder.is_dir():  # moved or removed: what is made anew there is half of a run
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        save_checkpoint(folder, network, parts, self.progress, keep_last=self._keep_last, rng=rng)
 
     def save_if_due(self, epoch: int, iteration: int) -> None:
         """Save where the last time is long enough ago."""

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -247,6 +248,15 @@ def test_run_says_when_a_disk_fails(capsys):
 
     assert run(main, []) == 2
     assert capsys.readouterr().err.startswith("error: x: Input/output error. Earlier files")
+
+
+def test_run_says_that_sockets_need_a_shorter_path(capsys):
+    def main(argv):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("x" * 200)
+
+    assert run(main, []) == 2
+    assert "too long a path for sockets in it. Set TMPDIR to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor", "x"), OSError("?")])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from cggm.runs import (
     read_json,
     read_jsonl,
     register_metrics,
+    run,
     seed_everything,
 )
 from cggm.runs.loop.sampling import ReplayedLoader
@@ -318,6 +320,7 @@ def test_other_threads_and_processors_are_noted(tmp_path, capsys, monkeypatch):
 
 HOLDER = """
 import sys, time
+from functools import partial
 from pathlib import Path
 from cggm.runs.storage.locks import hold
 hold(Path(sys.argv[1]), "a training")
@@ -345,6 +348,16 @@ def test_a_run_that_began_meanwhile_is_refused(tmp_path):
     first.session.prepare_folder()
     with pytest.raises(UserError, match="run: another training began there meanwhile"):
         second.session.prepare_folder()
+
+
+def test_a_run_that_is_moved_away_ends_and_is_begun_nowhere_else(tmp_path, capsys):
+    training = Training(tmp_path / "run", "own", balanced=False)
+    move = partial((tmp_path / "run").rename, tmp_path / "moved")
+    assert run(lambda _: training.run(7, move) and 0, []) == 2
+    message = f"error: {tmp_path}/run/checkpoints: No such file or directory. Was it moved or"
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["moved"]
+    Training(tmp_path / "moved", "own", balanced=False).run()
 
 
 def test_edited_data_are_refused_and_early_checkpoints_noted_no_content(tmp_path):
