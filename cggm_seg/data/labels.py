@@ -124,20 +124,20 @@ def scheme_of_names(names: Mapping[str, Any]) -> LabelScheme | None:
         names: Name to value, value to name, or region to values, such as ``"tumor core": [2, 3]``.
 
     Returns:
-        ``None`` where a name says nothing of the classes.
+        ``None`` where a name says nothing of the classes, or a value is no number.
     """
     regions: dict[int, list[int]] = {}
     for key, content in names.items():
         # MSD writes value to name, nnU-Net name to value.
-        name, value = (str(content), int(key)) if key.isdigit() else (key, content)
-        region = _region(name)
-        if region is None:
+        name, value = (str(content), key) if key.isdecimal() else (key, content)
+        values, region = value if isinstance(value, list) else [value], _region(name)
+        if region is None or not all(str(number).isdecimal() for number in values):
             return None
-        regions.setdefault(region, []).extend(value if isinstance(value, list) else [value])
-    classes = {int(value): 0 for value in regions.get(0, [0])}
+        regions.setdefault(region, []).extend(map(int, values))
+    classes = dict.fromkeys(regions.get(0, [0]), 0)
     # A region is given by all of its values: the smaller one, coming later, decides.
     for region in (2, 1, 3):
-        classes |= {int(value): region for value in regions.get(region, [])}
+        classes |= dict.fromkeys(regions.get(region, []), region)
     if not set(classes.values()) >= {2, 3}:
         return None
     return label_scheme(

@@ -104,8 +104,9 @@ def read_validation(run: RunFolder) -> CaseSet | None:
 _EVALUATE = "Give a file that brats_evaluate.py wrote with --output."
 _FOLDERS = ("predictions", "reference")
 _DICE = dict.fromkeys((f"dice_{region}" for region in REGION_NAMES), float)
+_SCORES = {**{f"{name}?": float for name in METRICS if name not in _DICE}, **_DICE}
 _EVALUATION_FORM = {
-    "rows": {"*": {**_DICE, "*": NUMBER}},
+    "rows": {"*": {**_SCORES, "*": NUMBER}},
     "problems": [str],
     "labels?": {"*": str},
     **dict.fromkeys((f"{folder}?" for folder in _FOLDERS), (str, None)),
@@ -114,7 +115,7 @@ _EVALUATION_FORM = {
 _VALIDATION_FORM = {
     "data": str,
     "labels?": {"*": str},
-    "rows": [{"case": str, **_DICE, "dice_mean": float, "*": NUMBER}],
+    "rows": [{"case": str, **_SCORES, "dice_mean": float, "*": NUMBER}],
     "*": object,
 }
 

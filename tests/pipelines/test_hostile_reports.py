@@ -42,6 +42,11 @@ CASES = [
     ("metric_records.json", '[{"name": "<img>"}]'),
     ("evaluation.json", DEEP),
     ("evaluation.json", '{"rows": {"a": {"dice_WT": "x"}}, "problems": []}'),
+    (
+        "evaluation.json",
+        '{"rows": {"a": {"dice_WT": 1, "dice_TC": 1, "dice_ET": 1, "hd95_TC": null}}, '
+        '"problems": []}',
+    ),
     ("validation.json", '{"data": 3, "rows": []}'),
     ("split.json", DEEP),
     ("split.json", '{"lacking": {"t1": 3}}'),

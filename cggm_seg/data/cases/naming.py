@@ -1,6 +1,7 @@
 """Naming schemes: which image of which case a file is, by its name alone."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -165,7 +166,7 @@ def default_labels(found: list[NamedFile]) -> LabelScheme:
         found: The files of the case, at least one.
     """
     if any(_CHANNEL.fullmatch(_ENDING.sub("", item.file.name)) for item in found):
-        described = scheme_of_names(_dataset(found[0].file.parent).get("labels", {}))
+        described = scheme_of_names(_table(_dataset(found[0].file.parent), "labels"))
         return described or in_doubt(*SCHEMES.values())
     if _PEDIATRIC.search(found[0].id):
         return in_doubt(BRATS_PED, BRATS2023)
@@ -194,9 +195,15 @@ def _last_word(stem: str) -> tuple[int, str | None]:
 def _channels(folder: Path) -> dict[int, str]:
     """Channel number to modality, as the ``dataset.json`` in the folder or above it says."""
     content = _dataset(folder)
-    names = content.get("channel_names") or content.get("modality") or {}
-    found = {int(number): part_of_word(str(word)) for number, word in names.items()}
-    return {number: part for number, part in found.items() if part in MODALITIES}
+    names = _table(content, "channel_names") or _table(content, "modality")
+    numbered = {int(k): part_of_word(str(word)) for k, word in names.items() if k.isdecimal()}
+    return {number: part for number, part in numbered.items() if part in MODALITIES}
+
+
+def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table in a ``dataset.json``; empty where it has none, as in those of other programs."""
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 @cache

@@ -156,6 +156,10 @@ def test_labels_of_a_dataset_json(names, classes):
     assert dict(scheme_of_names(names).classes) == classes
 
 
-@pytest.mark.parametrize("names", [{}, {"background": 0, "liver": 1}, {"background": 0, "ET": 1}])
+SILENT = [{}, {"background": 0, "liver": 1}, {"background": 0, "ET": 1}]
+SILENT += [{"ED": 2, "ET": value} for value in ("x", [[3]], {"a": 3}, None, 3.5, -1)]
+
+
+@pytest.mark.parametrize("names", [*SILENT, {"\u00b2": "edema", "3": "ET"}])
 def test_labels_of_a_dataset_json_that_say_nothing(names):
     assert scheme_of_names(names) is None

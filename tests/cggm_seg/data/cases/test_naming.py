@@ -127,8 +127,17 @@ def test_channels_of_nnunet_are_what_its_dataset_json_says(tmp_path):
     assert len(find_cases(tmp_path / "imagesTr", labelled=False)[0]) == 2
 
 
-def test_channels_of_nnunet_without_its_dataset_json_are_refused_by_name(tmp_path):
-    write_nnunet(tmp_path, None)
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        None,
+        {"modality": "MRI", "labels": ["ED"]},
+        {"channel_names": ["T1", "T1ce"], "modality": 3},
+        {"channel_names": {"T1": 0, "\u00b2": "T1ce"}},
+    ],
+)
+def test_channels_that_no_dataset_json_tells_are_refused_by_name(tmp_path, dataset):
+    write_nnunet(tmp_path, dataset)
     with pytest.raises(DataError, match=r"BraTS_01_0000\.nii\.gz.* up to 6 levels deep"):
         find_cases(tmp_path, labelled=False, allow_missing=True)
     write_names(tmp_path, SCHEMES["BraTS 2021"][:5])
