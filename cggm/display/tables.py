@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cggm.errors import in_one_line
+
 DASH = "\N{EN DASH}"
 Mark = Literal["", "best", "second"]
 _LATEX = {
@@ -21,7 +23,7 @@ _LATEX = {
     "∞": r"$\infty$",
     DASH: "--",
 }
-_FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH COMMERCIAL AT}")
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the latter four are fullwidth
 # A number, and its interval or deviation where it has one.
 _NUMBER = re.compile(r"-?(\d[\d.]*(e[+-]\d+)?|∞|inf|nan)([ ±,()\[\]\d.+∞-]|n=)*$")
 # The minus of a number, not the hyphen of a word.
@@ -117,14 +119,15 @@ def to_csv(table: Table) -> str:
     # The sign of a difference is for readers; a spreadsheet takes a plus for a formula.
     rows = [[_without_plus(cell.text) for cell in row] for row in table.rows]
     rows = [[*table.columns], *rows]
-    return f"# {table.title}\n{csv_text(rows)}"
+    return f"# {in_one_line(table.title)}\n{csv_text(rows)}"
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Lines of a CSV file in which no cell is a formula to a spreadsheet.
 
     A text that begins with ``=``, ``+``, ``-`` or ``@``, as the name of a case or of a folder may,
-    gets an apostrophe before it; negative numbers stay.
+    gets an apostrophe before it; negative numbers stay. What is not printed, such as a line break
+    in a name, is written as an escape.
 
     Args:
         rows: Cells of each line.
@@ -140,6 +143,7 @@ def _without_plus(text: str) -> str:
 
 
 def _inert(text: str) -> str:
+    text = in_one_line(text)  # a carriage return is not quoted, and begins a line to a spreadsheet
     is_formula = text.lstrip().startswith(_FORMULA) and not _NUMBER.match(text)
     return f"'{text}" if is_formula else text
 

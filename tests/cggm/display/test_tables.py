@@ -14,6 +14,7 @@ from cggm.display.tables import (
     to_latex,
     to_markdown,
 )
+from tests.quantifiers import none
 
 
 def test_latex_of_signs_and_marks():
@@ -43,8 +44,8 @@ FORMULAS = [
     "@SUM(1)",
     "-2+3*cmd|' /C calc'!A0",
     " =1",
-    "\t=1",
     "\N{FULLWIDTH EQUALS SIGN}1",
+    "\N{FULLWIDTH PLUS SIGN}1",
     "+1 (a)",
 ]
 
@@ -53,6 +54,16 @@ FORMULAS = [
 def test_no_cell_of_a_csv_file_is_a_formula(name):
     rows = list(csv.reader(io.StringIO(csv_text([["case", name], [name, "x"]]), newline="")))
     assert rows == [["case", f"'{name}"], [f"'{name}", "x"]]
+
+
+@pytest.mark.parametrize("sign", ["\t", "\r", "\n", "\0", "\ufeff", "\u200b", "\xa0"])
+def test_no_sign_that_is_not_printed_hides_a_formula(sign):
+    table = Table(f"of a{sign}=1", ("case", "x"), ((Cell("a"), Cell(f"{sign}=1")),))
+    text = to_csv(table)
+    assert text.count("\n") == 3
+    assert sign not in text.replace("\n", "", 3)
+    assert none(line.startswith("=") for line in text.splitlines())
+    assert csv_text([["a", f"{sign}=1"]]) == f"a,{ascii(sign)[1:-1]}=1\n"
 
 
 @pytest.mark.parametrize(
