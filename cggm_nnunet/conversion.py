@@ -16,6 +16,7 @@ from cggm_seg.data import (
     Grid,
     LabelScheme,
     find_cases,
+    has_simulated_cases,
     read_case,
     read_labels,
     split_cases,
@@ -69,7 +70,7 @@ def convert_cohort(
                 problems.append(error)
         if not written:
             raise UserError(f"{data}: no case could be converted.", "See brats_verify.py.")
-        write_json(draft / "dataset.json", _description(len(written)))
+        write_json(draft / "dataset.json", _description(len(written), has_simulated_cases(data)))
         folds = _folds_by_patient(written)
         if folds:
             write_json(draft / "splits_final.json", folds)
@@ -124,8 +125,9 @@ def _write_image(file: Path, image: NDArray, grid: Grid) -> None:
     write_atomically(file, gzip.compress(data, 1, mtime=0))
 
 
-def _description(cases: int) -> dict[str, object]:
+def _description(cases: int, simulated: bool) -> dict[str, object]:
     return {
+        **({"description": "SIMULATED: no patient data"} if simulated else {}),
         "channel_names": {str(channel): name for channel, name in enumerate(MODALITIES)},
         "labels": {"background": 0, **_REGIONS},
         "regions_class_order": [1, 2, 3],

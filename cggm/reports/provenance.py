@@ -11,6 +11,8 @@ from markupsafe import Markup
 from cggm.reports.page import Section
 from cggm.reports.run import RunRecord
 
+_LONGEST = 1e9  # seconds
+
 
 def provenance_section(record: RunRecord, warnings: Sequence[str] = ()) -> Section:
     """Facts on the run, the warnings first and the whole configuration last.
@@ -82,12 +84,14 @@ def _duration(record: RunRecord) -> str:
     if not record.timing:
         return ""
     seconds = sum(row["seconds"] for row in record.timing)
+    if not 0 <= seconds < _LONGEST:  # no duration, whoever wrote it
+        return ""
     return f"{timedelta(seconds=round(seconds))} (h:mm:ss of training, validation included)"
 
 
 def _loading(record: RunRecord) -> str:
     seconds = sum(row["seconds"] for row in record.timing)
-    if not seconds:
+    if not 0 < seconds < _LONGEST:
         return ""
     share = sum(row["loading_seconds"] for row in record.timing) / seconds
     return f"{share:.1%} of the training's time".replace("%", " %")

@@ -33,7 +33,7 @@ _EPOCH = {
 _READING = (None, {"*": NUMBER})
 _STEP = {
     **dict.fromkeys(("iteration?", "loss?"), NUMBER),
-    **dict.fromkeys(("score?", "raw_term?", "term?", "gate?"), _READING),
+    **dict.fromkeys(("score?", "raw_term?", "term?", "gate?", "lead?", "weight?"), _READING),
     **dict.fromkeys(("cosine?", "gradient_norm?"), _READING),
     "*": object,
 }

@@ -3,6 +3,7 @@ from .cases import MODALITIES as MODALITIES
 from .cases import Case as Case
 from .cases import find_cases as find_cases
 from .cases import find_input as find_input
+from .cases import has_simulated_cases as has_simulated_cases
 from .cases import survey_cases as survey_cases
 from .checks import geometry_findings as geometry_findings
 from .checks import intensity_findings as intensity_findings
@@ -20,6 +21,7 @@ from .manifest import check_recorded as check_recorded
 from .manifest import manifest_file as manifest_file
 from .manifest import read_manifest as read_manifest
 from .manifest import write_manifest as write_manifest
+from .nifti import SIMULATED_IMAGE as SIMULATED_IMAGE
 from .nifti import Volume as Volume
 from .nifti import read_volume as read_volume
 from .orientation import Grid as Grid

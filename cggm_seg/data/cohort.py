@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from cggm.distributed import is_first_rank, shard, wait_for_ranks, world_size
 from cggm.errors import DataError
 from cggm.runs import check_problems, first_alone, share
 from cggm_seg.data.cache import SliceCache, build_cache
-from cggm_seg.data.cases import MODALITIES, Case, find_cases, read_patients
+from cggm_seg.data.cases import MODALITIES, Case, find_cases, has_simulated_cases, read_patients
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.labels import label_scheme
 from cggm_seg.data.manifest import recorded_digests
@@ -88,10 +88,10 @@ class Cohort:
     split: Split
     problems: list[DataError]
 
-    @property
+    @cached_property
     def simulated(self) -> bool:
-        """Whether these are cases of the simulator."""
-        return (self.folder / "cohort.json").is_file()
+        """Whether there are cases of the simulator among these."""
+        return has_simulated_cases(self.folder)
 
     @property
     def contents(self) -> dict[str, str]:

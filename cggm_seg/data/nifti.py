@@ -29,6 +29,9 @@ _CHUNK = 1 << 16
 _MOST = 1 << 20  # inflated at once: a chunk of zeros would become 66 MB
 _GZIP = 31  # window bits that make zlib expect a gzip stream and compare its checksum and length
 _MAGIC = b"\x1f\x8b"
+_DESCRIPTION = slice(148, 228)  # of a NIfTI-1 header, free text
+SIMULATED_IMAGE = b"SIMULATED"
+"""What the description of a simulated image begins with."""
 
 
 class HashedStream:
@@ -152,6 +155,22 @@ def read_volume(file: Path, case_id: str) -> Volume:
         what = f"Expected a readable file, but got: {error.strerror or error}."
         fix = "Check the file and its permissions."
         raise Finding(Code.UNREADABLE, case_id, file, what, fix) from error
+
+
+def says_simulated(file: Path) -> bool:
+    """Whether the header of a file says that its image was simulated, as ours do.
+
+    Args:
+        file: Of any kind; one that cannot be read says nothing.
+    """
+    try:
+        with file.open("rb") as opened:
+            zipped = opened.read(2) == _MAGIC
+            opened.seek(0)
+            stream, head = HashedStream(opened, zipped=zipped), bytearray(_DESCRIPTION.stop)
+            return stream.fill(head) == len(head) and head[_DESCRIPTION].startswith(SIMULATED_IMAGE)
+    except (OSError, EOFError, zlib_ng.error):  # type: ignore[misc]  # stub
+        return False
 
 
 class _Fault(Exception):

@@ -8,6 +8,7 @@ from typing import Any
 from cggm import __version__
 from cggm.reports import asset
 from cggm.runs import NUMBER, RunFolder, check_form, read_json
+from cggm_seg.data import has_simulated_cases
 from cggm_seg.evaluation import CLASS_NAMES, CLASSES
 from cggm_seg.training import BratsConfig
 
@@ -71,7 +72,7 @@ def read_facts(run: RunFolder, config: BratsConfig, epoch: int) -> Facts:
     results, split = _read(run.results, _RESULTS), _read(run.split, _SPLIT)
     simulated = results.get("simulated")
     if simulated is None and config.data is not None and config.data.is_dir():
-        simulated = (config.data / "cohort.json").is_file()
+        simulated = has_simulated_cases(config.data)
     metrics = {k.removeprefix("dice_"): v for k, v in results.get("validation", {}).items()}
     cases = (len(split["training"]), len(split["validation"])) if split else None
     return Facts(config, epoch, simulated, metrics, cases)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +23,7 @@ from cggm.reports import (
     sortable_table,
 )
 from cggm.runs import NUMBER, Metric, RunFolder, check_form, find_metric, read_json
+from cggm_seg.data import has_simulated_cases
 from cggm_seg.evaluation import METRICS, REGION_NAMES
 from cggm_seg.reports.examples import EXAMPLES
 
@@ -55,10 +57,10 @@ class CaseSet:
         """Mean Dice by case."""
         return {case: row["dice_mean"] for case, row in self.rows.items()}
 
-    @property
+    @cached_property
     def simulated(self) -> bool:
-        """Whether the cases are those of a simulated cohort."""
-        return self.reference is not None and (self.reference / "cohort.json").is_file()
+        """Whether the cases are simulated."""
+        return self.reference is not None and has_simulated_cases(self.reference)
 
 
 def read_evaluation(file: Path) -> CaseSet:

@@ -15,6 +15,7 @@ from cggm.reports import (
     write_page,
 )
 from cggm.runs import NUMBER, RunFolder, check_form, read_json
+from cggm_seg.data import has_simulated_cases
 from cggm_seg.reports.cases import (
     CaseSet,
     cases_section,
@@ -130,5 +131,5 @@ def _kept(file: Path, form: Mapping[str, Any]) -> dict[str, Any]:
 def _on_simulated(record: RunRecord, sets: Sequence[CaseSet]) -> bool:
     """Of an unfinished run the data folder tells; without one it trains on the demo cohort."""
     data = record.config.get("data")
-    told = data is None or (Path(data) / "cohort.json").is_file()
+    told = data is None or has_simulated_cases(Path(data))
     return record.results.get("simulated", told) or any(own.simulated for own in sets)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cggm.errors import UserError
 from cggm.runs import parse_json, write_atomically
+from cggm_seg.data import SIMULATED_IMAGE
 from cggm_seg.simulation.phantom import (
     CONTRASTS,
     LESIONS,
@@ -161,6 +162,7 @@ def _write_case(
             image.set_sform(affine, code=2)
             image.set_qform(affine, code=0)
             image.header.set_xyzt_units("mm")
+            image.header["descrip"] = SIMULATED_IMAGE + b": no patient data"
             nib.save(image, scratch / f"{target.name}_{part}.nii.gz")
 
 

@@ -64,6 +64,13 @@ def test_a_case_that_lacks_a_modality_gets_zeros(tmp_path):
     assert array(folder / "imagesTr" / "b_0003.nii.gz").any()
 
 
+def test_what_comes_of_simulated_cases_says_so(tmp_path):
+    write_case(tmp_path / "cohort", "a")
+    (tmp_path / "cohort" / "cohort.json").write_text("{}")
+    folder, _ = convert_cohort(tmp_path / "cohort", tmp_path / "raw", 1, "Some")
+    assert "SIMULATED" in json.loads((folder / "dataset.json").read_text())["description"]
+
+
 def test_folds_keep_the_examinations_of_a_patient_together(tmp_path):
     names = [f"BraTS-GLI-{p:05d}-{time:03d}" for p in range(6) for time in range(2)]
     for seed, name in enumerate(names):

@@ -35,6 +35,7 @@ CASES = [
     ("metrics.jsonl", METRIC + ', "val_dice_mean": ' + "9" * 400 + "}\n"),
     ("balance.jsonl", '{"iteration": 1, "score": 0.5}\n'),
     ("balance.jsonl", '{"iteration": 1, "term": {"t1": []}}\n'),
+    ("balance.jsonl", '{"iteration": 1, "lead": 0.5}\n'),
     ("timing.jsonl", '{"seconds": null}\n'),
     ("results.json", DEEP),
     ("results.json", '{"validation": {"dice_mean": {}}}'),

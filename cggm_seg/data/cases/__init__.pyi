@@ -3,6 +3,7 @@ from .case import Case as Case
 from .case import patient_of as patient_of
 from .search import Survey as Survey
 from .search import find_cases as find_cases
+from .search import has_simulated_cases as has_simulated_cases
 from .search import survey_cases as survey_cases
 from .table import COLUMNS as COLUMNS
 from .table import find_input as find_input

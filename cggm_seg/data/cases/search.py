@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 
 from cggm.errors import DataError, in_one_line
 from cggm_seg.data.cases.case import MODALITIES, Case
-from cggm_seg.data.cases.folder import CaseFolder, file_names, read_folder
-from cggm_seg.data.cases.naming import SUFFIXES, default_labels
+from cggm_seg.data.cases.folder import DEEPEST, CaseFolder, file_names, read_folder
+from cggm_seg.data.cases.naming import SUFFIXES, default_labels, is_volume
+from cggm_seg.data.cases.walk import Walk
 from cggm_seg.data.findings import Code, Finding
 from cggm_seg.data.labels import LabelScheme
-from cggm_seg.data.nifti import read_volume
+from cggm_seg.data.nifti import read_volume, says_simulated
 
 logger = logging.getLogger(__name__)
+_COHORT = "cohort.json"  # what the simulator calls the record of a cohort
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,27 @@ def survey_cases(folder: Path, labels: LabelScheme | None = None) -> Survey:
             findings.append(_missing(files, case_id, "seg", files.near(case_id, label=True)))
     findings += [*files.locked_findings(), *files.leftover_findings()]
     return Survey(_with_settled_labels(cases), findings, files.notes)
+
+
+def has_simulated_cases(folder: Path) -> bool:
+    """Whether a folder, or one below it, holds simulated cases, wherever they were copied to.
+
+    A simulated cohort has a ``cohort.json``, and each of its images says it in its header, of which
+    the first one in each folder is read.
+
+    Args:
+        folder: The folder; one that cannot be read holds none.
+    """
+    if (folder.parent / _COHORT).is_file():
+        return True
+    seen = set()
+    with suppress(OSError):
+        for file in Walk(folder, DEEPEST).files():
+            is_first = is_volume(file) and file.parent not in seen
+            if file.name == _COHORT or (is_first and says_simulated(file)):
+                return True
+            seen |= {file.parent} if is_first else set()
+    return False
 
 
 def _case(

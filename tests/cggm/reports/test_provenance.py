@@ -28,6 +28,14 @@ def test_time_of_all_starts_is_told(times, told, tmp_path):
     assert ("Duration" in text) == ("Loading data" in text) == (times is not None)
 
 
+@pytest.mark.parametrize("seconds", ["Infinity", "NaN", "1e308", "-1e308"])
+def test_times_that_are_none_are_not_told(seconds, tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "timing.jsonl").write_text(f'{{"seconds": {seconds}, "loading_seconds": 1}}\n')
+    text = provenance_section(RunRecord.read(run)).body
+    assert [word for word in ("Duration", "Loading data") if word in text] == []
+
+
 def test_a_resumed_run_says_after_which_step_and_with_what(tmp_path):
     run = write_run(tmp_path / "run")
     starts = {

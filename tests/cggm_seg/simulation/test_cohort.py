@@ -1,4 +1,5 @@
 import json
+import shutil
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from scipy import ndimage
 
 from cggm.errors import UserError
-from cggm_seg.data.cases import find_cases
-from cggm_seg.data.volumes import read_case
+from cggm_seg.data.cases import find_cases, has_simulated_cases
+from cggm_seg.data.volumes import read_case, write_labels
 from cggm_seg.simulation.cohort import simulate_cohort
 from cggm_seg.simulation.phantom import CONTRASTS
+from tests.cggm_seg.nifti import write_case
 from tests.quantifiers import every
 
 SMALL = (48, 48, 31)
@@ -198,7 +200,7 @@ def test_interrupted_cohort_is_completed_and_whole_cases_are_kept(tmp_path):
     assert not leftover.exists()
 
 
-def test_cohort_says_that_it_is_simulated(cohort):
+def test_cohort_says_that_it_has_simulated_cases(cohort):
     text = (cohort / "README.txt").read_text()
     assert "SIMULATED" in text
     assert "Louis Collins" in text
@@ -206,6 +208,21 @@ def test_cohort_says_that_it_is_simulated(cohort):
     assert settings["seed"] == 0
     assert settings["shape"] == list(SMALL)
     assert settings["contrasts"] == CONTRASTS
+
+
+def test_simulated_cases_say_so_wherever_they_are_copied(cohort, tmp_path):
+    write_case(tmp_path / "real", "a")
+    assert not has_simulated_cases(tmp_path / "real")
+    assert not has_simulated_cases(tmp_path / "absent")
+    assert has_simulated_cases(cohort)
+    assert has_simulated_cases(cohort / "DEMO_00001")
+    case = find_cases(cohort, labelled=True)[0][1]
+    shutil.copytree(cohort / case.id, tmp_path / "copied" / "b" / case.id)
+    assert has_simulated_cases(tmp_path / "copied")
+    (tmp_path / "maps").mkdir()
+    volumes = read_case(case)
+    write_labels(tmp_path / "maps" / "c.nii.gz", volumes.label, volumes.grid, case.labels)
+    assert has_simulated_cases(tmp_path / "maps")
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"shape": (24, 24, 16)}, {"lesions": "small"}])
