@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs import joined, parse_options, ranked, report_problems, run
+from cggm.runs import joined, parse_options, ranked, report_problems, require, run
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,22 @@ class EvaluateOptions:
     labels: str | None = field(default=None, metadata={"metavar": "SCHEME"})
     strict: bool = False
 
+    def __post_init__(self) -> None:
+        page = self.output is not None and self.output.suffix == ".html"
+        require(not page, "output", "of another name, as the report beside it has", self.output)
+
 
 def main(argv: Sequence[str]) -> None:
     """Parse, assemble, run."""
     options = parse_options(EvaluateOptions, __doc__, argv)
     from cggm.distributed import is_first_rank
-    from cggm.runs import write_atomically
+    from cggm.runs import prepare_json, write_atomically
     from cggm_seg.data import label_scheme
     from cggm_seg.evaluation import evaluate_folder
     from cggm_seg.reports import report_evaluation
 
+    if options.output is not None:
+        prepare_json(options.output)
     with joined("cpu"):
         evaluation = evaluate_folder(
             options.predictions,
@@ -57,7 +63,6 @@ def main(argv: Sequence[str]) -> None:
     print(evaluation.table())
     print(f"\nmean Dice of WT, TC and ET: {evaluation.mean_dice:.3f}")
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         folders = {"predictions": options.predictions, "reference": options.reference}
         write_atomically(options.output, evaluation.to_json(**folders).encode())
         print(f"report   {report_evaluation(options.output)}")

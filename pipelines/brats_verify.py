@@ -12,10 +12,12 @@ from cggm_seg.verification import VerifyOptions
 def main(argv: Sequence[str]) -> int:
     """Parse, assemble, run."""
     options = parse_options(VerifyOptions, __doc__, argv)
-    from cggm.runs import write_atomically
+    from cggm.runs import prepare_json, write_atomically
     from cggm_seg.data import label_scheme
     from cggm_seg.verification import verify_data
 
+    if options.json is not None:
+        prepare_json(options.json)
     verification = verify_data(
         options.data,
         output=options.output,
@@ -24,7 +26,6 @@ def main(argv: Sequence[str]) -> int:
         labels=label_scheme(options.labels),
     )
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, verification.to_json().encode())
     print(verification.table(), end="")
     print(verification.summary())

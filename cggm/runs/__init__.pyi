@@ -57,6 +57,7 @@ from .storage.files import file_digest as file_digest
 from .storage.files import flush_folder as flush_folder
 from .storage.files import is_draft as is_draft
 from .storage.files import new_folder as new_folder
+from .storage.files import prepare_json as prepare_json
 from .storage.files import replacing as replacing
 from .storage.files import sweep_drafts as sweep_drafts
 from .storage.files import write_atomically as write_atomically

@@ -17,6 +17,7 @@ from cggm.runs import (
     file_digest,
     parse_json,
     replacing,
+    sweep_drafts,
     write_atomically,
     write_json,
 )
@@ -107,13 +108,15 @@ class PredictionFolder:
         self.path = path
 
     def make(self) -> None:
-        """Makes the folder, where there is none.
+        """Makes the folder, where there is none, and takes away what killed processes left there.
 
         Raises:
             UserError: If it cannot be made.
         """
         with _said_to_user(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        for folder in ("", "probabilities", "previews", "records"):
+            sweep_drafts(self.path / folder)
 
     def labels(self, case_id: str) -> Path:
         """The label map of a case."""
@@ -171,13 +174,14 @@ class PredictionFolder:
         with ExitStack() as drafts:
             for file, write in writers.items():
                 file.parent.mkdir(exist_ok=True)
-                draft = drafts.enter_context(replacing(file))
+                draft = drafts.enter_context(replacing(file, swept=True))
                 write(draft)
                 digests[self.name_of(file)] = file_digest(draft)
             values = asdict(record) | {"outputs": digests}
             file = self._record(record.case)
             file.parent.mkdir(exist_ok=True)
-            write_json(file, values)
+            with replacing(file, swept=True) as draft:
+                write_json(draft, values)
 
     def records(self) -> list[PredictionRecord]:
         """Of every label map that is there as it was made, by identifier."""

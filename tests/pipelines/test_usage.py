@@ -99,11 +99,17 @@ def test_a_single_training_slice_is_too_few(cohort, tmp_path, capsys):
         ("evaluate", ("--strict", "maybe"), "--strict"),
         ("evaluate", ("--predictions", "nowhere", "--reference", "{cohort}"), "nowhere"),
         ("evaluate", ("--predictions", "{cohort}", "--reference", "{cohort}"), "can be scored"),
+        ("evaluate", ("--predictions=a", "--reference=b", "--output=a.html"), "of another name"),
+        ("evaluate", ("--predictions=a", "--reference=b", "--output", "{map}"), "JSON or no file"),
+        ("verify", ("--data", "{cohort}", "--json", "{map}"), "expected JSON or no file yet"),
     ],
 )
 def test_wrong_options_of_inference_and_evaluation(script, argv, expected, cohort, capsys):
-    argv = [argument.format(cohort=cohort) for argument in argv]
+    label_map = case_file(cohort, "good0", "seg")
+    content = label_map.read_bytes()
+    argv = [argument.format(cohort=cohort, map=label_map) for argument in argv]
     assert expected in refused(capsys, script, *argv)
+    assert label_map.read_bytes() == content
 
 
 def test_result_that_cannot_be_written(cohort, tmp_path, capsys):

@@ -2,6 +2,7 @@ from .files import file_digest as file_digest
 from .files import flush_folder as flush_folder
 from .files import is_draft as is_draft
 from .files import new_folder as new_folder
+from .files import prepare_json as prepare_json
 from .files import replacing as replacing
 from .files import sweep_drafts as sweep_drafts
 from .files import write_atomically as write_atomically

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cggm.errors import UserError
 from cggm.runs.storage.locks import abandoned, owning
 
 _PREFIX = ".tmp-"
@@ -24,7 +25,7 @@ _DRAFT = re.compile(r"(?:\.tmp-\d+-[0-9a-f]{8}-)+(.*)", re.DOTALL)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, swept: bool = False) -> Iterator[Path]:
     """Replace a file in one step: readers see the old content or the new, even after a power cut.
 
     The block writes to the temporary path it is given, which has the name of the file. When the
@@ -33,6 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to be written; its folder must exist.
+        swept: Whether its folder was swept before, as who writes thousands of files there does
+            once; else the folder is listed.
 
     Yields:
         Where to write.
@@ -41,7 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
     if within and within[1] == path.name:  # put into place by whoever made the draft
         yield path
         return
-    sweep_drafts(path.parent, path.name)
+    if not swept:
+        sweep_drafts(path.parent, path.name)
     draft = _draft_of(path)
     temporary = draft / path.name  # writers that rename would take a file away from its lock
     try:
@@ -148,6 +152,22 @@ def sweep_drafts(folder: Path, name: str | None = None) -> None:
                 shutil.rmtree(draft)
             elif free:
                 draft.unlink()
+
+
+def prepare_json(path: Path) -> None:
+    """Make the folder of a JSON file, before the work whose result it is to hold.
+
+    Args:
+        path: The file, absent or to be replaced.
+
+    Raises:
+        UserError: If there is a file that is none of JSON, which stays.
+        OSError: If the folder cannot be made, or the file not be read.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        if file.read(64).lstrip()[:1] not in (b"", b"{", b"["):
+            raise UserError(f"{path}: expected JSON or no file yet.", "Give another output.")
 
 
 def file_digest(path: Path) -> str:

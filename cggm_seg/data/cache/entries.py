@@ -227,7 +227,7 @@ def _write(
     case_id: str, file: Path, tensors: dict[str, np.ndarray], header: dict[str, Any]
 ) -> None:
     try:
-        with replacing(file) as temporary:
+        with replacing(file, swept=True) as temporary:
             save_file(tensors, temporary, {"header": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values())

@@ -10,10 +10,12 @@ import time
 
 import pytest
 
+from cggm.errors import UserError
 from cggm.runs.storage.files import (
     file_digest,
     is_draft,
     new_folder,
+    prepare_json,
     replacing,
     sweep_drafts,
     write_atomically,
@@ -121,6 +123,24 @@ def test_a_draft_goes_once_its_process_is_killed_and_not_before(tmp_path, kind):
         finally:
             process.kill()
     assert sorted(tmp_path.iterdir()) == [tmp_path / "another", path]
+
+
+@pytest.mark.parametrize("earlier", [None, b"", b" {}", b"\n[1]"])
+def test_a_json_file_may_be_replaced(tmp_path, earlier):
+    file = tmp_path / "new" / "a.json"
+    if earlier is not None:
+        file.parent.mkdir()
+        file.write_bytes(earlier)
+    prepare_json(file)
+    assert [*file.parent.iterdir()] == ([] if earlier is None else [file])
+
+
+def test_nothing_else_is_replaced_by_json(tmp_path):
+    (tmp_path / "a").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match="a: expected JSON or no file yet"):
+        prepare_json(tmp_path / "a")
+    with pytest.raises(OSError, match="Is a directory"):
+        prepare_json(tmp_path)
 
 
 def test_what_a_fork_inherits_keeps_no_folder(tmp_path):
