@@ -1,51 +1,78 @@
-"""The tables of docs/results.md, and of nnU-Net's step in docs/benchmarks.md, from measured files.
+"""Tables of the pages in docs/, from what was measured; benchmarks.pages writes them there."""
 
-python -m benchmarks.result_tables
-"""
-
-import json
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.known import proof
 from benchmarks.known.answer import interval
 from benchmarks.known.data import SCENARIOS, TASKS
-from benchmarks.known.dense import FORMS
-from cggm.comparison.missing import missing_table
-from cggm.comparison.records import FinishedRun, read_records
-from cggm.comparison.tables import heads_table, performance_table
-from cggm.display import to_markdown
-from cggm_cls import metrics  # noqa: F401  (registers accuracy)
+from benchmarks.known.dense import CONTROLS, EVEN, FORMS
+from cggm.comparison.records import FinishedRun
+from cggm.comparison.statistics import ranks_of
 
-RESULTS = Path(__file__).parent / "results"
 LESIONS = ("large", "small", "balls")
+LOST = -1e6  # of a training that diverged, below any other
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "segm."}
 
 
-def main() -> None:
-    steps = json.loads((RESULTS / "nnunet.json").read_text())
-    print("\n\n".join([*all_tables(), nnunet_table(steps)]))
+def over_subsets(run: FinishedRun, metric: str) -> float:
+    """Mean of a metric over all subsets of modalities, that of all included."""
+    return statistics.mean(row[metric] for row in (*run.subsets.values(), run.test))
 
 
-def all_tables() -> list[str]:
-    """Real data, the benchmark with a known answer, and the cost of a step."""
-    records = read_records(RESULTS / "compare_mfeat.jsonl")
-    known = json.loads((RESULTS / "known_answer.json").read_text())["rows"]
-    costs = json.loads((RESULTS / "methods.json").read_text())
-    return [
-        to_markdown(performance_table(records, "mfeat", ["acc"])).strip(),
-        to_markdown(heads_table(records, "mfeat", "acc")).strip(),
-        to_markdown(missing_table(records, "mfeat", "acc")).strip(),
-        known_tables(known),
-        lacking_at_test_table(read_records(RESULTS / "compare_missing.jsonl")),
-        proof.table(json.loads((RESULTS / "guided.json").read_text())["rows"]),
-        dense_table(json.loads((RESULTS / "dense.json").read_text())["rows"]),
-        lesion_table(json.loads((RESULTS / "lesions.json").read_text())["rows"]),
-        lacking_table(json.loads((RESULTS / "lacking.json").read_text())["rows"]),
-        cost_table(costs),
-    ]
+def by_method(records: Iterable[FinishedRun]) -> dict[str, dict[int, FinishedRun]]:
+    """Runs of each method by seed."""
+    found: dict[str, dict[int, FinishedRun]] = {}
+    for run in records:
+        found.setdefault(run.method, {})[run.seed] = run
+    return found
+
+
+Read = Callable[[FinishedRun], float]
+
+
+def paired(
+    own: Mapping[int, FinishedRun], base: Mapping[int, FinishedRun], read: Read
+) -> tuple[float, float]:
+    """Mean difference of the seeds that both have, and half of its 95 % interval."""
+    return interval([read(own[seed]) - read(base[seed]) for seed in own.keys() & base.keys()])
+
+
+def gap_text(gap: tuple[float, float], digits: int = 3) -> str:
+    """A difference, in bold where its interval excludes zero, without one of a single seed."""
+    mean, half = gap
+    if math.isinf(half):
+        return f"{mean:+.{digits}f}"
+    text = f"{mean:+.{digits}f} ± {half:.{digits}f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def brats_table(records: Sequence[FinishedRun]) -> str:
+    """Dice by method, with all sequences and as means over all subsets of them."""
+    runs = by_method(records)
+    heads = ("all four", "mean of 15", "- joint", "- mrd", "WT", "TC", "ET", "seeds")
+    lines = [f"| mean Dice, SIMULATED | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for method, own in runs.items():
+        means = [
+            statistics.mean(over_subsets(run, f"dice_{part}") for run in own.values())
+            for part in ("mean", "WT", "TC", "ET")
+        ]
+        complete = statistics.mean(run.test["dice_mean"] for run in own.values())
+        gaps = [
+            "" if other == method else gap_text(paired(own, runs[other], subset_dice))
+            for other in ("joint", "mrd")
+        ]
+        cells = [f"{complete:.3f}", f"{means[0]:.3f}", *gaps, *(f"{x:.3f}" for x in means[1:])]
+        lines.append(f"| {' | '.join([method, *cells, str(len(own))])} |")
+    return "\n".join(lines)
+
+
+def subset_dice(run: FinishedRun) -> float:
+    """Mean Dice over all subsets."""
+    return over_subsets(run, "dice_mean")
 
 
 def lacking_at_test_table(records: Sequence[FinishedRun]) -> str:
@@ -55,8 +82,8 @@ def lacking_at_test_table(records: Sequence[FinishedRun]) -> str:
     )
     found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
     for run in records:
-        every = [100 * row["acc"] for row in (*run.subsets.values(), run.test)]
-        found.setdefault((run.task, run.method), {})[run.seed] = every[-1], statistics.mean(every)
+        figures = (100 * run.test["acc"], 100 * over_subsets(run, "acc"))
+        found.setdefault((run.task, run.method), {})[run.seed] = figures
     heads = [f"{t}, {what}" for t in tasks for what in ("all", "mean", "- joint", "- mrd_uniform")]
     lines = [f"| accuracy | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     for method in methods:
@@ -76,18 +103,15 @@ def lacking_cells(
     for other in ("joint", "mrd_uniform"):
         base = found[task, other]
         gaps = [own[seed][1] - base[seed][1] for seed in own.keys() & base.keys()]
-        mean, half = interval(gaps)
-        text = f"{mean:+.1f} ± {half:.1f}"
-        bold = f"**{text}**" if abs(mean) > half else text
-        cells.append("" if other == method else bold)
+        cells.append("" if other == method else gap_text(interval(gaps), 1))
     return cells
 
 
 def dense_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Dice of joint training and differences to it, all modalities there and one missing."""
-    found = {(row["scenario"], row["form"]): dense_figures(row["scores"]) for row in rows}
+    found = {(row["scenario"], row["form"]): dense_figures(row) for row in rows}
     scenarios = [name for name in SCENARIOS if (name, "joint") in found]
-    heads = [f"({name}) {what}" for name in scenarios for what in ("all", "one missing")]
+    heads = [f"({name}) {what}" for name in scenarios for what in ("all", fewer(name))]
     lines = [f"| Dice | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     for form in FORMS:
         own = [found.get((name, form)) for name in scenarios]
@@ -100,18 +124,75 @@ def dense_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def dense_figures(scores: Mapping[str, Sequence[float]]) -> tuple[list[float], list[float]]:
-    """Dice with all modalities, and the mean of those without one, by seed."""
+def fewer(scenario: str) -> str:
+    """What is looked at beside all modalities."""
+    absent = SCENARIOS[scenario].absent
+    return f"without {absent}" if absent else "one missing"
+
+
+def dense_figures(row: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Dice with all modalities, and without the absent one or the mean without any, by seed."""
+    scores = row["scores"]
     missing = [own for key, own in scores.items() if key != "score"]
-    return list(scores["score"]), [statistics.mean(own) for own in zip(*missing, strict=True)]
+    mean = [statistics.mean(own) for own in zip(*missing, strict=True)]
+    return list(scores["score"]), scores.get(fewer(row["scenario"]), mean)
 
 
 def dense_cell(own: Sequence[float], joint: Sequence[float], form: str) -> str:
     if form == "joint":
         return f"{statistics.mean(own):.1f}"
-    mean, half = interval([a - b for a, b in zip(own, joint, strict=True)])
-    text = f"{mean:+.1f} ± {half:.1f}"
-    return f"**{text}**" if abs(mean) > half else text
+    return gap_text(interval([a - b for a, b in zip(own, joint, strict=True)]), 1)
+
+
+def dense_gains(rows: Iterable[Mapping[str, Any]], form: str) -> list[dict[str, Any]]:
+    """A form less joint training and every control, by scenario, with all modalities and fewer."""
+    found = {(row["scenario"], row["form"]): dense_figures(row) for row in rows}
+    gains = []
+    for scenario in SCENARIOS:
+        own = found.get((scenario, form))
+        others = [n for n in ("joint", "unimodal losses", EVEN, *CONTROLS) if n != form]
+        for index, judged in enumerate(("all", fewer(scenario)) if own else ()):
+            gaps = {
+                name: [a - b for a, b in zip(own[index], base[index], strict=True)]
+                for name in others
+                if (base := found.get((scenario, name)))
+            }
+            gains.append({"scenario": scenario, "judged": judged, "differences": gaps})
+    return gains
+
+
+def gains_table(gains: Sequence[Mapping[str, Any]], form: str) -> str:
+    """One row for each scenario and what is there, with marks of Holm's method."""
+    names, kept = list(gains[0]["differences"]), proof.holm(gains)
+    lines = [f"| {form} less | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for index, row in enumerate(gains):
+        gaps = row["differences"]
+        cells = [proof.gain(gaps[name], kept=(index, name) in kept) for name in names]
+        lines.append(f"| ({row['scenario']}) {row['judged']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rank_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Mean rank of each method over the scenarios and seeds of a task, 1 is best."""
+    columns: dict[tuple[str, str], dict[tuple[str, int], dict[str, float]]] = {}
+    for row in rows:
+        absent = SCENARIOS[row["scenario"]].absent
+        gaps = row[f"{f'without {absent}' if absent else 'score'} - joint by seed"]
+        own = columns.setdefault((row["optimizer"], row["task"]), {})
+        for seed, gap in enumerate(gaps):
+            lost = gap is None or not math.isfinite(gap)
+            place = own.setdefault((row["scenario"], seed), {})
+            place[row["method"]] = LOST if lost else gap
+    means: dict[tuple[str, str], dict[str, float]] = {}
+    for key, places in columns.items():
+        ranks = [ranks_of(place, lower_better=False) for place in places.values()]
+        means[key] = {n: statistics.mean(rank[n] for rank in ranks) for n in ranks[0]}
+    heads = [f"{OPTIMIZERS[o]} {SHORT[t]} ({len(own)})" for (o, t), own in means.items()]
+    lines = [f"| mean rank | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for name in dict.fromkeys(n for own in means.values() for n in own):
+        cells = [f"{own[name]:.1f}" if name in own else "-" for own in means.values()]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
 
 
 def known_tables(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -131,7 +212,7 @@ def table(optimizer: str, found: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
     methods = dict.fromkeys(key[3] for key in found if key[0] == optimizer)
     heads = [f"({scenario}) {SHORT[task]}" for scenario, task in columns]
     lines = [
-        f"| {' | '.join([{'sgd': 'SGD', 'adam': 'Adam'}[optimizer], *heads])} |",
+        f"| {' | '.join([OPTIMIZERS[optimizer], *heads])} |",
         f"|{'---|' * (len(heads) + 1)}",
     ]
     for method in methods:
@@ -221,7 +302,3 @@ def nnunet_table(plans: Mapping[str, Any]) -> str:
             ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "memory_ratio")]
             lines.append(f"| {name} | {side} | {time} | {ratios[0]} | {memory} | {ratios[1]} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from benchmarks.known.dense import FORMS, Batch, DenseEngine, shares_of, weights_of
 from benchmarks.known.training import Case, Row, train
-from benchmarks.result_tables import dense_table
+from benchmarks.result_tables import dense_gains, dense_table, gains_table
 
 SEEDS = (3, 4)
 PLAIN = {
@@ -96,6 +96,31 @@ def test_a_table_has_differences_to_joint_training():
     text = dense_table([{"scenario": "a", "form": form, "scores": own} for form, own in pairs])
     assert "| joint | 81.0 | 25.0 |" in text
     assert "| pixels | **+1.0 ± 0.0** | +0.0 ± 0.0 |" in text
+    text = dense_table([{"scenario": "d", "form": "joint", "scores": scores}])
+    assert text.startswith("| Dice | (d) all | (d) without A |")
+    assert "| joint | 81.0 | 10.0 |" in text
+
+
+def test_what_a_form_gains_over_its_controls():
+    def row(form, scores, alone):
+        scores = {"score": scores, "without A": alone, "without B": [0.0, 0.0]}
+        return {"scenario": "d", "form": form, "scores": scores}
+
+    gains = dense_gains(
+        [
+            row("by level", [9, 8], [5, 6]),
+            row("joint", [8, 6], [1, 1]),
+            row("random", [9, 9], [5, 7]),
+        ],
+        "by level",
+    )
+    assert [gain["judged"] for gain in gains] == ["all", "without A"]
+    assert gains[0]["differences"] == {"joint": [1, 2], "random": [0, -1]}
+    assert gains[1]["differences"] == {"joint": [4, 5], "random": [0, -1]}
+    head, _, first, second = gains_table(gains, "by level").splitlines()
+    assert head == "| by level less | joint | random |"
+    assert first.startswith("| (d) all | +1.50 ± 6.35 | -0.50 ± 6.35 |")
+    assert second.startswith("| (d) without A | +4.50 ± 6.35 |")
 
 
 def test_weights_of_who_is_behind_by_hand():
