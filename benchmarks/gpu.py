@@ -428,8 +428,9 @@ def run(bench: Bench, output: Path, minutes: float, parts: Sequence[str]) -> boo
 def page(record: Figures) -> str:
     """The figures as Markdown."""
     about = record["machine"]
-    where = about["gpu"] or f"a rehearsal on a processor ({about['processor']}), NOT on a GPU"
-    lines = ["# What a GPU was asked", f"On {where}, torch {about['torch']}.", "```text"]
+    rehearsed = "A rehearsal on a processor, NOT on a GPU: everything runs, its figures mean nothing"
+    where = f"{about['gpu'] or rehearsed}; torch {about['torch']}."
+    lines = ["# What a GPU was asked", "", where, "", "```text"]
     lines += [f"{key} {value}" for key, value in record["settings"].items()] + ["```"]
     for name, part in record["parts"].items():
         rows = part["rows"]

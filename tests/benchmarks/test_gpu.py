@@ -31,7 +31,7 @@ def test_every_part_is_rehearsed(tmp_path):
     assert len(sides) >= 12
     assert every(row["seconds"] > 0 and row["time_ratio"] > 0 for row in sides.values())
     page = (tmp_path / "gpu.md").read_text()
-    assert "a rehearsal on a processor" in page
+    assert "A rehearsal on a processor, NOT on a GPU" in page
     assert every(f"\n## {name}\n" in page for name in gpu.PARTS)
 
 
