@@ -428,7 +428,7 @@ def run(bench: Bench, output: Path, minutes: float, parts: Sequence[str]) -> boo
 def page(record: Figures) -> str:
     """The figures as Markdown."""
     about = record["machine"]
-    rehearsed = "A rehearsal on a processor, NOT on a GPU: everything runs, its figures mean nothing"
+    rehearsed = "A rehearsal on a processor, NOT on a GPU: its figures mean nothing"
     where = f"{about['gpu'] or rehearsed}; torch {about['torch']}."
     lines = ["# What a GPU was asked", "", where, "", "```text"]
     lines += [f"{key} {value}" for key, value in record["settings"].items()] + ["```"]
