@@ -89,8 +89,8 @@ def task_tables(records: Sequence[FinishedRun], task: Task) -> dict[str, Table]:
     runs = of_task(records, name)
     found = set(methods(runs))
     tables = {"performance": performance_table(records, name, metrics)}
-    if any(run.heads for run in runs):
-        tables["heads"] = heads_table(records, name, metrics[0])
+    if (heads := heads_table(records, name, metrics[0])).rows:
+        tables["heads"] = heads
     if found >= {*ABLATION}:
         tables["ablation"] = ablation_table(records, name, metrics)
     if any(run.subsets for run in runs):

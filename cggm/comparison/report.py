@@ -67,7 +67,7 @@ def report_comparison(
     return write_page(
         output / "report.html",
         title=f"Comparison of balancing methods on {_listed(t.name for t in tasks) or 'no task'}",
-        lead=f"{len(records)} trainings: {len(methods)} methods, seeds {_listed(seeds) or 'none'}. "
+        lead=f"{len(records)} trainings: {len(methods)} methods, {_seeds(seeds)}. "
         "All methods have the same epochs, data order and initial weights per seed.",
         sections=[
             _verdicts(records, tasks),
@@ -94,6 +94,10 @@ def report_folder(output: Path, table: Mapping[str, Task]) -> Path:
     every = store.records()
     records = [record for record in every if record.method not in SWEEP]
     return report_comparison(output, records, store.refused(), table, swept=every)
+
+
+def _seeds(found: Sequence[int]) -> str:
+    return f"seed{'' if len(found) == 1 else 's'} {_listed(found) or 'none'}"
 
 
 def _listed(things: Iterable[object]) -> str:

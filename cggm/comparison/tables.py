@@ -234,12 +234,7 @@ def ablation_table(records: Sequence[FinishedRun], task: str, metrics: Sequence[
     return replace(table, title=title)
 
 
-def heads_table(
-    records: Sequence[FinishedRun],
-    task: str,
-    metric: str,
-    names: Sequence[str] = ("unimodal", "joint", "cggm"),
-) -> Table:
+def heads_table(records: Sequence[FinishedRun], task: str, metric: str) -> Table:
     """How well each modality's head does under each training: the paper's table 5.
 
     The row ``unimodal`` holds the test metric of ``unimodal_<modality>``, trained end to end. The
@@ -250,18 +245,20 @@ def heads_table(
         records: Of any tasks and methods.
         task: Which one.
         metric: A key of the heads' metrics and of ``test``.
-        names: Rows.
     """
     runs = of_task(records, task)
+    modalities = modality_names(runs)
 
     def values(name: str, modality: str) -> dict[int, float]:
         if name == "unimodal":
             return _test(of_method(runs, f"unimodal_{modality}"), metric)
         return by_seed(of_method(runs, name), lambda r: r.heads.get(modality, {}).get(metric))
 
+    shown = ("unimodal", "joint", "cggm")
+    names = [name for name in shown if any(values(name, m) for m in modalities)]
     columns = {"training": [*map(Cell, names)]} | {
         modality: spread_column([values(name, modality) for name in names], metric, runs)
-        for modality in modality_names(runs)
+        for modality in modalities
     }
     title = f"Each modality's head on {task}: {find_metric(metric).heading}"
     return assemble(title, runs, columns, (SPREAD_NOTE,))

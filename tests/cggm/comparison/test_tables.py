@@ -154,6 +154,7 @@ def test_heads_under_unimodal_joint_and_cggm_training():
         ["joint", "0.600", "0.500"],
         ["cggm", "0.600", DASH],
     ]
+    assert [row[0] for row in texts(heads_table(records[1:2], "mosi", "acc"))] == ["cggm"]
 
 
 def test_missing_modalities_come_fewest_first():
