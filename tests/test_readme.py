@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 from torch import nn
@@ -118,6 +119,20 @@ def test_figures_are_those_of_the_benchmarks():
     worst = max(protocol["ratio"] for protocol in result("pickles")["protocols"])
     assert f"{worst:.2f} times the time" in BENCHMARKS
     assert f"{result('features')['targets'][0]['value']:.0f} times as fast" in BENCHMARKS
+
+
+def test_figures_of_bfloat16_are_those_that_were_measured():
+    found = result("precision")
+    assert len(found["steps"]) == 2
+    for ratios in found["steps"].values():
+        told = f"({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} turns)"
+        assert f"{median(ratios):.2f} times the processor time {told}" in BENCHMARKS
+    rows = {(row["precision"], row["seed"]): row for row in found["rows"]}
+    half, full = ([rows[side, seed] for seed in (0, 1)] for side in ("bfloat16", "float32"))
+    assert "float32: {:.3f}, {:.3f} |".format(*(row["dice"] for row in full)) in BENCHMARKS
+    assert "| {:.3f}, {:.3f};".format(*(row["dice"] for row in half)) in BENCHMARKS
+    one, other = (sum(row["processor_seconds"] for row in side) for side in (half, full))
+    assert f"{one / other:.2f} times the processor time of whole trainings" in BENCHMARKS
 
 
 def test_figures_of_the_readme_are_in_the_table():
