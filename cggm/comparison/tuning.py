@@ -133,7 +133,9 @@ class Sweep:
         for index in range(self.trials):
             told = {p: engine.ask(p, index, self._of(p[1])) for p in firsts}
             batch = {p: _trial(firsts[p], index, seed, own) for p, own in told.items()}
-            train(store, [*batch.values()])
+            if store.pending([*batch.values()]):
+                print(f"tuning, trial {index + 1} of {self.trials}", flush=True)
+                train(store, [*batch.values()])
             for pair, run in batch.items():
                 score = _score(store, run)
                 engine.tell(pair, index, firsts[pair], score)
