@@ -51,7 +51,11 @@ def measure(quick: bool) -> dict[str, Any]:
 
 def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     ours, count = figures["ours"], figures["orientations"]
-    peers = [f"{n} {f['right']}" for n, f in figures.items() if isinstance(f, dict) and n != "ours"]
+    peers = [
+        n.replace(",", " with") + f" {f['right']}"
+        for n, f in figures.items()
+        if isinstance(f, dict) and n != "ours"
+    ]
     return (
         f"{count} orientations of one image, and headers that tell none for sure",
         f"{ours['right']} the same in memory and on the file's grid, "

@@ -75,7 +75,7 @@ def row(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         "loader workers that fail",
         f"{told[0]} of {len(ours)} end in one line, {told[1]} with the case, within "
-        f"{max(found['seconds'] for found in ours):.0f} s",
+        f"{max(found['seconds'] for found in ours):.1f} s",
         f"PyTorch's loader names the case {sum(found['case named'] for found in peer)} times",
     )
 
