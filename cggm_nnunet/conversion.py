@@ -1,6 +1,7 @@
 """Conversion of BraTS cohorts to raw nnU-Net data sets, and of predictions back."""
 
 import gzip
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,8 +57,7 @@ def convert_cohort(
         UserError: If the data set exists, or no case is left.
     """
     cases, problems = find_cases(data, labelled=True, allow_missing=True, labels=labels)
-    folder = raw / f"Dataset{number:03d}_{name}"
-    raw.mkdir(parents=True, exist_ok=True)
+    folder = dataset_folder(raw, number, name)
     with new_folder(folder) as draft:
         (draft / "imagesTr").mkdir()
         (draft / "labelsTr").mkdir()
@@ -75,6 +75,27 @@ def convert_cohort(
         if folds:
             write_json(draft / "splits_final.json", folds)
     return folder, problems
+
+
+def dataset_folder(raw: Path, number: int, name: str) -> Path:
+    """The folder of a new data set in ``nnUNet_raw``, which is made.
+
+    Args:
+        raw: ``nnUNet_raw``.
+        number: Of the data set.
+        name: Of the data set.
+
+    Raises:
+        UserError: If nnU-Net would not find it by its number and name.
+    """
+    if not 1 <= number <= 999 or not re.fullmatch(r"\w[\w-]*", name):
+        raise UserError(
+            "Expected a number of a data set from 1 to 999 and a name of letters and digits, but "
+            f"got {number} and {name!r}.",
+            "Correct them.",
+        )
+    raw.mkdir(parents=True, exist_ok=True)
+    return raw / f"Dataset{number:03d}_{name}"
 
 
 def collect_predictions(predictions: Path, data: Path, output: Path) -> list[str]:

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from cggm.errors import UserError
 from cggm.runs import new_folder, write_atomically, write_json
+from cggm_nnunet.conversion import dataset_folder
 
 _SHAPE = (48, 48, 32)
 _TISSUES = ("air", "body", "organ", "lesion")
@@ -80,8 +81,10 @@ def simulate_dataset(
     if kind not in PHANTOMS:
         raise UserError(f"Unknown kind {kind!r} of data.", f"Give one of {', '.join(PHANTOMS)}.")
     phantom = PHANTOMS[kind]
-    folder = raw / f"Dataset{number:03d}_Simulated{kind.capitalize()}"
-    raw.mkdir(parents=True, exist_ok=True)
+    if cases < 1 or seed < 0:
+        what = f"Expected at least 1 case and a seed of at least 0, but got {cases} and {seed}."
+        raise UserError(what, "Correct them.")
+    folder = dataset_folder(raw, number, f"Simulated{kind.capitalize()}")
     with new_folder(folder) as draft:
         for part, count in (("Tr", cases), ("Ts", _TEST_CASES)):
             for images in (draft / f"images{part}", draft / f"labels{part}"):

@@ -64,8 +64,11 @@ from .storage.files import write_atomically as write_atomically
 from .storage.files import write_json as write_json
 from .storage.forms import NUMBER as NUMBER
 from .storage.forms import check_form as check_form
+from .storage.locks import LOCK as LOCK
 from .storage.locks import alone as alone
+from .storage.locks import hold as hold
 from .storage.locks import holding as holding
+from .storage.locks import let_go as let_go
 from .storage.locks import share as share
 from .storage.reading import parse_json as parse_json
 from .storage.reading import read_json as read_json

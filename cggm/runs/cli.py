@@ -403,7 +403,9 @@ def _explained(error: OSError) -> str | None:
         return f"{folder}: too long a path for sockets in it. Set TMPDIR to a shorter one."
     path = None if error.filename is None else os.fsdecode(error.filename)
     if error.errno in _BAD_PATH and path is not None:
-        return f"{path}: {error.strerror}. Check the path and its permissions."
+        used = error.errno == errno.EEXIST
+        fix = "Choose another, or remove it." if used else "Check the path and its permissions."
+        return f"{path}: {error.strerror}. {fix}"
     if error.errno in _GONE and path is not None:
         return (
             f"{path}: {error.strerror}. Was it moved or removed meanwhile, or is its file system "

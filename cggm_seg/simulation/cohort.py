@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cggm.errors import UserError
-from cggm.runs import parse_json, write_atomically
+from cggm.runs import holding, parse_json, write_atomically
 from cggm_seg.data import SIMULATED_IMAGE
 from cggm_seg.simulation.phantom import (
     CONTRASTS,
@@ -80,7 +80,8 @@ def simulate_cohort(
         The identifiers of all cases.
 
     Raises:
-        UserError: If the folder holds anything else than this cohort, or nilearn is missing.
+        UserError: If the folder holds anything else than this cohort, another process writes there,
+            or nilearn is missing.
     """
     load_template()
     model = LESIONS[lesions]
@@ -89,7 +90,8 @@ def simulate_cohort(
     _claim(folder, settings if prefix == "DEMO" else {**settings, "prefix": prefix})
     names = [f"{prefix}_{index:05d}" for index in range(model.cases if cases is None else cases)]
     missing = [index for index, name in enumerate(names) if not _is_complete(folder / name)]
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    lock = holding(folder, "a simulation") if missing else nullcontext()
+    with lock, ThreadPoolExecutor(max(workers, 1)) as pool:
         written = pool.map(lambda i: _write_case(folder / names[i], i, seed, shape, model), missing)
         hidden = None if progress and missing else True
         for _ in tqdm(written, "Simulating", len(missing), unit="case", disable=hidden):

@@ -92,6 +92,22 @@ def test_predictions_of_another_data_set_are_refused(tmp_path):
         collect_predictions(tmp_path / "empty", tmp_path / "cohort", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"number": 0}, {"number": 1000}, {"name": "../a"}, {"name": ""}, {"cases": 0}, {"seed": -1}],
+)
+def test_what_nnunet_would_not_find_is_refused(tmp_path, options):
+    write_case(tmp_path / "cohort", "a")
+    raw = tmp_path / "raw"
+    if {"number", "name"} & {*options}:
+        with pytest.raises(UserError, match="a number of a data set from 1 to 999 and a name of"):
+            convert_cohort(tmp_path / "cohort", raw, **{"number": 1, "name": "A", **options})
+    if "name" not in options:
+        with pytest.raises(UserError, match=r"from 1 to 999|at least 1 case and a seed of at"):
+            simulate_dataset(raw, **{"number": 1, "kind": "ct", "cases": 1, **options})
+    assert not raw.exists()
+
+
 def test_labels_of_the_data_set_are_nested_regions(tmp_path):
     write_case(tmp_path / "cohort", "a")
     write_case(tmp_path / "cohort", "b")

@@ -6,6 +6,7 @@ when the same is written again or its folder is swept; one that is under way is 
 stays.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -125,7 +126,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _check_unused(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected a new or an empty folder, but it is in use.")
+        what = "expected a new or an empty folder, but it is in use"
+        raise FileExistsError(errno.EEXIST, what, str(path))
 
 
 def is_draft(path: Path) -> bool:

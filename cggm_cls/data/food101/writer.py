@@ -6,12 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cggm.errors import DataError, UserError
-from cggm.runs import parse_json, sweep_drafts, write_atomically, write_json
+from cggm.runs import (
+    LOCK,
+    hold,
+    let_go,
+    parse_json,
+    sweep_drafts,
+    write_atomically,
+    write_json,
+)
 from cggm_cls.data.food101.store import (
     FORMAT,
     MANIFEST,
@@ -45,7 +54,8 @@ class FeatureWriter:
         records: Digest of the finished samples.
 
     Raises:
-        UserError: If the folder holds anything else, or cannot be written.
+        UserError: If the folder holds anything else, another process writes there, or it cannot be
+            written.
         DataError: If the unfinished store is damaged.
     """
 
@@ -126,6 +136,7 @@ class FeatureWriter:
             write_atomically(self._folder / SAMPLES, listed)
             write_json(self._folder / MANIFEST, manifest)
             (self._folder / PROGRESS).unlink()
+            self._let_go()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -137,9 +148,10 @@ class FeatureWriter:
 
     def _claim(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._let_go = finalize(self, let_go, self._folder, hold(self._folder, "an extraction"))
         if (self._folder / PROGRESS).exists():
             self._resume()
-        elif any(self._folder.iterdir()):
+        elif any(path.name != LOCK for path in self._folder.iterdir()):
             raise UserError(
                 f"Expected {self._folder} to be empty or to hold features, but found other files.",
                 "Choose another folder for the features.",

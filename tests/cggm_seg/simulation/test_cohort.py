@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,14 @@ from cggm_seg.simulation.phantom import CONTRASTS
 from tests.cggm_seg.nifti import write_case
 from tests.quantifiers import every
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cggm.runs.storage.locks import hold
+hold(Path(sys.argv[1]), "a simulation")
+print("held", flush=True)
+time.sleep(60)
+"""
 SMALL = (48, 48, 31)
 BRATS_AFFINE = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
 
@@ -200,7 +210,21 @@ def test_interrupted_cohort_is_completed_and_whole_cases_are_kept(tmp_path):
     assert not leftover.exists()
 
 
-def test_cohort_says_that_it_has_simulated_cases(cohort):
+def test_two_simulations_of_one_cohort_are_one(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "cohort")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "cohort")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        try:
+            assert len(simulate(tmp_path / "cohort", 20)) == 20  # all of them are there
+            with pytest.raises(UserError, match=r"a simulation, process .* still writes there"):
+                simulate(tmp_path / "cohort", 21)
+        finally:
+            holder.kill()
+    simulate(tmp_path / "cohort", 21)
+
+
+def test_cohort_says_that_it_is_simulated(cohort):
     text = (cohort / "README.txt").read_text()
     assert "SIMULATED" in text
     assert "Louis Collins" in text

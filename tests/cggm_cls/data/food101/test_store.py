@@ -1,10 +1,13 @@
 import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 
 from cggm.errors import DataError, UserError
+from cggm.runs import holding
 from cggm_cls.data.food101.samples import load_food101, read_food101
 from cggm_cls.data.food101.simulation import simulate_food101
 from cggm_cls.data.food101.store import FeatureStore, open_features
@@ -147,6 +150,16 @@ def test_damaged_manifest_is_an_error(folder, content):
         open_features(folder)
 
 
+def test_two_processes_write_no_store_at_once(tmp_path):
+    (tmp_path / "store").mkdir()
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    with holding(tmp_path / "store", "an extraction"), pool:
+        second = pool.submit(FeatureWriter, tmp_path / "store", KEY, WIDTHS)
+        with pytest.raises(UserError, match=r"an extraction, process .* still writes there"):
+            second.result()
+    FeatureWriter(tmp_path / "store", KEY, WIDTHS)
+
+
 def test_bytes_of_a_torn_shard_are_dropped(folder, tmp_path):
     torn = tmp_path / "torn"
     key = {name: part for name, part in KEY.items() if name != "records"}
@@ -158,6 +171,7 @@ def test_bytes_of_a_torn_shard_are_dropped(folder, tmp_path):
         with open(torn / name, "ab") as stream:
             stream.write(b"torn")
     (torn / ".tmp-1-progress.json").write_text("{")
+    del writer
     again = FeatureWriter(torn, key, WIDTHS)
     assert (again.done, again.skipped, again.records) == (2, {"z": "why"}, "r")
     again.commit({"text": TEXTS[2:], "image": IMAGES[4:]}, samples=4, skipped={}, records="r")
