@@ -99,6 +99,7 @@ class Binding:
         self.updates_scaled = False
         self._owner = owner
         self._decoder = Decoder(decode, list(encoders.values()))
+        self._autocast: tuple[str, torch.dtype] | None = None
         self._recorder = Recorder(list(encoders))
         self._unbalanced = Seen()
         self._paths_seen = False
@@ -183,8 +184,15 @@ class Binding:
         self._decoder.require(method)
 
     def decode(self, features: Mapping[str, Features], **how: bool) -> Any:  # noqa: ANN401
-        """The network's prediction from other features, see ``decode`` of its decoder."""
-        return self._decoder.decode(features, **how)
+        """The network's prediction from other features, see ``decode`` of its decoder.
+
+        Where the network ran under autocast and the criterion does not, as under Accelerate, this
+        pass does so, too, and returns at least float32.
+        """
+        if self._autocast is None or torch.is_autocast_enabled(self._autocast[0]):
+            return self._decoder.decode(features, **how)
+        with torch.autocast(*self._autocast):
+            return map_tensors(_in_full, self._decoder.decode(features, **how))
 
     def on_output(self, network: nn.Module, function: Callable[[Any], Any]) -> RemovableHandle:
         """Pass the network's output through a function, in training only; removable alone."""
@@ -308,6 +316,9 @@ class Binding:
         if module is self.output_layer:
             taken = args[0] if args else next(iter(kwargs.values()))
             self._recorder.note_layer(taken, output)
+            kind = self.device.type
+            on = torch.is_autocast_enabled(kind)
+            self._autocast = (kind, torch.get_autocast_dtype(kind)) if on else None
 
     def _after_network(self, function: Callable[[Any], Any], *call: Any) -> Any:  # noqa: ANN401
         return function(call[-1]) if self.active and not _in_backward() else call[-1]
@@ -315,6 +326,11 @@ class Binding:
     def owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer updates a parameter of an encoder or of the output layer."""
         return any(id(p) in self._parameter_ids for p in _held_by(optimizer))
+
+
+def _in_full(tensor: Tensor) -> Tensor:
+    known = tensor.is_floating_point()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if known else tensor
 
 
 def _before_optimizer(

@@ -126,6 +126,8 @@ class Captured:
         if isinstance(self.layer_outputs[-1], Mapping):  # a late fusion predicts by modality
             parts = self.layer_outputs[-1].items()
             layer, unimodal = ((), ()), {name: without_subclass(part) for name, part in parts}
+            if isinstance(prediction, Tensor):  # which a host may have converted to float32
+                unimodal = {name: part.to(prediction.dtype) for name, part in unimodal.items()}
         batch = (prediction, target, loss)
         return Step(self.inputs, self.features, *batch, *layer, unimodal, presence)
 

@@ -206,7 +206,8 @@ class nnUNetTrainerMRDUnimodalLosses(nnUNetTrainerJoint):
     """
 
     method: ClassVar[str] = "ModalityDropout+UnimodalLosses"
-    defaults: ClassVar[Mapping[str, Any]] = {"ModalityDropout": {"subsets": "uniform"}}
+    # which draws all subsets alike; `subsets` would say so, too, and make `p` ineffective
+    defaults: ClassVar[Mapping[str, Any]] = {"ModalityDropout": {"p": 0.5}}
 
 
 class KeepConstant(BasicTransform):

@@ -86,7 +86,7 @@ def build_balancer(
     if "+" in name:
         return _build_chain(name, settings, parts)
     method = find_method(name)
-    accepted = list(signature(method).parameters)
+    accepted = signature(method).parameters
     known = [argument for argument in accepted if argument not in parts]
     for setting in settings:
         if setting not in known:
@@ -95,6 +95,10 @@ def build_balancer(
                 f"Unknown setting {setting!r} of {name}.",
                 f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known) or 'none'}.",
             )
+    for argument, parameter in accepted.items():
+        if parameter.default is parameter.empty and argument not in {*parts, *settings}:
+            what = f"Settings of {name}: expected `{argument}`, which it cannot do without."
+            raise UserError(what, f"Give `{argument}`, or take another method.")
     try:
         return method(**{a: parts[a]() for a in accepted if a in parts}, **settings)
     except (ValueError, TypeError) as error:

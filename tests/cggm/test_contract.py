@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from cggm.errors import UserError
 from cggm.methods import method_names
+from cggm.tensors import map_tensors
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import (
     TASKS,
@@ -95,8 +96,11 @@ def test_modalities_that_change_places_take_their_coefficients_along(name):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_coefficients_and_state_in_full_precision(name, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "around"),
+    [(torch.bfloat16, "loss, too"), (torch.float16, "loss, too"), (torch.bfloat16, "network")],
+)
+def test_autocast_leaves_coefficients_and_state_in_full_precision(name, dtype, around):
     network, full = make(name), make(name)
     balancer = acting(name, network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -108,7 +112,10 @@ def test_autocast_leaves_coefficients_and_state_in_full_precision(name, dtype):
         optimizer.zero_grad()
         balancer.identify(torch.arange(len(target)))
         with torch.autocast("cpu", dtype):
-            loss = balancer(network(inputs), target)
+            prediction = network(inputs)
+            loss = balancer(prediction, target) if around == "loss, too" else None
+        if loss is None:  # as Accelerate has it
+            loss = balancer(map_tensors(torch.Tensor.float, prediction), target)
         loss.backward()
         readings = dict(balancer.readings)  # to which MMPareto adds as the optimizer steps
         optimizer.step()

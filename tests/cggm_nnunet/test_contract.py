@@ -16,7 +16,7 @@ REFUSED = {
     "Greedy": "Expected `bypass`",
     "MLA": "Expected a late-fusion network",
     "PMR": "Expected a linear output layer",
-    "QMF": "missing 1 required positional argument: 'samples'",
+    "QMF": "expected `samples`, which it cannot do without",
     "ReconBoost": "Expected a late-fusion network",
     "Relearning": "Expected `trials`",
     "UnimodalEnsemble": "Expected a late-fusion network",

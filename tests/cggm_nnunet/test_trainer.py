@@ -222,11 +222,14 @@ def test_a_chain_has_settings_of_its_own_and_takes_others_one_by_one(tmp_path):
     dropout, losses = trainer.balancing.balancer.parts
     assert torch.allclose(dropout.draws.shares(), torch.tensor([4 / 7] * 3))
     assert losses.weight == 1.0
+    settings = "settings: {ModalityDropout: {p: 0.0}}"  # what is given takes effect alone
+    trainer = make_trainer(nnUNetTrainerMRDUnimodalLosses, tmp_path / "c", settings=settings)
+    assert trainer.balancing.balancer.parts[0].draws.shares().tolist() == [1.0] * 3
     settings = "settings: {ModalityDropout: {seed: 4}, UnimodalLosses: {weight: 0.5}}"
     trainer = make_trainer(nnUNetTrainerMRDUnimodalLosses, tmp_path / "b", settings=settings)
     dropout, losses = trainer.balancing.balancer.parts
     assert losses.weight == 0.5
-    assert trainer.settings.settings["ModalityDropout"] == {"subsets": "uniform", "seed": 4}
+    assert trainer.settings.settings["ModalityDropout"] == {"p": 0.5, "seed": 4}
 
 
 def test_two_phases_of_a_ct_have_names_of_their_own():

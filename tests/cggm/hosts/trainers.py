@@ -77,12 +77,12 @@ def module_of(session: Session, accumulation: int = 1, *, automatic: bool = True
     return Module()
 
 
-def accelerate_loop(name: str, accumulation: int) -> Session:
+def accelerate_loop(name: str, accumulation: int, **options) -> Session:
     """A loop under Accelerate, which divides losses and skips steps while it accumulates."""
     from accelerate import Accelerator
 
     session = Session(name)
-    accelerator = Accelerator(gradient_accumulation_steps=accumulation, cpu=True)
+    accelerator = Accelerator(gradient_accumulation_steps=accumulation, cpu=True, **options)
     network, optimizer, batches = accelerator.prepare(
         session.network, session.optimizer, loader(session)
     )
@@ -100,11 +100,11 @@ def accelerate_loop(name: str, accumulation: int) -> Session:
     return session
 
 
-def hugging_face(name: str, accumulation: int) -> Session:
+def hugging_face(name: str, accumulation: int, **options) -> Session:
     """Hugging Face's Trainer, whose loss function the balancer is."""
     session = Session(name)
     with TemporaryDirectory() as folder:
-        trainer_of(session, folder, gradient_accumulation_steps=accumulation).train()
+        trainer_of(session, folder, gradient_accumulation_steps=accumulation, **options).train()
     return session
 
 
