@@ -13,7 +13,15 @@ from cggm.comparison.plan import PlannedRun
 from cggm.comparison.records import RecordStore
 from cggm.display import Cell, Table, number
 from cggm.errors import UserError
-from cggm.runs import NUMBER, RunFolder, check_form, find_metric, read_json, write_json
+from cggm.runs import (
+    NUMBER,
+    RunFolder,
+    check_form,
+    find_metric,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 
 Settings = dict[str, Any]
 Pair = tuple[str, str]  # names of a task and of a method
@@ -271,15 +279,28 @@ def _arguments(settings: Settings) -> tuple[str, ...]:
 
 
 def _score(store: RecordStore, run: PlannedRun) -> float | None:
-    """The trial's validation metric; ``None`` where it failed."""
+    """The trial's validation metric; ``None`` where it failed, or is not finite.
+
+    Raises:
+        UserError: If the training finished and has no such metric.
+    """
     done = {(record.task, record.method) for record in store.records()}
     if (run.task.name, run.method) not in done:
         return None
-    results = read_json(RunFolder(run.folder(store.output)).results)
-    value = results.get("validation", {}).get(run.task.metrics[0])
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    folder, metric = RunFolder(run.folder(store.output)), run.task.metrics[0]
+    results = read_json(folder.results)
+    log = read_jsonl(folder.metrics) if folder.metrics.exists() else []
+    kept, told = results.get("epoch"), results.get("validation", {})
+    key = f"val_{metric}"  # of the epoch whose weights were tested
+    logged = [row[key] for row in log if key in row and kept in (None, row["epoch"])]
+    found = [told[metric]] if metric in told else logged
+    if not found:
+        raise UserError(
+            f"{folder.path}: nothing to tune by, the training validated no {metric}.",
+            f"It has to log {key} in {folder.metrics.name}.",
+        )
+    value = found[-1]
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _best(run: PlannedRun, trials: Sequence[tuple[Settings, float | None]]) -> Settings:

@@ -134,6 +134,39 @@ def test_interrupted_sweep_goes_on_to_the_same_choice(laboratory, tmp_path, engi
     assert [run.arguments for run in runs] == [run.arguments for run in whole]
 
 
+def test_validation_is_that_of_the_epoch_whose_weights_were_kept(laboratory):
+    """As trainings on sequences leave it: in the log alone."""
+
+    def train(store, runs):
+        laboratory.train(store, runs)
+        for run in runs:
+            file = run.folder(store.output) / "results.json"
+            gap = json.loads(file.read_text())["validation"]["gap"]
+            file.write_text(json.dumps({"epoch": 2, "test": {"gap": -gap}}))
+            rows = [{"epoch": e, "val_gap": gap + abs(e - 2)} for e in (1, 2, 3)]
+            lines = [json.dumps(row) for row in ({"epoch": 1, "train_loss": 1.0}, *rows)]
+            (file.parent / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    sweep = Sweep.parse("optimizer.lr=1e-4..1e-2:log", 4, "random")
+    tuned = sweep.tuned(laboratory.runs, laboratory.folder, train)
+    rows = json.loads((laboratory.folder / "tuning.json").read_text())["methods"]
+    assert [(row["finished"], bool(row["settings"])) for row in rows] == [(4, True), (3, True)]
+    rate = float(tuned[0].arguments[-1])
+    assert rows[0]["score"] == pytest.approx(abs(math.log10(rate) + 3) + 0.01)
+
+
+def test_trainings_without_the_metric_are_refused(laboratory):
+    def train(store, runs):
+        laboratory.train(store, runs)
+        for run in runs:
+            (run.folder(store.output) / "results.json").write_text('{"test": {"gap": 1}}')
+
+    with pytest.raises(UserError, match="nothing to tune by, the training validated no gap"):
+        Sweep.parse("optimizer.lr=1e-4..1e-2", 2, "random").tuned(
+            laboratory.runs, laboratory.folder, train
+        )
+
+
 def test_method_that_is_not_compared_is_refused(laboratory):
     with pytest.raises(UserError, match="ogm is none of the methods"):
         Sweep.parse("ogm:alpha=0.1..1", 2, "random").tuned(
