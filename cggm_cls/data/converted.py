@@ -245,9 +245,13 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 def _convert(file: Path, folder: Path, read: Callable[[Path], TaskData]) -> None:
     source = Source.of(file)  # before reading: a file that changes meanwhile no longer matches
-    with _new_store(folder) as draft:  # before reading, too, which may take minutes
-        print(f"converting {file} ({source.size / 1e6:.1f} MB) to {folder}, once", flush=True)
-        _write(draft, read(file), source)
+    try:
+        with _new_store(folder) as draft:  # before reading, too, which may take minutes
+            print(f"converting {file} ({source.size / 1e6:.1f} MB) to {folder}, once", flush=True)
+            _write(draft, read(file), source)
+    except UserError:
+        if not (is_store(folder) and store_matches(folder, file)):  # another process was faster
+            raise
 
 
 def _write(draft: Path, data: TaskData, source: Source) -> None:

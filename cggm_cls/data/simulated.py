@@ -58,6 +58,8 @@ def simulated_folder(folder: Path, settings: Mapping[str, object]) -> Iterator[P
             yield draft
             mark_simulated(draft, settings)
     except OSError as error:
+        if _has_settings(folder, settings):  # another process was faster
+            return
         if isinstance(error, FileExistsError) and folder.exists():  # not a parent that is a file
             raise UserError(
                 f"Expected {folder} to be empty or simulated from the same settings, "

@@ -310,6 +310,15 @@ open_converted(Path({str(file)!r}), None, read)
     assert sorted(file.parent.iterdir()) == [file, store]
 
 
+def test_two_conversions_at_once_are_one(file):
+    def read_late(path):
+        open_converted(path, None, read)  # of another process
+        return read(path)
+
+    check_same(open_converted(file, None, read_late), task_data(content()))
+    assert len([*file.parent.iterdir()]) == 2
+
+
 def test_several_views_are_refused(file, tmp_path):
     data = task_data(content())
     inputs = {"text": RaggedSequences(torch.zeros(12, 2), torch.arange(13))}

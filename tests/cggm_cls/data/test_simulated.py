@@ -1,9 +1,11 @@
+import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from cggm_cls.data.simulated import SimulatedModality, simulate_sequences
+from cggm.errors import UserError
+from cggm_cls.data.simulated import SimulatedModality, simulate_sequences, simulated_folder
 from tests.quantifiers import every
 
 CLASSES = 4
@@ -146,3 +148,17 @@ def test_modalities_show_the_target_independently_of_each_other():
         right[name] = nearest == target
     expected = right["a"].mean() * right["b"].mean()
     assert (right["a"] & right["b"]).mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_a_folder_that_another_process_simulated_meanwhile_is_taken(tmp_path):
+    def write(settings, meanwhile=None):
+        with simulated_folder(tmp_path / "demo", settings) as draft:
+            (draft / "a").write_text(str(settings))
+            if meanwhile:
+                write(meanwhile)
+
+    write({"seed": 1}, meanwhile={"seed": 1})
+    assert (tmp_path / "demo" / "a").read_text() == "{'seed': 1}"
+    shutil.rmtree(tmp_path / "demo")
+    with pytest.raises(UserError, match="simulated from the same settings"):
+        write({"seed": 1}, meanwhile={"seed": 2})
