@@ -27,6 +27,9 @@ from cggm.runs.loop import set_rng_state
 
 _OPTIONAL = ("content of the samples",)  # which a session of one's own may name from some day on
 
+# What is raised by those who are given a state of another form, as a file from anywhere may have.
+_MISFITS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+
 
 def load_checkpoint(
     folder: Path,
@@ -64,7 +67,10 @@ def load_checkpoint(
     module.load_state_dict(weights)
     for name, part in given.items():
         _load_part(path, name, part, training["parts"][name])
-    set_rng_state(training["rng"])
+    try:
+        set_rng_state(training["rng"])
+    except _MISFITS as error:
+        raise damaged(path, TRAINING, "it holds no states of random generators") from error
     _note_differences(path, header["versions"])
     return replace(progress, fingerprint=wanted)
 
@@ -174,7 +180,7 @@ def _check_rules(path: Path, versions: Mapping[str, str]) -> None:
 def _load_part(path: Path, name: str, part: Stateful, state: dict[str, Any]) -> None:
     try:
         part.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except _MISFITS as error:
         raise UserError(
             f"{path}: the saved {name} does not fit this run ({error}).",
             "Resume with the configuration of that run, or start a new one.",

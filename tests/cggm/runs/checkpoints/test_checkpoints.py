@@ -360,6 +360,26 @@ def test_code_in_a_file_with_a_matching_digest_is_refused_and_never_run(tmp_path
     assert ran.exists(), "the gadget is none"
 
 
+JUNK = (None, 5, "x", [1], {}, torch.zeros(3))
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=repr)
+@pytest.mark.parametrize("place", ["rng", "python", "numpy", "torch", "optimizer", "balancer"])
+def test_states_of_another_form_are_refused(tmp_path, place, junk):
+    training = Training()
+    training.step()
+    path = training.save(tmp_path, 1)
+    file = path / "training.pt"
+    saved = torch.load(file, weights_only=True)
+    group = next(g for g in (saved, saved["rng"], saved["parts"]) if place in g)
+    group[place] = junk
+    torch.save(saved, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    rewrite_header(path, lambda header: header["files"].update({"training.pt": digest}))
+    with pytest.raises(UserError, match=r"no states of random generators|does not fit this run"):
+        training.load(tmp_path)
+
+
 def test_folder_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "epoch-notes.txt").touch()
     for folder in (tmp_path, tmp_path / "nowhere"):
