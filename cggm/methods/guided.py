@@ -92,7 +92,8 @@ class GuidedHeads(Balancer):
     In dense prediction, of one value at each place, no form of shares did better than none
     (``docs/results.md``), and a score such as Dice stays at chance while all heads predict the
     background, until trust has run out. By default there are neither shares nor gates there:
-    weights are 1, losses are those of whole batches, and the extra pass draws a modality evenly.
+    weights are 1, losses are those of whole batches, and the extra pass draws a modality evenly;
+    simulated, that gained where a modality was missing and cost where none was.
     ``gate="loss"`` has weights by who is behind, by a head's loss on the next sample's target less
     that on its own, and trust in all. Where shares are asked for, a loss of a whole batch, such as
     Dice, is taken image by image.
