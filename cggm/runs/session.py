@@ -309,6 +309,7 @@ class Session:
 
     def _finish_epoch(self, engine: Engine) -> None:
         epoch, iteration = engine.state.epoch, engine.state.iteration
+        self._saver.check_weights(iteration)
         rate = self._parts.optimizer.param_groups[0]["lr"]
         record: dict[str, Any] = {"epoch": epoch, "iteration": iteration, "lr": rate}
         record["train_loss"] = self._losses.mean()

@@ -1,6 +1,7 @@
 """The saver of a training: it saves at fixed places, restores, and leaves where a signal asks."""
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -9,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from cggm.contract import unwrap
 from cggm.distributed import is_first_rank, wait_for_ranks
+from cggm.errors import UserError
 from cggm.runs.checkpoints.files import find_checkpoints, prune
 from cggm.runs.checkpoints.load import load_checkpoint
 from cggm.runs.checkpoints.save import RunProgress, Stateful, save_checkpoint
@@ -86,14 +89,36 @@ class Saver:
         """Save, unless the last checkpoint is of the same progress.
 
         The first rank does, for all of them.
+
+        Raises:
+            UserError: If the weights are not finite.
         """
         self._saved_at = time.monotonic()
         if (epoch, iteration) == (self.progress.epoch, self.progress.iteration):
             return
+        self.check_weights(iteration)
         self._flush()
         self.progress = replace(self.progress, epoch=epoch, iteration=iteration, score=score)
         if is_first_rank():
             self._write(self._network, self._parts)
+
+    def check_weights(self, iteration: int) -> None:
+        """Refuse weights that a step made infinite, which no loss has shown yet.
+
+        Args:
+            iteration: The last step.
+
+        Raises:
+            UserError: If one of them is not finite.
+        """
+        weights = dict(unwrap(self._network).named_parameters())
+        largest = get_total_norm([w.detach() for w in weights.values()], math.inf)
+        if not bool(largest.isfinite()):
+            name = next((n for n, w in weights.items() if not bool(w.isfinite().all())), "one")
+            raise UserError(
+                f"{self._run.path}: weights are not finite after step {iteration}, in {name}.",
+                "They were not saved. Start a new run with a lower learning rate.",
+            )
 
     def hold(self, epoch: int, iteration: int) -> None:
         """Keep a copy of everything in memory, on its device, in place of the last such copy."""

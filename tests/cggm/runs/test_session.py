@@ -1,6 +1,7 @@
 """Anybody's engine goes on exactly where it was interrupted, in the folder of its run."""
 
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -348,6 +349,27 @@ def test_a_run_that_began_meanwhile_is_refused(tmp_path):
     first.session.prepare_folder()
     with pytest.raises(UserError, match="run: another training began there meanwhile"):
         second.session.prepare_folder()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("step", [8, 12])  # within an epoch, and at its end
+def test_weights_that_a_step_makes_infinite_are_neither_validated_nor_saved(tmp_path, value, step):
+    training = Training(tmp_path / "run", "own", balanced=False)
+    steps = itertools.count(1)
+
+    @torch.no_grad()
+    def overflow(*_):
+        if next(steps) == step:
+            training.network.output_layer.weight[0, 0] = value
+
+    training.optimizer.register_step_post_hook(overflow)
+    message = f"run: weights are not finite after step {step}, in output_layer.weight"
+    with pytest.raises(UserError, match=message):
+        training.run()
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 1
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        weights = load_file(path / "model.safetensors").values()
+        assert every(bool(w.isfinite().all()) for w in weights)
 
 
 def test_a_run_that_is_moved_away_ends_and_is_begun_nowhere_else(tmp_path, capsys):
