@@ -26,6 +26,9 @@ def test_the_table_of_faults_is_that_of_the_figures():
 def test_steps_in_nnunet_are_of_three_trainings():
     plans = json.loads((ROOT / "benchmarks" / "results" / "nnunet.json").read_text())
     assert every({"nnU-Net", "joint", "CGGM"} <= {*found["sides"]} for found in plans.values())
+    row = plans["plain, 32"]["sides"]["CGGM"]
+    said = f"{row['time_ratio']:.2f} times the time and {row['memory_ratio']:.2f} times the memory"
+    assert said in (ROOT / "docs" / "howto" / "nnunet.md").read_text()
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
