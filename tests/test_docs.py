@@ -139,6 +139,11 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_pages_read_well_outside_of_the_site(page):
+    assert not re.findall(r"\{[a-z:]+\}`", PAGES[page]), "roles show as raw text"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_named_in_the_text_exist(page):
     named = r"`((?:cggm\w*|pipelines|configs|tests|benchmarks|docs|examples)/[\w./-]+)`"
     bundle = ROOT / "configs" / "bundle"
