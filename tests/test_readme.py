@@ -135,6 +135,15 @@ def test_figures_of_bfloat16_are_those_that_were_measured():
     assert f"{one / other:.2f} times the processor time of whole trainings" in BENCHMARKS
 
 
+def test_figures_of_starts_are_those_that_were_measured():
+    seconds = {way: median(own) for way, own in result("starts")["processor_seconds"].items()}
+    page = " ".join((ROOT / "docs" / "design.md").read_text().split())
+    assert f"takes {seconds['server']:.1f} s of the processor that way" in page
+    assert f"{seconds['fresh']:.1f} s as a process of its own" in page
+    assert f"{seconds['submitit']:.1f} s as a job of submitit's local executor" in page
+    assert f"joblib's loky takes {seconds['loky']:.1f} s" in page
+
+
 def test_figures_of_the_readme_are_in_the_table():
     figures = re.findall(r"[\d.]+\s+times\s+(?:the time|as\s+fast)", README)
     assert len(figures) == 3

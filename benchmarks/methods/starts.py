@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +91,8 @@ def train(line: Sequence[str]) -> None:
     """One training within this process."""
     sys.argv = [str(SCRIPT), *line]
     try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
     except SystemExit as ended:
         if ended.code:
             raise RuntimeError(f"ended with {ended.code}") from ended

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +261,21 @@ def tuning_table(output: Path) -> Table | None:
         check_form(row, _FORM, file)
         metric = find_metric(row["metric"])
         score = number(row["score"], metric.digits)
-        settings = " ".join(f"{key}={value}" for key, value in row["settings"].items())
+        settings = " ".join(starmap(_shown, row["settings"].items()))
         counts = f"{row['trials']} ({row['finished']} finished)"
         cells = (row["task"], row["method"], counts, settings or "its own", score)
         rows.append(tuple(map(Cell, cells)))
     heads = ("task", "method", "trials", "settings", "validation")
-    notes = ("The test split was not looked at. The first trial has a method's own settings.",)
+    notes = (
+        "The test split was not looked at. The first trial has a method's own settings.",
+        f"Numbers to four digits; {FILE} has all of them.",
+    )
     return Table("Tuning: equally many trials for each method, one seed", heads, tuple(rows), notes)
+
+
+def _shown(key: str, value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else value
+    return f"{key.removeprefix('balancer.settings.')}={text}"
 
 
 def _trial(run: PlannedRun, index: int, seed: int, settings: Settings) -> PlannedRun:
