@@ -1,5 +1,6 @@
 """Sentences of result pages, told from records of trainings, so that none outlives them."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -59,8 +60,9 @@ def ordered(found: Mapping[str, Difference]) -> list[tuple[str, Difference]]:
 
 
 def points(difference: Difference) -> str:
+    """A difference in hundredths with its interval, which few seeds do not have."""
     mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def complete_row(records: Sequence[FinishedRun]) -> str:

@@ -102,6 +102,11 @@ def test_sentences_about_all_modalities():
     assert "better `mrd` +15.0 [+15.0, +15.0], `qmf` +1.0" in some
     row = verdicts.complete_row(records)
     assert "| `qmf` | +2.0 [+2.0, +2.0] points | late fusion as such, `joint_late`: -4.0" in row
+    few = [record for record in records if record.seed < 2]
+    row = verdicts.complete_row(few)
+    assert row.endswith(
+        "| none; `joint` | no difference shown | late fusion as such, `joint_late`: -4.0 |"
+    )
 
 
 def test_the_row_of_classes_where_any_modality_may_be_missing():
