@@ -28,11 +28,13 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401
         path: The file.
 
     Raises:
-        UserError: If it cannot be read, is no YAML, or is larger than any of ours could be.
+        UserError: If it cannot be read, is no YAML, holds a key twice, or is larger than any of
+            ours could be.
     """
     text = _text(path, _LARGEST_YAML, "YAML")
     try:
         _check_bounds(yaml.parse(text, yaml.SafeLoader))
+        _check_keys(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -41,6 +43,27 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401
         raise UserError(
             f"{path}{line}: expected plain YAML, but {problem}.", "Correct the file."
         ) from error
+
+
+def _check_keys(root: yaml.Node | None) -> None:
+    """Refuse a key that a mapping holds twice, of which YAML keeps the last without a word."""
+    nodes, met = [root] if root else [], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in met or isinstance(node, yaml.ScalarNode):
+            continue
+        met.add(id(node))  # aliases can form circles
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        seen = set()
+        for key, value in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.value != "<<" and isinstance(key, yaml.ScalarNode):
+                problem = f"found the key {key.value!r} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+            nodes.append(value)
 
 
 def read_json(path: Path, kind: type = dict, *, missing_ok: bool = False) -> Any:  # noqa: ANN401

@@ -76,7 +76,10 @@ def read_array_file(path: Path, as_text: Callable[[str], bool]) -> FileContent:
         what = f"Expected a file that ends in {', '.join(_READERS)}."
         raise DataError(str(path.parent), path, what, "Correct its name, or write it as one.")
     try:
-        return _READERS[path.suffix.lower()](path, as_text)
+        content = _READERS[path.suffix.lower()](path, as_text)
+        if not content.arrays:
+            raise ValueError("it holds none")
+        return content
     except FileNotFoundError as error:
         what = "Expected this file, but there is none."
         raise DataError(str(path.parent), path, what, "Correct its name, or add it.") from error
@@ -141,12 +144,9 @@ def converted_texts(texts: NDArray[Any], what: str, where: Path) -> NDArray[Any]
     """Whole numbers, numbers or texts, whatever an array of texts holds throughout.
 
     Args:
-        texts: Python strings.
+        texts: Python strings, of which none may be empty.
         what: What they are, for the message.
         where: Their file.
-
-    Raises:
-        DataError: If one is empty.
     """
     values = [plain_text(value) for value in texts.ravel()]
     refuse_empty(values, what, where)
@@ -167,14 +167,15 @@ def _no_numbers(content: FileContent, name: str) -> DataError:
     """A refusal of a column that holds text, with the first one of it."""
     values = [plain_text(value) for value in content.arrays[name]]
     row = next((n for n, value in enumerate(values) if not _is_number(value)), 0)
-    what = f"Expected columns of numbers, but {name!r} holds {values[row][:40]!r} in row {row} "
+    found = f"{name!r} holds {values[row][:40]!r} in row {row} (from 0)"
     fix = "Write it as numbers, such as a column of 0 and 1 for each value"
     if _is_number(values[row].replace(".", "").replace(",", ".")):
         fix = "Write numbers with a decimal point, and without signs between thousands"
     elif len({*values}) == len(values) > 1:
         fix = f"Write `id: {name}` into dataset.yaml if it identifies samples, or remove it"
     fix += "; or list the `columns` of the modality in dataset.yaml."
-    return DataError(f"column {name}", content.path, f"{what}(from 0).", fix)
+    what = f"Expected columns of numbers, but {found}."
+    return DataError(f"column {name}", content.path, what, fix)
 
 
 def _read_npy(path: Path, as_text: Callable[[str], bool]) -> FileContent:

@@ -24,6 +24,13 @@ def hints(table: ArrayTable, classes: Sequence[str] | None) -> list[str]:
         classes: The class of each, ``None`` for a regression.
     """
     found = [] if classes is None else [*_classes(Counter(classes))]
+    names = [*table.modalities]
+    if len(names) == 1:
+        found.append(f"There is one modality, {names[0]}: no method has anything to balance.")
+    for place, name in enumerate(names):
+        first, others = table.modalities[name].values, names[place + 1 :]
+        same = [n for n in others if np.array_equal(first, table.modalities[n].values)]
+        found += [f"{name} and {other} hold the same values." for other in same]
     for name, modality in table.modalities.items():
         found += _copies(name, modality, table.target, classes)
         found += _padding(name, modality)

@@ -271,7 +271,10 @@ class TableReader:
                 what = f"Expected a column {pattern!r}, but it has {known}."
                 raise DataError(str(self.folder), content.path, what, f"Correct {DESCRIPTION}.")
         if patterns:
-            return tuple(n for n in content.arrays if any(fnmatchcase(n, p) for p in patterns))
+            chosen = [n for n in content.arrays if any(fnmatchcase(n, p) for p in patterns)]
+            if self.source.at.file == content.path.name:
+                self._refuse_target(content, chosen)
+            return tuple(chosen)
         described = self.description
         spoken = [described.split, described.group, *(t.at for t in described.targets.values())]
         others = {at.name for at in spoken if at is not None and at.file == content.path.name}
@@ -280,6 +283,12 @@ class TableReader:
         )
         self._refuse_identifiers(content, features)
         return features
+
+    def _refuse_target(self, content: FileContent, features: Sequence[str]) -> None:
+        if self.source.at.name in features:
+            what = f"Expected columns of features, but {self.source.at.name!r} is the target."
+            fix = f"Leave it out of `columns` in {DESCRIPTION}."
+            raise DataError(f"column {self.source.at.name}", content.path, what, fix)
 
     def _refuse_identifiers(self, content: FileContent, features: Sequence[str]) -> None:
         """Refuse columns that number or name samples: a network would learn them by heart."""

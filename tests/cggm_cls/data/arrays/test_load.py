@@ -241,6 +241,8 @@ def hinted(folder, **changed):
             "1 features of lab tell the target",
         ),
         ({"ecg": np.tri(40, 3)[:, :, None]}, "2 of 40 sequences of ecg end in zeros"),
+        ({"ecg": None}, "There is one modality, lab: no method has anything to balance."),
+        ({"again": np.linspace(0, 1, 40)[:, None] ** 2}, "again and lab hold the same values."),
     ],
 )
 def test_what_may_not_be_what_it_seems_is_said(changed, told, tmp_path):
@@ -260,7 +262,8 @@ def test_what_may_not_be_what_it_seems_is_said(changed, told, tmp_path):
 )
 def test_what_is_as_it_seems_is_not_spoken_of(changed, tmp_path):
     notes = " ".join(hinted(tmp_path / "own", **changed))
-    for words in ("often stands", "case or spaces", "tell the target", "end in zeros"):
+    told = ("often stands", "case or spaces", "tell the target", "end in zeros", "one modality")
+    for words in (*told, "the same values"):
         assert words not in notes
 
 

@@ -323,6 +323,14 @@ def test_columns_that_number_the_rows_are_no_features(tmp_path):
         ),
         ("modalities: {lab: lob.csv}\ntarget: labels.csv:diagnosis\n", "lob.csv.*there is none"),
         (
+            "modalities: {lab: lab.csv}\nmodalities: {ecg: ecg.npy}\ntarget: labels.csv:age\n",
+            "dataset.yaml, line 2: .*found the key 'modalities' twice",
+        ),
+        (
+            'modalities: {lab: {file: lab.csv, columns: "*d*"}}\ntarget: lab.csv:ldh\n',
+            "column ldh.*'ldh' is the target. Leave it out of `columns`",
+        ),
+        (
             "modalities: {lab: {file: lab.csv, columns: crx}}\ntarget: labels.csv:diagnosis\n",
             "Expected a column 'crx', but it has id, crp, ldh",
         ),
@@ -381,6 +389,7 @@ def test_one_name_for_two_things_is_refused(tmp_path):
         ("lab.h5", b"\x89HDF no file", "lab.h5.*cannot be read"),
         ("lab.safetensors", b"\xff" * 16, "lab.safetensors.*cannot be read"),
         ("lab.npz", b"PK no archive", "lab.npz.*cannot be read"),
+        ("lab.npz", b"PK\x05\x06" + bytes(18), "lab.npz.*cannot be read .it holds none"),
         ("lab.npy", b"\x93NUMPY no array", "lab.npy.*cannot be read"),
     ],
 )
