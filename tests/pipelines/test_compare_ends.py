@@ -94,7 +94,7 @@ def test_failure_is_listed_and_tried_again(mosi, capsys):
         (("--seeds", "0"), "Expected seeds of at least 1, but got 0"),
         (("--jobs", "0"), "Expected jobs of at least 1, but got 0"),
         (("--seed", "1"), "Unknown option --seed. Did you mean --seeds?"),
-        (("--output", "{folder}/file"), "file: File exists. Check the path"),
+        (("--output", "{folder}/file"), "file: File exists. Choose another, or remove it."),
         (("--output", "{folder}/file/below"), "below: Not a directory. Check the path"),
         (("--output", "{folder}"), "expected a new or empty folder, or one of a comparison"),
         (("--output", "{folder}/damaged"), "runs.jsonl, line 1: expected a JSON object"),

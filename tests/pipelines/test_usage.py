@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from tests.cggm_seg.nifti import case_file
 from tests.pipelines.commands import call, left_over, refused, start, tiny_config
@@ -61,7 +62,10 @@ def cohort(tmp_path_factory):
 @pytest.mark.parametrize("text", FILES)
 def test_wrong_configuration_file(text, cohort, tmp_path, capsys):
     config = tiny_config(tmp_path)
-    config.write_text(f"{text}\n" if text == "a: [" else f"{config.read_text()}\n{text}\n")
+    if text == "a: [":
+        config.write_text(f"{text}\n")
+    else:
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | yaml.safe_load(text)))
     argv = ("--data", cohort, "--config", config, "--output", tmp_path / "run")
     assert FILES[text] in refused(capsys, "train", *argv)
     assert not (tmp_path / "run").exists()
