@@ -1,18 +1,15 @@
 """One rank of the two-process contract: every method on its half of each batch."""
 
-import sys
 from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm.methods import method_names
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import Batch, batches_for, batches_of, build, make, train
+from tests.ranks import WORLD
 
 ABSENCE = ("CGGM", "GuidedHeads", "MMPareto", "UnimodalLosses")
 
@@ -73,23 +70,14 @@ def drawn_losses(rank: int, world: int) -> Tensor:
     return torch.stack(found)
 
 
-def main(store: str, rank: int, world: int) -> None:
-    """Run every method and save what each ends with, or what it says where it refuses."""
-    torch.set_num_threads(1)
-    method = f"file://{store}/store"
-    wait = timedelta(seconds=60)
-    dist.init_process_group("gloo", method, wait, world_size=world, rank=rank)
+def found_of_rank(rank: int) -> dict[str, object]:
+    """What every method ends with on this rank, or what it says where it refuses."""
     found: dict[str, object] = {}
     for name in method_names():
         try:
-            found[name] = run(name, rank, world)
+            found[name] = run(name, rank, WORLD)
         except (ValueError, RuntimeError) as error:
             found[name] = str(error)
-    found["absence"] = {name: run_with_absence(name, rank, world) for name in ABSENCE}
-    found["draws"] = drawn_losses(rank, world)
-    torch.save(found, Path(store) / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    found["absence"] = {name: run_with_absence(name, rank, WORLD) for name in ABSENCE}
+    found["draws"] = drawn_losses(rank, WORLD)
+    return found

@@ -1,13 +1,9 @@
-"""One rank of the two-process tests: trains on its half and saves what it ends with."""
+"""What one rank of two does: trains on its half of each batch."""
 
 import copy
-import sys
-from datetime import timedelta
-from pathlib import Path
 
 import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -15,8 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from cggm import BalanceHandler
 from cggm.methods import GuidedHeads
 from tests.cggm.networks import accuracy, late_batch, make_cggm, make_late
+from tests.ranks import WORLD
 
-SIZE, DRAWS = 16, 300
+STEPS, SIZE, DRAWS = 50, 16, 300
 
 
 def halves(batch, rank, world):
@@ -24,9 +21,8 @@ def halves(batch, rank, world):
     return [part.chunk(world)[rank] for part in batch]
 
 
-def train(rank: int, world: int, steps: int) -> dict[str, object]:
+def train(rank: int, world: int) -> dict[str, object]:
     """Train CGGM for some steps on this rank's share of each batch."""
-    torch.set_num_threads(1)
     network, heads = make_late()
     cggm = make_cggm(heads, lam=0.5, gate=None)
     wrapped = DistributedDataParallel(network) if world > 1 else network
@@ -43,7 +39,7 @@ def train(rank: int, world: int, steps: int) -> dict[str, object]:
     cggm.bind(wrapped)
     engine = Engine(update)
     BalanceHandler(cggm).attach(engine)
-    engine.run([late_batch(SIZE, seed=seed) for seed in range(steps)], max_epochs=1)
+    engine.run([late_batch(SIZE, seed=seed) for seed in range(STEPS)], max_epochs=1)
     return {
         "terms": torch.stack(terms),
         "network": network.state_dict(),
@@ -68,16 +64,7 @@ def guided_gradients(rank: int, world: int, seeds: range) -> torch.Tensor:
     return torch.stack(rows)
 
 
-if __name__ == "__main__":
-    store, rank, world, steps = sys.argv[1], *map(int, sys.argv[2:5])
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    assert idist.get_world_size() == world
-    found = train(rank, world, steps) | {"guided": guided_gradients(rank, world, range(DRAWS))}
-    torch.save(found, Path(store) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+def found_of_rank(rank: int) -> dict[str, object]:
+    """What this rank ends with, and its gradients under guided heads."""
+    assert idist.get_world_size() == WORLD
+    return train(rank, WORLD) | {"guided": guided_gradients(rank, WORLD, range(DRAWS))}

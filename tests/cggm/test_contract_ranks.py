@@ -1,8 +1,5 @@
 """Every method under two gloo ranks, each with half of every batch, against one process."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,17 +9,14 @@ from tests.cggm import contract_worker
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import make, near
 from tests.quantifiers import every, none
+from tests.ranks import on_two_ranks
 
 every_method = pytest.mark.parametrize("name", method_names())
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.cggm.contract_worker", str(folder)]
-    processes = [subprocess.Popen([*command, str(rank), "2"]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    return on_two_ranks(contract_worker.found_of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @every_method

@@ -1,8 +1,5 @@
 """Two real processes over gloo against one."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -10,17 +7,12 @@ from torch.testing import assert_close
 from cggm.distributed import mean_over_ranks, sum_over_ranks, world_size
 from tests.cggm import ddp_worker
 from tests.quantifiers import every
-
-STEPS = 50
+from tests.ranks import on_two_ranks
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "tests.cggm.ddp_worker", str(folder)]
-    processes = [subprocess.Popen([*command, str(rank), "2", str(STEPS)]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    return on_two_ranks(ddp_worker.found_of_rank, tmp_path_factory.mktemp("ddp"))
 
 
 def test_replicas_are_bit_equal_after_50_steps(ranks):
@@ -31,7 +23,7 @@ def test_replicas_are_bit_equal_after_50_steps(ranks):
 
 
 def test_two_ranks_on_halves_equal_one_process_on_the_whole(ranks):
-    whole = ddp_worker.train(0, 1, STEPS)
+    whole = ddp_worker.train(0, 1)
     assert whole["terms"].std(dim=0).min() > 0.01
     assert_close(ranks[0]["terms"], whole["terms"], rtol=1e-5, atol=1e-5)
     for group in ("network", "cggm"):

@@ -3,16 +3,16 @@
 Its trainer takes a process group for a sign of GPUs; device and wrapper are set right here.
 """
 
-import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm_nnunet import nnUNetTrainerCGGM, nnUNetTrainerJoint, nnUNetTrainerMRDUnimodalLosses
 from tests.cggm_nnunet.plans import batch, make_trainer
+from tests.ranks import WORLD
 
 MAGNITUDE = "settings: {direction: null, gate: null, rho: 1.0}"
 SIDES = {
@@ -42,13 +42,8 @@ def train(folder: Path, side: str, rank: int, world: int) -> dict[str, torch.Ten
     return network.state_dict() | {f"reading {name}": value for name, value in readings.items()}
 
 
-if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+def found_of_rank(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    """What each trainer ends with on this rank."""
     module.DDP = lambda network, device_ids: DistributedDataParallel(network)
-    file = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", init_method=file, rank=rank, world_size=2)
-    for side in SIDES:
-        own = folder / f"{side}-{rank}"
-        torch.save(train(own, side, rank, 2), folder / f"{side}-{rank}.pt")
-    dist.destroy_process_group()
+    with TemporaryDirectory() as folder:
+        return {side: train(Path(folder) / side, side, rank, WORLD) for side in SIDES}

@@ -1,9 +1,6 @@
 """nnU-Net's wrappers around the network: DDP on two ranks, and torch.compile."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,23 +8,17 @@ import torch
 pytest.importorskip("nnunetv2", reason="needs the extra nnunet: pip install 'cggm[nnunet]'")
 
 from cggm_nnunet import nnUNetTrainerCGGM, nnUNetTrainerJoint
-from tests.cggm_nnunet.ddp_worker import SIDES, train
+from tests.cggm_nnunet.ddp_worker import SIDES, found_of_rank, train
 from tests.cggm_nnunet.plans import batch, make_trainer
-from tests.house import ROOT
+from tests.ranks import on_two_ranks
 
 pytestmark = pytest.mark.slow
 
 
 def test_two_ranks_train_alike_and_like_one_on_the_whole_batch(tmp_path):
-    command = [sys.executable, "-m", "tests.cggm_nnunet.ddp_worker", tmp_path]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, text=True)
-        for rank in range(2)
-    ]
-    assert [rank.wait(600) for rank in ranks] == [0, 0]
+    ranks = on_two_ranks(found_of_rank, tmp_path, timeout=600)
     for side in SIDES:
-        first, second = (torch.load(tmp_path / f"{side}-{rank}.pt") for rank in range(2))
+        first, second = (rank[side] for rank in ranks)
         assert first.keys() == second.keys()
         weights = {key for key in first if not key.startswith("reading")}
         coefficients = {"reading term", "reading score"} if side != "chain" else set()

@@ -2,13 +2,12 @@
 
 import copy
 import io
-import subprocess
-import sys
 from math import log10
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from tests.cggm.networks import NAMES, Convolutional, encode, late_batch, make_l
 from tests.cggm.networks import train as loop
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every
+from tests.ranks import on_two_ranks
 
 BATCHES = [late_batch(seed=seed) for seed in range(8)]
 Q = 5  # published default
@@ -382,33 +382,21 @@ def test_gradients_are_measured_within_a_closure():
     assert every(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-RANK = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.cggm.networks import make_late
-from tests.cggm.methods.test_greedy import BATCHES, cross_entropy, make, sgd
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-network, _ = make_late()
-wrapped = DistributedDataParallel(network)
-greedy = make(wrapped, cross_entropy, steps=1)
-optimizer = sgd(network)
-for batch in BATCHES:
-    inputs, target = (part.chunk(2)[rank] for part in batch)
-    optimizer.zero_grad()
-    greedy(wrapped(inputs), target).backward()
-    optimizer.step()
-torch.save([network.state_dict(), greedy.state_dict()], f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
-"""
+def states_of_rank(rank):
+    """What network and method end with on this rank's half of each batch."""
+    network, _ = make_late()
+    wrapped = DistributedDataParallel(network)
+    greedy, optimizer = make(wrapped, cross_entropy, steps=1), sgd(network)
+    for batch in BATCHES:
+        inputs, target = (part.chunk(2)[rank] for part in batch)
+        optimizer.zero_grad()
+        greedy(wrapped(inputs), target).backward()
+        optimizer.step()
+    return [network.state_dict(), greedy.state_dict()]
 
 
 def test_two_ranks_on_halves_equal_one_process_on_the_whole(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(states_of_rank, tmp_path)
     assert_close(first, second, rtol=0, atol=0)
     network, _ = make_late()
     greedy = make(network, cross_entropy, steps=1)

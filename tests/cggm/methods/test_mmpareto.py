@@ -1,12 +1,11 @@
 """MMPareto: the published combination on numbers worked out by hand, and what it acts on."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from cggm.methods.mmpareto import MMPareto, pareto
@@ -21,6 +20,7 @@ from tests.cggm.networks import (
 )
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every, none
+from tests.ranks import on_two_ranks
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -320,34 +320,23 @@ def test_a_step_does_not_wait_for_the_device():
             optimizer.step()
 
 
-RANK = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.cggm.networks import late_batch, make_late
-from tests.cggm.methods.test_mmpareto import make, sgd
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-network, heads = make_late()
-wrapped = DistributedDataParallel(network)
-method = make(heads).bind(wrapped)
-for seed in range(3):
-    inputs, target = (part.chunk(2)[rank] for part in late_batch(seed=seed))
-    network.zero_grad()
-    method(wrapped(inputs), target).backward()
-    sgd(network).step()
-torch.save(network.state_dict(), f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
-"""
+def weights_of_rank(rank):
+    """What the network ends with on this rank's half of each batch."""
+    network, heads = make_late()
+    wrapped = DistributedDataParallel(network)
+    method = make(heads).bind(wrapped)
+    for batch in BATCHES[:3]:
+        inputs, target = (part.chunk(2)[rank] for part in batch)
+        network.zero_grad()
+        method(wrapped(inputs), target).backward()
+        sgd(network).step()
+    return network.state_dict()
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
+    first, second = on_two_ranks(weights_of_rank, tmp_path)
     network, heads = make_late()
     train(network, make(heads).bind(network), BATCHES[:3])
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for key, value in network.state_dict().items():
         assert torch.equal(first[key], second[key])
         assert_close(first[key], value, rtol=1e-4, atol=1e-5)

@@ -2,12 +2,11 @@
 
 import copy
 import io
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +14,7 @@ from cggm.methods.mrd import ModalityDropout
 from tests.cggm.networks import NAMES, late_batch, make_late, train
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every
+from tests.ranks import on_two_ranks
 
 PAIR = ("audio", "video")
 P = {"video": 0.75, "audio": 0.5}
@@ -273,33 +273,22 @@ def test_batches_of_different_sizes_are_refused():
         dropout(prediction, target)
 
 
-RANK = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.cggm.networks import late_batch
-from tests.cggm.methods.test_mrd import make, masks, sgd
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-sizes = {"sample": 40, "batch": 40 + rank}
-kept = {per: masks(make(p=0.5, per=per)[1], size) for per, size in sizes.items()}
-network, dropout = make(p=0.5)
-dropout.unbind()
-wrapped = DistributedDataParallel(network)
-dropout.bind(wrapped)
-inputs, target = late_batch(seed=rank)
-dropout(wrapped(inputs), target).backward()
-sgd(network).step()
-torch.save([kept, network.state_dict()], f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
-"""
+def draws_of_rank(rank):
+    """What is kept on this rank, and what the network is after a step."""
+    sizes = {"sample": 40, "batch": 40 + rank}
+    kept = {per: masks(make(p=0.5, per=per)[1], size) for per, size in sizes.items()}
+    network, dropout = make(p=0.5)
+    dropout.unbind()
+    wrapped = DistributedDataParallel(network)
+    dropout.bind(wrapped)
+    inputs, target = late_batch(seed=rank)
+    dropout(wrapped(inputs), target).backward()
+    sgd(network).step()
+    return [kept, network.state_dict()]
 
 
 def test_ranks_draw_apart_for_samples_and_alike_for_batches(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    (first, ours), (second, theirs) = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    (first, ours), (second, theirs) = on_two_ranks(draws_of_rank, tmp_path)
     assert not torch.equal(first["sample"], second["sample"])
     assert torch.equal(first["batch"], second["batch"][:40])
     assert every(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -1,13 +1,12 @@
 """OGM and OGM-GE: the published rule on numbers worked out by hand, the noise, what is refused."""
 
 import copy
-import subprocess
-import sys
 from math import exp, tanh
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from cggm.methods._parts.confidence import confidence_ratios, ogm_factors, true_class_probability
@@ -16,6 +15,7 @@ from tests.cggm.networks import NAMES, LinearHead, late_batch, make_late
 from tests.cggm.networks import train as loop
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every
+from tests.ranks import on_two_ranks
 
 BATCHES = [late_batch(seed=seed) for seed in range(6)]
 PAIR = ("audio", "video")
@@ -392,32 +392,21 @@ def test_a_step_never_waits_for_the_device(settings):
             optimizer.step()
 
 
-RANK = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tests.cggm.networks import late_batch, make_late
-from tests.cggm.methods.test_ogm import make_ogm, sgd
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-network, heads = make_late()
-torch.manual_seed(rank)
-wrapped = DistributedDataParallel(network)
-ogm = make_ogm(heads, noise=True).bind(wrapped)
-for seed in range(3):
-    inputs, target = (part.chunk(2)[rank] for part in late_batch(seed=seed))
-    network.zero_grad()
-    ogm(wrapped(inputs), target).backward()
-    sgd(network).step()
-torch.save([network.state_dict(), ogm.readings], f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
-"""
+def state_of_rank(rank):
+    """What the network ends with on this rank's half of each batch, and the last readings."""
+    network, heads = make_late()
+    torch.manual_seed(rank)
+    wrapped = DistributedDataParallel(network)
+    ogm = make_ogm(heads, noise=True).bind(wrapped)
+    for seed in range(3):
+        inputs, target = (part.chunk(2)[rank] for part in late_batch(seed=seed))
+        network.zero_grad()
+        ogm(wrapped(inputs), target).backward()
+        sgd(network).step()
+    return [network.state_dict(), ogm.readings]
 
 
 def test_ranks_share_factors_and_noise(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(state_of_rank, tmp_path)
     for a, b in zip(first, second, strict=True):
         assert every(torch.equal(a[key], b[key]) for key in a)

@@ -3,14 +3,9 @@
 import copy
 import io
 import math
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -30,6 +25,7 @@ from tests.cggm.networks import (
 )
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every
+from tests.ranks import on_two_ranks
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 POSITIONS = [torch.arange(16) + 16 * index for index in range(4)]
@@ -267,7 +263,7 @@ def test_refuses_settings_out_of_range():
             QMF(cross_entropy, 1, **setting)
 
 
-def history_of_rank(rank, world):
+def history_of_rank(rank, world=2):
     """Mean losses after one epoch of this rank's share of each batch."""
     network = make_late_fused(rule="energy")
     method = QMF(cross_entropy, 64).bind(network)
@@ -282,20 +278,7 @@ def history_of_rank(rank, world):
 
 
 def test_two_ranks_share_one_history(tmp_path):
-    command = [sys.executable, "-m", __name__, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(history_of_rank, tmp_path)
     for a, b, whole in zip(first, second, history_of_rank(0, 1), strict=True):
         assert torch.equal(a, b)
         assert_close(a, whole)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, number = Path(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", timedelta(seconds=60), world_size=2, rank=number
-    )
-    torch.save(history_of_rank(number, 2), folder / f"{number}.pt")
-    dist.destroy_process_group()

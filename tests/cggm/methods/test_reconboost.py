@@ -3,14 +3,9 @@
 import copy
 import io
 import math
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -30,6 +25,7 @@ from tests.cggm.networks import (
 )
 from tests.cggm.synchronization import NoSynchronization
 from tests.quantifiers import every, none
+from tests.ranks import on_two_ranks
 
 BATCHES = [late_batch(seed=seed) for seed in range(4)]
 cross_entropy = nn.functional.cross_entropy
@@ -319,7 +315,7 @@ def test_refuses_settings_out_of_range(setting):
         ReconBoost(cross_entropy, **setting)
 
 
-def parameters_of_rank(rank, world):
+def parameters_of_rank(rank, world=2):
     """What the network ends with after a round and a half on this rank's share of each batch."""
     network = make_late_fused(rule="sum")
     method = ReconBoost(cross_entropy, epochs_per_stage=2, rectify_epochs=1).bind(network)
@@ -335,20 +331,7 @@ def parameters_of_rank(rank, world):
 
 
 def test_two_ranks_on_halves_equal_one_process_on_the_whole(tmp_path):
-    command = [sys.executable, "-m", __name__, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = on_two_ranks(parameters_of_rank, tmp_path)
     for key, whole in parameters_of_rank(0, 1).items():
         assert torch.equal(first[key], second[key])
         assert_close(first[key], whole)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, number = Path(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", timedelta(seconds=60), world_size=2, rank=number
-    )
-    torch.save(parameters_of_rank(number, 2), folder / f"{number}.pt")
-    dist.destroy_process_group()

@@ -1,13 +1,10 @@
-"""Trainings with a guard, in one process and, as a program, in one of two ranks."""
+"""Trainings with a guard, in one process and in one of two ranks."""
 
-import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -151,18 +148,10 @@ def without_foreground(rank: int) -> Tensor:
     return torch.cat([training.engine.state.output["loss"].reshape(1), *readings])
 
 
-def main(store: str, rank: int) -> None:
-    torch.set_num_threads(1)
-    method, wait = f"file://{store}/store", timedelta(seconds=60)
-    dist.init_process_group("gloo", method, wait, world_size=2, rank=rank)
-    parts = {
-        "stop": partial(on_a_rank, rank, skip=False),
-        "skip": partial(on_a_rank, rank, skip=True),
-        "background": partial(without_foreground, rank),
+def found_of_rank(rank: int) -> dict[str, Any]:
+    """What this rank saw of each kind of batch."""
+    return {
+        "stop": on_a_rank(rank, skip=False),
+        "skip": on_a_rank(rank, skip=True),
+        "background": without_foreground(rank),
     }
-    torch.save({name: part() for name, part in parts.items()}, Path(store) / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

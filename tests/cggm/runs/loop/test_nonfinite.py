@@ -1,8 +1,5 @@
 """A loss or a gradient that is not finite ends a run, or costs it that step and nothing else."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from ignite.engine import Events
@@ -18,9 +15,17 @@ from cggm.runs.loop.nonfinite import NonFiniteGuard
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import build, make
 from tests.cggm.networks import make_cggm, make_late
-from tests.cggm.runs.loop.nonfinite_runs import SAVED, Training, batches_of, normed, plain_training
+from tests.cggm.runs.loop.nonfinite_runs import (
+    SAVED,
+    Training,
+    batches_of,
+    found_of_rank,
+    normed,
+    plain_training,
+)
 from tests.cggm.synchronization import Waits
 from tests.quantifiers import every
+from tests.ranks import on_two_ranks
 
 HALF = {"most_skipped": 0.5}
 
@@ -207,11 +212,7 @@ def test_in_monais_trainer():
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.cggm.runs.loop.nonfinite_runs", str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    return on_two_ranks(found_of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 def test_all_ranks_stop_at_a_batch_of_one_and_name_its_samples(ranks):
