@@ -164,6 +164,10 @@ def test_both_routes_give_equal_gradients(settings):
         assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def raise_os_error():
+    raise OSError("disk full")
+
+
 def test_handler_unbinds_at_the_end_and_binds_again():
     session = Session()
     engine = create_supervised_trainer(session.network, session.optimizer, session.loss)
@@ -185,6 +189,24 @@ def test_a_balancer_that_was_bound_before_is_called_once_per_iteration_in_every_
         assert session.balancer.bound
         assert session.balancer.calls == ITERATIONS * runs
     assert not session.network._forward_hooks
+
+
+def test_a_run_that_broke_off_leaves_no_second_call_to_the_next():
+    session = Session()
+    session.balancer.bind(session.network)
+    handler = BalanceHandler(session.balancer, session.network)
+    broken, whole = (
+        create_supervised_trainer(session.network, session.optimizer, session.loss)
+        for _ in range(2)
+    )
+    handler.attach(broken)
+    broken.add_event_handler(Events.ITERATION_COMPLETED(once=2), raise_os_error)
+    with pytest.raises(OSError, match="disk"):
+        broken.run(loader(), max_epochs=1)
+    assert session.balancer.calls == 2
+    handler.attach(whole)
+    whole.run(loader(), max_epochs=1)
+    assert session.balancer.calls == 2 + ITERATIONS
 
 
 def test_readings_are_published():

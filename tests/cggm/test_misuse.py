@@ -243,6 +243,17 @@ def test_an_encoder_that_sees_two_views_is_mentioned_once():
     assert sorted(str(w.message).split("'")[1] for w in caught) == sorted(NAMES)
 
 
+@pytest.mark.filterwarnings("ignore:.*was called several times")
+def test_heads_judge_the_last_of_two_views():
+    network, heads = make_late()
+    cggm = make_cggm(heads).bind(network)
+    twin, alike = make_late()
+    expected = make_cggm(alike).bind(twin)
+    cggm(network(INPUTS.flip(1)) + network(INPUTS), TARGET)
+    expected(twin(INPUTS), TARGET)
+    assert torch.equal(cggm.readings["head_loss"], expected.readings["head_loss"])
+
+
 def test_heads_that_another_optimizer_holds_step_once():
     moved = []
     for shared in (False, True):
@@ -464,3 +475,10 @@ def test_the_raw_term_is_the_papers_ratio_of_batch_gains():
         expected = 1 - gains / gains.sum() if gains.sum() != 0 else neutral
         assert_close(cggm.readings["raw_term"], expected)
         optimizer.step()
+
+
+def test_a_step_may_be_abandoned_before_any_was_begun():
+    network, heads = make_late()
+    cggm = make_cggm(heads)
+    cggm.abandon()
+    assert cggm.bind(network).micro_batches == 0
