@@ -15,7 +15,7 @@ CORE = {
     "magnitude": Row("CGGM", {"direction": None}),
     "direction": Row("CGGM", {"rho": None}),
     "constant": Row("ConstantFactors", replays=Replay(Row("CGGM"))),
-    "random": Row("RandomFactors", replays=Replay(Row("CGGM"), drawn=True)),
+    "random": Row("RandomFactors", replays=Replay(Row("CGGM"), drawn=True, argument="terms")),
     "update": Row("CGGM", {"acts_on": "update"}),
     "rho 1": Row("CGGM", {"rho": 1.0}),
     "ungated": Row("CGGM", {"gate": None}),
@@ -23,7 +23,9 @@ CORE = {
     "ungated rho 1 magnitude": Row("CGGM", PAPER | {"direction": None}),
     "ungated rho 1 direction": Row("CGGM", PAPER | {"rho": None}),
     "ungated rho 1 constant": Row("ConstantFactors", replays=Replay(Row("CGGM", PAPER))),
-    "ungated rho 1 random": Row("RandomFactors", replays=Replay(Row("CGGM", PAPER), drawn=True)),
+    "ungated rho 1 random": Row(
+        "RandomFactors", replays=Replay(Row("CGGM", PAPER), drawn=True, argument="terms")
+    ),
     "paper": Row("CGGM", PAPER | {"gain": "batch", "terms": "raw"}),
 }
 # By method, its rows where it has others than one with its defaults. What follows the length of a
@@ -85,21 +87,25 @@ RIVALS = _rivals() | CHAINS
 def _controls() -> dict[str, Row]:
     """Of rivals whose weights another class can take.
 
-    Factors go to the encoders, where AGM has them on responses; RedCore's weights of heads' losses
-    to guided heads without all that is theirs.
+    Factors go to the encoders, where AGM has them on responses. Weights of heads' losses go to
+    guided heads without all that is theirs, of PMR those of its prototypes' losses. What OPM drops,
+    modality dropout drops as often on average. G2D's teachers and PASSION's teaching, which are
+    most of them, have no control.
     """
     found = {}
-    for label in ("OGM", "OGM continuous", "AGM", "MSLR dynamic"):
+    for label in ("OGM", "OGM continuous", "AGM", "MSLR dynamic", "G2D"):
         acts = {"acts_on": "update" if label == "MSLR dynamic" else "gradient"}
-        constant, drawn = Replay(RIVALS[label]), Replay(RIVALS[label], drawn=True)
-        found[f"{label}: constant"] = Row("ConstantFactors", acts, replays=constant)
+        drawn = Replay(RIVALS[label], drawn=True, argument="terms")
+        found[f"{label}: constant"] = Row("ConstantFactors", acts, replays=Replay(RIVALS[label]))
         shuffled = Row("RandomFactors", acts | {"permuted": True}, replays=drawn)
         found[f"{label}: shuffled"] = shuffled
     plain = {"nu": 0.0, "shares": None}
-    for name, drawn in (("constant", False), ("random", True)):
-        replay = Replay(RIVALS["RedCore"], "weight", drawn=drawn)
-        found[f"RedCore: {name}"] = Row("GuidedHeads", plain, replays=replay)
-    return found
+    for label, reading in (("RedCore", "weight"), ("G-Blending", "term"), ("PMR", "weight")):
+        for name, drawn in (("constant", False), ("random", True)):
+            replay = Replay(RIVALS[label], reading, drawn=drawn)
+            found[f"{label}: {name}"] = Row("GuidedHeads", plain, replays=replay)
+    drops = Replay(RIVALS["OPM"], argument="p", complement=True)
+    return found | {"OPM: constant": Row("ModalityDropout", replays=drops)}
 
 
 CONTROLS = _controls()

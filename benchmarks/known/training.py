@@ -43,11 +43,15 @@ class Replay:
         row: What is trained for them.
         reading: Which of its readings.
         drawn: Whether all steps' are given, to draw from, in place of each modality's mean.
+        argument: Which of the control's arguments takes them.
+        complement: Whether it takes what they lack of one.
     """
 
     row: "Row"
     reading: str = "term"
     drawn: bool = False
+    argument: str = "factors"
+    complement: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,10 @@ def run(case: Case, row: Row, epochs: int) -> dict[str, Any]:
 def replayed(case: Case, control: Row, replay: Replay, epochs: int) -> dict[str, Any]:
     """Settings of a control, those of its own included."""
     history = train(case, replay.row, epochs)[2]
-    columns = torch.stack([readings[replay.reading] for readings in history]).T.tolist()
+    read = torch.stack([readings[replay.reading] for readings in history])
+    columns = (1 - read if replay.complement else read).T.tolist()
     taken = columns if replay.drawn else [statistics.mean(column) for column in columns]
-    argument = "terms" if control.method == "RandomFactors" else "factors"
-    return {**control.settings, argument: dict(zip(case.names, taken, strict=True))}
+    return {**control.settings, replay.argument: dict(zip(case.names, taken, strict=True))}
 
 
 def train(

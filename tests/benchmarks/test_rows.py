@@ -51,6 +51,14 @@ def test_controls_take_the_mean_or_all_steps_of_their_method():
     assert settings_of(rows.CONTROLS["MSLR dynamic: constant"])["acts_on"] == "update"
 
 
+def test_dropout_beside_opm_drops_as_much_as_opm_did():
+    opm = rows.RIVALS["OPM"]
+    kept = torch.stack([readings["term"] for readings in training.train(CASE, opm, 4)[2]])
+    assert kept.min() < 1
+    drops = settings_of(rows.CONTROLS["OPM: constant"], epochs=4)["p"]
+    assert list(drops.values()) == pytest.approx((1 - kept).mean(0).tolist())
+
+
 def test_constant_weights_of_redcore_are_a_training_of_redcore_whose_weights_rest():
     # RedCore at eta 0: weights of 1, and from the first step on 1 / sqrt(2)
     still = Row("RedCore", {"eta": 0.0})
