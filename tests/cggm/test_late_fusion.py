@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from cggm.late_fusion import RULES, LateFusion, energy
-from tests.cggm.networks import LinearHead, late_batch, make_late_fused
+from cggm.methods import GuidedHeads, UnimodalLosses
+from tests.cggm.networks import LinearHead, accuracy, late_batch, make_late, make_late_fused
 
 # two modalities, one sample, two classes
 LOGITS = {"a": torch.tensor([[math.log(3.0), 0.0]]), "b": torch.tensor([[0.0, 0.0]])}
@@ -126,3 +127,14 @@ def test_a_network_returns_the_combination():
         for index, (name, encoder) in enumerate(network.encoders.items())
     ]
     assert_close(network(inputs), sum(parts))
+
+
+def test_a_method_that_needs_its_heads_refuses_those_of_the_network():
+    method = UnimodalLosses(make_late()[1], nn.functional.cross_entropy, accuracy)
+    with pytest.raises(ValueError, match="have heads of their own, and UnimodalLosses"):
+        method.bind(make_late_fused())
+
+
+def test_a_method_that_can_do_without_drops_its_heads():
+    method = GuidedHeads(make_late()[1], nn.functional.cross_entropy, accuracy, nu=0.0)
+    assert method.bind(make_late_fused()).heads is None

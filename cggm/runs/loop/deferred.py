@@ -89,5 +89,7 @@ def finite_flags(losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tenso
     device = gradients[0].device if gradients else None
     fine = [loss.to(device).isfinite().all() for loss in losses]
     together = torch.stack(fine).all() if fine else torch.ones((), dtype=torch.bool, device=device)
+    if not gradients:
+        return together[None]
     norms = torch.stack([norm.float() for norm in torch._foreach_norm([*gradients])])
     return torch.cat([together[None], norms.isfinite()])

@@ -29,12 +29,22 @@ def make(names=NAMES, trained=True, **settings):
     return network, method
 
 
+def _taught(logits, temperature):
+    """Divergence of equal probabilities from those of a teacher, as PyTorch has it."""
+    wanted, found = (logits / temperature).softmax(1), torch.full((2, 2), 0.5).log()
+    return temperature**2 * nn.functional.kl_div(found, wanted, reduction="batchmean")
+
+
 def test_confidence_and_divergence():
     # true classes have 3/4 and 1/2; KL((1/2, 1/2) || (3/4, 1/4)) and 0, averaged
     logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
     assert_close(_confidence(logits, torch.tensor([0, 1])), torch.tensor(1.25))
     expected = (0.5 * torch.log(torch.tensor(2 / 3)) + 0.5 * torch.log(torch.tensor(2.0))) / 2
     assert_close(_divergence(logits, torch.zeros(2, 2), 1.0), expected)
+    # at a temperature of 1/2 both have twice the logits: 9/10 and 1/10, a quarter of the divergence
+    cold = (0.5 * torch.log(torch.tensor(5 / 9)) + 0.5 * torch.log(torch.tensor(5.0))) / 2
+    assert_close(_divergence(logits, torch.zeros(2, 2), 0.5), cold / 4)
+    assert_close(_divergence(torch.zeros(2, 2), logits, 0.5), _taught(logits, 0.5))
 
 
 def test_the_strongest_teachers_encoder_is_still_until_the_last_epoch():

@@ -65,6 +65,7 @@ def test_a_modality_that_no_sample_has_keeps_its_mean():
 def test_advantages_are_finite():
     assert relative_advantages(torch.zeros(3)).tolist() == [0, 0, 0]
     assert relative_advantages(torch.tensor([1.0, float("nan")])).tolist() == [0, 0]
+    assert relative_advantages(torch.tensor([-1.0, 1.0])).tolist() == [0, 0]
 
 
 def test_loss_is_the_weighted_sum_and_reaches_the_encoders():

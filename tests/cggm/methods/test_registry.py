@@ -91,6 +91,14 @@ def test_a_subclass_defined_anywhere_is_found_by_its_name():
     assert found.bind(network).bound
 
 
+def test_a_setting_that_is_misspelt_is_answered_with_the_nearest():
+    parts = {"task_loss": nn.functional.cross_entropy, "heads": {}, "score": accuracy}
+    with pytest.raises(UserError, match=r"Unknown setting 'direktion' of CGGM.*mean direction\?"):
+        build_balancer("CGGM", {"direktion": None}, parts)
+    with pytest.raises(UserError, match=r"Unknown setting 'q' of CGGM.*Known: .*rho"):
+        build_balancer("CGGM", {"q": None}, parts)
+
+
 def test_names_that_mean_several_or_no_method_are_refused():
     def define():
         class Twice(Balancer):

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events, create_supervised_trainer
 from monai.engines import SupervisedTrainer
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from cggm import BalanceHandler
 from cggm.errors import UserError
@@ -254,6 +254,20 @@ def test_a_replayed_loader_begins_anywhere_and_leaves_the_generator_alone():
         part = ReplayedLoader(loader, seed=1)
         part.skip(skipped)
         assert next(iter(part)).tolist() == batches[skipped]
+
+
+class Counted(SequentialSampler):
+    """An order that is told which epoch it is for, as one of several ranks is."""
+
+    def set_epoch(self, epoch):
+        self.told = [*getattr(self, "told", []), epoch]
+
+
+def test_a_replayed_loader_tells_its_sampler_the_epochs_from_one():
+    sampler = Counted(range(10))
+    whole = ReplayedLoader(DataLoader(range(10), batch_size=5, sampler=sampler), seed=1)
+    assert len([batch for batch, _ in zip(whole, range(5), strict=False)]) == 5
+    assert sampler.told == [1, 2, 3]
 
 
 # Each step takes 20 ms more, so that a kill meant for the midst of an epoch comes there.

@@ -148,6 +148,7 @@ DESCRIPTIONS = [
     ({"background": 0, "WT": [1, 2, 3], "TC": [2, 3], "ET": [3]}, {0: 0, 1: ED, 2: NCR, 3: ET}),
     ({"background": 0, "necrotic core": 1, "peritumoral edema": 2, "GD-enhancing tumor": 4},
      {0: 0, 1: NCR, 2: ED, 4: ET}),
+    ({"NCR": 2, "ED": 3, "ET": 4}, {0: 0, 2: NCR, 3: ED, 4: ET}),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from cggm.errors import DataError, UserError
 from cggm_seg.data.cases import MODALITIES, find_cases
 from cggm_seg.data.volumes import read_labels, write_labels
-from cggm_seg.evaluation.folder import evaluate_folder, subset_names
+from cggm_seg.evaluation.folder import Evaluation, evaluate_folder, subset_names
 from cggm_seg.evaluation.scores import METRICS, WORST_HD95
 from tests.cggm_seg.nifti import AFFINE, SUFFIXES, write_case, write_volume
 from tests.quantifiers import every
@@ -174,3 +174,9 @@ def test_deviation_of_a_single_case_is_unknown(cohort):
     content = json.loads(evaluation.to_json(predictions=predictions, reference=reference))
     assert set(content["statistics"]["std"].values()) == {None}
     assert content["statistics"]["mean"]["dice_WT"] == 1
+
+
+def test_a_score_that_is_no_number_is_not_written(tmp_path):
+    evaluation = Evaluation({"a": {"dice_WT": float("nan")}}, {}, [], [])
+    with pytest.raises(ValueError, match="JSON"):
+        evaluation.to_json(predictions=tmp_path, reference=tmp_path)

@@ -161,6 +161,26 @@ def test_restoring_removes_what_a_kill_left_after_saving(tmp_path):
     assert names(run.checkpoints) == ["epoch-0003-step-00000030"]
 
 
+def test_what_is_held_is_saved_as_it_was_unless_something_newer_is_there(tmp_path):
+    training, run = Training(), RunFolder.create(tmp_path / "run", name="x")
+    training.step()
+    saver = Saver(
+        run, training.network, training.parts, lambda: None, fingerprint={}, keep_last=9, minutes=1
+    )
+    saver.save(1, 10)
+    saver.hold(1, 12)
+    held = training.numbers()
+    training.step()
+    assert saver.save_held() == saver.progress.iteration == 12
+    assert names(run.checkpoints) == ["epoch-0001-step-00000010", "epoch-0001-step-00000012"]
+    saver.restore()
+    assert training.numbers() == held
+    saver.hold(1, 13)
+    saver.save(1, 14)
+    assert saver.save_held() == 14
+    assert names(run.checkpoints)[-1] == "epoch-0001-step-00000014"
+
+
 KILLED = """
 import os, shutil, sys
 from pathlib import Path

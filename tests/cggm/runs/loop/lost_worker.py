@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from cggm.runs.loop.sampling import EndlessBatches, EpochSampler
 CASES = [f"case{number}" for number in range(8)]
 BAD = CASES[5]
 WAYS = ("while waiting", "during a step", "between cases")
-UNSENT = "could not be sent"
+UNSENT, HALF = "could not be sent", "broke off on its way"
 SLOW = 60  # seconds of a step that the report has to interrupt
 
 
@@ -53,6 +54,28 @@ class Unsendable(Cases):
         return Pair(super().__getitem__(index)["value"])
 
 
+def torn(worker):
+    """A batch whose worker ended before it was taken over."""
+    os.kill(worker, signal.SIGKILL)
+    raise EOFError
+
+
+class Half(NamedTuple):
+    """A batch that cannot be taken over."""
+
+    value: torch.Tensor
+
+    def __reduce__(self):
+        return torn, (os.getpid(),)
+
+
+class Torn(Cases):
+    """Cases whose batches break off on their way."""
+
+    def __getitem__(self, index):
+        return Half(super().__getitem__(index)["value"])
+
+
 def batches():
     return EndlessBatches(EpochSampler(len(CASES)), 2)
 
@@ -78,8 +101,9 @@ def lose_an_idle_worker(engine, batch, data):
 
 def main(argv):
     [way] = argv
-    if way == UNSENT:
-        data = CaseLoader(Unsendable(), batches(), name=CASES.__getitem__, workers=1)
+    if way in (UNSENT, HALF):
+        cases = Unsendable() if way == UNSENT else Torn()
+        data = CaseLoader(cases, batches(), name=CASES.__getitem__, workers=1)
         engine = Engine(lambda engine, batch: None)
     elif way == "between cases":
         data = loader(workers=1)
@@ -88,6 +112,12 @@ def main(argv):
         data = loader(kill_itself, workers=2)
         engine = Engine(take_time if way == "during a step" else lambda engine, batch: None)
     engine.logger.disabled = True
+    if way == HALF:
+        # PyTorch tells the main thread of a worker's death, and no other one
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(list, data).result()
+        return
     with data.naming_lost_cases():
         engine.run(data, max_epochs=1, epoch_length=50)
 

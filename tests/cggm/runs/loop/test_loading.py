@@ -16,6 +16,7 @@ from cggm.runs.loop.loading import CaseLoader
 from tests.cggm.runs.loop.lost_worker import (
     BAD,
     CASES,
+    HALF,
     SLOW,
     UNSENT,
     WAYS,
@@ -85,6 +86,15 @@ def test_a_batch_that_cannot_be_sent_ends_the_training(tmp_path):
     first, last = file.read_text().splitlines()
     assert first == "error: A loader worker could not send a batch: too many open files."
     assert last.startswith("error: A loader worker could not send a batch that it had put together")
+
+
+def test_a_batch_that_broke_off_on_its_way_is_no_end_of_the_data(tmp_path):
+    fork, file = get_context("fork"), tmp_path / "said"
+    process = fork.Process(target=train_as_a_process, args=(HALF, file))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 2
+    assert "was killed by SIGKILL" in file.read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from cggm import BalanceHandler
 from cggm.errors import UserError
 from cggm.methods import method_names
-from cggm.runs.loop.deferred import DeferredLooks
+from cggm.runs.loop.deferred import DeferredLooks, finite_flags
 from cggm.runs.loop.nonfinite import NonFiniteGuard
 from tests.cggm.contract import CONTRACTS
 from tests.cggm.contract_runs import build, make
@@ -298,3 +298,15 @@ def test_deferred_looks_do_not_wait_in_a_step():
     _, training = deferring()
     _, short = deferring()
     assert waits(training, batches_of(17)) - waits(short, batches_of(1)) <= at_each - 16 + 4
+
+
+def test_flags_are_made_where_the_gradients_are():
+    flags = finite_flags([torch.tensor(1.0)], [torch.ones(2, device="meta")])
+    assert (flags.device.type, flags.shape) == ("meta", (2,))
+
+
+def test_losses_are_looked_at_where_nothing_has_a_gradient():
+    assert finite_flags([torch.tensor(1.0)], []).tolist() == [True]
+    assert finite_flags([torch.tensor(1.0), torch.tensor(torch.inf)], []).tolist() == [False]
+    bad = torch.tensor([1.0, torch.nan])
+    assert finite_flags([], [torch.ones(1), bad]).tolist() == [True, True, False]
