@@ -585,3 +585,9 @@ def test_a_fused_optimizer_that_a_scaler_skips_moves_no_state():
         scaler.step(optimizer)
         scaler.update()
         assert cggm.scores.steps == steps
+
+
+@pytest.mark.parametrize("setting", ["terms", "direction", "acts_on", "gate", "rho"])
+def test_a_word_that_is_no_choice_is_refused(setting):
+    with pytest.raises(ValueError, match=f"Expected `{setting}` to be one of .* got 'other'"):
+        make_cggm(make_late()[1], **{setting: "other"})

@@ -307,6 +307,11 @@ def test_samples_keep_one_of_the_subsets_of_what_they_have():
         assert_close(found / len(rows), torch.full((len(found),), share), rtol=0, atol=0.02)
 
 
+def test_a_fifth_is_dropped_where_nothing_is_said():
+    kept = masks(make()[1], 5_000)
+    assert_close(kept.mean(0), torch.full((len(PAIR),), 0.8), rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("per", ["batch", "case"])
 def test_a_sample_that_would_lose_all_it_has_keeps_it(per):
     positions = torch.arange(64)

@@ -179,3 +179,9 @@ def test_a_network_that_predicts_no_map_is_refused():
 def test_wrong_arguments_are_named(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         make(**settings)
+
+
+def test_several_predictions_are_refused():
+    network, method = make()
+    with pytest.raises(ValueError, match="return one tensor, because PASSION compares"):
+        method([network(IMAGES)], TARGET, network(IMAGES).sum())

@@ -11,7 +11,7 @@ from torch import nn
 
 import cggm.methods
 from cggm import Balancer
-from cggm.errors import UserError
+from cggm.errors import MethodRefusal, UserError
 from cggm.methods import bound_balancer, build_balancer, find_method, method_names
 from cggm.runs import parse_training
 from pipelines.mosi_train import MosiConfig
@@ -140,3 +140,9 @@ def test_heads_that_the_network_learns_from_learn_at_its_rate(name, follow):
     balancer = bound_balancer(name, {}, parts, network)
     methods = balancer.parts if "+" in name else [balancer]
     assert [method.heads_follow for method in methods] == follow
+
+
+def test_a_method_that_cannot_serve_the_network_is_told_by_its_kind_of_error():
+    parts = {"task_loss": lambda: nn.CrossEntropyLoss()}
+    with pytest.raises(MethodRefusal, match=r"UnimodalEnsemble cannot be used here: .*LateFusion"):
+        bound_balancer("UnimodalEnsemble", {}, parts, make_late()[0])
