@@ -121,7 +121,8 @@ def _computed(process: int) -> float:
 
 def _told(said: Path, code: int) -> str:
     lines = said.read_text(errors="replace").splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    # of a test, not of a log that is shown with it
+    failed = [line for line in lines if line.startswith(("FAILED tests/", "ERROR tests/"))]
     return failed[0].split(" - ")[0].partition(" ")[2] if failed else f"exit {code}"
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.mutants import NOTES, calls_of_core
+from tests.mutants import NOTES, _told, calls_of_core
 from tests.mutations import ROOT, faults_of, listed, sample
 from tests.quantifiers import every
 
@@ -53,6 +53,17 @@ def test_notes_name_what_is_there():
         assert name in CORE
     for name, changes in NOTES["cannot_be_noticed"].items():
         assert set(changes) <= {fault.change() for fault in faults_of(name)}
+
+
+def test_what_noticed_a_fault_is_a_test_and_no_log(tmp_path):
+    said = tmp_path / "said.log"
+    said.write_text(
+        "ERROR    ignite.engine:engine.py:1290 Current run is terminating\n"
+        "FAILED tests/test_a.py::test_b[c] - assert 1 == 2\n"
+    )
+    assert _told(said, 1) == "tests/test_a.py::test_b[c]"
+    said.write_text("Segmentation fault\n")
+    assert _told(said, -11) == "exit -11"
 
 
 @pytest.mark.slow

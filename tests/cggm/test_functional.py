@@ -220,3 +220,15 @@ def test_half_precision_gradient_does_not_vanish():
     found = last_layer_gradient(loss, u.half(), half, channels_last=False)
     assert found.dtype == torch.float32
     assert_close(found, exact, rtol=2e-2, atol=1e-5)
+
+
+class Marked(torch.Tensor):
+    """A tensor that carries more than numbers, as MONAI's do."""
+
+
+def test_gradients_of_tensors_that_carry_more_are_plain():
+    layer = torch.nn.Linear(3, 2)
+    taken = torch.ones(4, 3).as_subclass(Marked)
+    said = layer(taken)
+    gradient = last_layer_gradient(said.square().mean(), taken, said, channels_last=True)
+    assert type(gradient) is torch.Tensor

@@ -482,3 +482,14 @@ def test_a_step_may_be_abandoned_before_any_was_begun():
     cggm = make_cggm(heads)
     cggm.abandon()
     assert cggm.bind(network).micro_batches == 0
+
+
+def test_norms_are_measured_where_someone_asks():
+    for asked in (False, True):
+        network, heads = make_late()
+        cggm = make_cggm(heads).bind(network)
+        cggm.measure_norms = cggm.measure_norms or asked
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        cggm(network(INPUTS), TARGET).backward()
+        optimizer.step()
+        assert (cggm.norms is not None) == asked

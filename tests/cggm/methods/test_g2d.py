@@ -108,3 +108,12 @@ def test_heads_are_needed():
     trials = Trials(network, cross_entropy, iter, iter, torch.optim.SGD)
     with pytest.raises(ValueError, match="one head per encoder"):
         G2D(cross_entropy, {"text": LinearHead()}, trials).bind(network)
+
+
+def test_two_classes_are_enough():
+    network, method = make()
+    for layer in (network.output_layer, *(head.output_layer for head in method.judges.values())):
+        layer.weight = nn.Parameter(layer.weight[:2].detach().clone())
+        layer.bias = nn.Parameter(layer.bias[:2].detach().clone())
+    method.unbind()
+    assert method.bind(network).binding.output_weight.shape[0] == 2

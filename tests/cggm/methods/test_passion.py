@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from cggm.methods import PASSION
-from cggm.methods.passion import class_shares, distillation, similarities
+from cggm.methods.passion import _differences, class_shares, distillation, similarities
 from tests.cggm.networks import (
     NAMES,
     Convolutional,
@@ -185,3 +185,11 @@ def test_several_predictions_are_refused():
     network, method = make()
     with pytest.raises(ValueError, match="return one tensor, because PASSION compares"):
         method([network(IMAGES)], TARGET, network(IMAGES).sum())
+
+
+def test_differences_by_hand():
+    # two classes over two voxels, the second of which no voxel has
+    student = torch.tensor([[[1.0, 2.0], [9.0, 9.0]]])
+    shares = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    square, size = _differences(student, torch.tensor([[[0.0, 5.0], [0.0, 0.0]]]), shares)
+    assert (square.tolist(), size.tolist()) == ([5.0], [2.0])

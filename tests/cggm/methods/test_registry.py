@@ -146,3 +146,9 @@ def test_a_method_that_cannot_serve_the_network_is_told_by_its_kind_of_error():
     parts = {"task_loss": lambda: nn.CrossEntropyLoss()}
     with pytest.raises(MethodRefusal, match=r"UnimodalEnsemble cannot be used here: .*LateFusion"):
         bound_balancer("UnimodalEnsemble", {}, parts, make_late()[0])
+
+
+def test_a_setting_that_a_method_cannot_do_without_is_asked_for():
+    parts = {"task_loss": lambda: nn.CrossEntropyLoss()}
+    with pytest.raises(UserError, match=r"expected `samples`.*Give `samples`, or take another"):
+        build_balancer("QMF", {}, parts)

@@ -37,8 +37,13 @@ def refusal(function: Callable[[], object]) -> str:
     return ""
 
 
-def trained(spoilt_at: int | None = None, epochs: int = 3) -> tuple[list[float], list[float]]:
-    """Draws of epochs of two steps, and weights; rank 1 may use another coefficient in one step."""
+def trained(
+    spoilt_at: int | None = None, moved_at: int | None = None, epochs: int = 3
+) -> tuple[list[float], list[float]]:
+    """Draws of epochs of two steps, and weights.
+
+    In one step rank 1 may use another coefficient, or its method's state may move.
+    """
     network, heads = make_late()
     cggm = make_cggm(heads, gate=None).bind(network)
     replica, draws = replicated(network), []
@@ -53,6 +58,8 @@ def trained(spoilt_at: int | None = None, epochs: int = 3) -> tuple[list[float],
             cggm.binding.factors.gradient[0] += 1e-6
         loss.backward()
         optimizer.step()
+        if rank() == 1 and engine.state.iteration == moved_at:
+            next(cggm.scores.buffers()).add_(1)
 
     engine = Engine(update)
     BalanceHandler(cggm).attach(engine)
@@ -99,6 +106,7 @@ def look_around(folder: Path) -> None:
         "again": trained()[0],
         "weights": trained(epochs=50)[1],
         "spoilt": refusal(lambda: trained(spoilt_at=3)),
+        "moved": refusal(lambda: trained(moved_at=4)),
         "background": without_foreground(),
     }
     (folder / f"{rank()}.json").write_text(json.dumps(found))

@@ -94,6 +94,12 @@ def test_one_differing_coefficient_ends_the_training_at_the_end_of_the_epoch(fou
         assert "on all ranks after epoch 2, but rank 1 differs" in rank["spoilt"]
 
 
+def test_one_differing_state_ends_the_training_at_the_end_of_the_epoch(found):
+    for rank in found:
+        assert "Expected the same state of the method" in rank["moved"]
+        assert "on all ranks after epoch 2, but rank 1 differs" in rank["moved"]
+
+
 def test_rank_without_foreground_takes_part(found):
     assert found[0]["background"] == found[1]["background"]
 

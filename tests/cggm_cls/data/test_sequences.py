@@ -9,6 +9,7 @@ from cggm_cls.data.sequences import (
     RaggedSequences,
     SequenceDataset,
     TaskData,
+    content_digest,
     move,
 )
 
@@ -124,3 +125,13 @@ def test_the_modalities_that_are_asked_for_stay(name):
     for wrong in ([], ["video"], ["text", "text"]):
         with pytest.raises(UserError, match="modalities"):
             data.only(wrong)
+
+
+def test_the_digest_tells_sequences_that_are_cut_at_other_places():
+    first, second = (
+        SequenceDataset({"text": ragged(*lengths)}, torch.arange(2), ["a", "b"])
+        for lengths in ((1, 3), (2, 2))
+    )
+    assert torch.equal(first.inputs["text"].values, second.inputs["text"].values)
+    assert content_digest({"train": first}) != content_digest({"train": second})
+    assert content_digest({"train": first}) == content_digest({"train": first})

@@ -164,3 +164,9 @@ SILENT += [{"ED": 2, "ET": value} for value in ("x", [[3]], {"a": 3}, None, 3.5,
 @pytest.mark.parametrize("names", [*SILENT, {"\u00b2": "edema", "3": "ET"}])
 def test_labels_of_a_dataset_json_that_say_nothing(names):
     assert scheme_of_names(names) is None
+
+
+def test_labels_fit_into_a_byte():
+    assert dict(label_scheme("255=NCR,2=ED,4=ET").classes)[255] == NCR
+    with pytest.raises(UserError, match="values from 0 to 255"):
+        label_scheme("256=NCR,2=ED,4=ET")

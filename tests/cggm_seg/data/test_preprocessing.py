@@ -9,6 +9,7 @@ from cggm_seg.data.preprocessing import (
     prepare_image,
     rounding_errors,
     to_int16,
+    without_background,
     zscore,
 )
 from tests.cggm_seg.nifti import anatomy
@@ -233,3 +234,13 @@ def test_rounding_error_is_measured_by_hand():
     # 1 became 1.1 and 3 became 2.6: by 0.4 at most, which is 0.8 deviations.
     errors = rounding_errors(images, statistics, values, scales, offsets)
     np.testing.assert_allclose(errors, [0.8])
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [(np.int16, np.int32), (np.uint8, np.int32), (np.int64, np.float64), (np.float32, np.float32)],
+)
+def test_an_image_less_its_background_is_of_a_type_that_holds_it(kind, result):
+    image = np.array([5, 100], kind)
+    less = without_background(image, 5.0)
+    assert (less.dtype, less.tolist()) == (result, [0, 95])
