@@ -41,6 +41,9 @@ def test_a_network_in_eval_mode_that_is_trained_is_refused_at_its_first_step():
     with pytest.raises(RuntimeError, match=r"training mode while it trains.*network.train\(\)"):
         steps(network, cggm)
     assert every(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    torch.nn.functional.cross_entropy(network(INPUTS), TARGET).backward()
+    optimizer.step()  # of the loop's own, which is told nothing of the refused one
 
 
 def test_validation_with_gradients_is_no_training():
