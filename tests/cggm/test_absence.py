@@ -279,3 +279,19 @@ def test_state_of_old_runs_has_missed_nothing():
     other.load_state_dict(state)
     assert other.scores.missed.tolist() == other.scores.chance.missed.tolist() == [0, 0, 0]
     assert torch.equal(other.scores.fast, cggm.scores.fast)
+
+
+def test_the_update_of_an_encoder_that_saw_nothing_is_left_as_it_is():
+    network, heads = skipping()
+    cggm = make_cggm(heads, acts_on="update", direction=None, gate=None).bind(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        step(network, cggm, INPUTS, optimizer)
+    weight = next(network.encoders["text"].parameters())
+    moving, before = optimizer.state[weight]["momentum_buffer"].clone(), weight.detach().clone()
+    optimizer.zero_grad(set_to_none=False)
+    cggm.present({"text": False})
+    cggm(network(without("text")), TARGET).backward()
+    optimizer.step()
+    assert moving.abs().max() > 0
+    assert_close(weight - before, -0.1 * 0.9 * moving)

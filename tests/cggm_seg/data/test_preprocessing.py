@@ -238,7 +238,13 @@ def test_rounding_error_is_measured_by_hand():
 
 @pytest.mark.parametrize(
     ("kind", "result"),
-    [(np.int16, np.int32), (np.uint8, np.int32), (np.int64, np.float64), (np.float32, np.float32)],
+    [
+        (np.int16, np.int32),
+        (np.uint8, np.int32),
+        (np.int32, np.float64),
+        (np.int64, np.float64),
+        (np.float32, np.float32),
+    ],
 )
 def test_an_image_less_its_background_is_of_a_type_that_holds_it(kind, result):
     image = np.array([5, 100], kind)
