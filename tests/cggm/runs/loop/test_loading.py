@@ -77,24 +77,24 @@ def test_a_killed_worker_is_reported_in_one_line_with_its_case(way, lost):
     assert f" {doing}. Often memory ran out: give fewer --workers" in message
 
 
-def test_a_batch_that_cannot_be_sent_ends_the_training(tmp_path):
-    fork, file = get_context("fork"), tmp_path / "said"
-    process = fork.Process(target=train_as_a_process, args=(UNSENT, file))
+def refused(way, folder):
+    """What a training says that ends with the exit code of a user's mistake."""
+    file = folder / "said"
+    process = get_context("fork").Process(target=train_as_a_process, args=(way, file))
     process.start()
     process.join(60)
     assert process.exitcode == 2
-    first, last = file.read_text().splitlines()
+    return file.read_text()
+
+
+def test_a_batch_that_cannot_be_sent_ends_the_training(tmp_path):
+    first, last = refused(UNSENT, tmp_path).splitlines()
     assert first == "error: A loader worker could not send a batch: too many open files."
     assert last.startswith("error: A loader worker could not send a batch that it had put together")
 
 
 def test_a_batch_that_broke_off_on_its_way_is_no_end_of_the_data(tmp_path):
-    fork, file = get_context("fork"), tmp_path / "said"
-    process = fork.Process(target=train_as_a_process, args=(HALF, file))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 2
-    assert "was killed by SIGKILL" in file.read_text()
+    assert "was killed by SIGKILL" in refused(HALF, tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
