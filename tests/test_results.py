@@ -60,3 +60,13 @@ def test_prose_about_a_comparison_has_no_figure_of_its_own(title):
     prose = re.sub(r"<!-- [a-z ]+ -->\n.*?<!-- end -->", "", section, flags=re.DOTALL)
     prose = re.sub(r"`[^`]*`", "", prose).replace("probability\n0.2", "")
     assert re.findall(r"\d*\.\d+|\d+ points?", prose) == []
+
+
+def test_the_shares_of_faults_that_were_noticed_are_those_of_the_figures():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    found = json.loads((ROOT / "benchmarks" / "results" / "mutants.json").read_text())
+    killable = found["tried"] - found["cannot_be"]
+    assert found["noticed"] == killable == len(found["rows"])
+    assert f"Of {found['tried']} faults, {found['cannot_be']} change nothing" in page
+    assert f"of the other {killable} were" in page
+    assert every(row["cannot_be"] for row in found["survivors"])
