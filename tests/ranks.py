@@ -49,7 +49,7 @@ def _main(module: str, name: str, folder: Path, rank: int) -> None:
     dist.destroy_process_group()
     sys.stdout.flush()
     # Gloo's threads outlive the group: one that lets go of a tensor while the interpreter ends
-    # cannot get its lock any more and aborts the process, which happens on a busy machine.
+    # cannot get its lock any more and may abort the process.
     os._exit(0)
 
 
