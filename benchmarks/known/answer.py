@@ -1,6 +1,6 @@
 """What methods do on simulated data where the right answer is known.
 
-    python -m benchmarks.known.answer [--quick] [--seeds N] [--jobs 2] [--json FILE]
+    python -m benchmarks.known.answer [--quick] [--seeds N] [--jobs 2] [--json FILE] [--resume]
 
 Every method, see known/rows.py, on three tasks in five scenarios, see known/data.py, where what a
 balancing method should do in each is written down beforehand. For one seed all methods get the same
@@ -8,13 +8,17 @@ data, batches and initial weights, so that each is compared with joint training 
 in hundredths: accuracy, negative mean absolute error, Dice. "probe" is the lower of the two scores
 that ridge regression on one encoder's features reaches. Intervals are Student's at 95 %; the last
 column is the verdict on what the scenario is judged by: the score, or in (d) the score without A.
+One seed is run to its end before the next begins, so that a run that is ended early leaves whole
+seeds: ``--resume`` takes its trainings over, with ``--seeds`` as many as are to count. Nothing
+checks that the code is still the same.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -24,7 +28,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.known.data import NOISE, SCENARIOS, TASKS
-from benchmarks.known.rows import CORE, METHODS
+from benchmarks.known.rows import CORE, METHODS, RIVALS
 from benchmarks.known.speed import measure_speed
 from benchmarks.known.training import RATES, Case, run
 from benchmarks.machine import machine
@@ -32,8 +36,9 @@ from cggm.errors import UserError
 
 QUICK = ("joint", "CGGM", "constant", "random", "ungated rho 1")
 PARTIAL = Path(gettempdir()) / "known_answer.jsonl"  # what an interrupted run leaves
+Job = tuple[Case, str, int]  # what is trained how, and its epochs
 KEYS = ("task", "scenario", "optimizer")
-UNSAID = ("json", "everywhere")
+UNSAID = ("json", "resume")
 # Seeds below served to choose the default of CGGM.
 FIRST_SEED = 200
 SEEDS = {"classification": 5, "regression": 5, "segmentation": 3}
@@ -66,44 +71,58 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many, of each task")
     parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first one")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, help="with all optimizers, rivals and controls too"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all but rivals' controls")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--optimizers", nargs="+", choices=RATES)
+    parser.add_argument(
+        "--resume", action="store_true", help=f"take over what an interrupted run left in {PARTIAL}"
+    )
     options = parser.parse_args()
     quick = options.quick
     options.seeds = dict.fromkeys(TASKS, options.seeds or 2) if options.seeds or quick else SEEDS
-    options.everywhere = set(options.methods or CORE)
-    options.methods = options.methods or list(QUICK if quick else METHODS)
+    options.methods = options.methods or list(QUICK if quick else CORE | RIVALS)
     options.optimizers = options.optimizers or list(RATES)[: 1 if quick else None]
     return options
 
 
 def measure(pool: Pool, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record per run."""
-    jobs = [
-        (Case(task, scenario, optimizer, seed), method, EPOCHS[task] // (1 + options.quick))
-        for task in options.tasks
-        for scenario in options.scenarios
-        for optimizer in options.optimizers
-        for seed in range(options.first, options.first + options.seeds[task])
-        for method in options.methods
-        # Segmentation is trained as BraTS is.
-        if optimizer == "sgd" or (method in options.everywhere and task in RATES[optimizer])
-    ]
-    results = []
+    """One record per training that its method can serve."""
+    jobs = list(planned(options))
+    done = read_partial() if options.resume else {}
+    missing = [job for job in jobs if job not in done]
     with PARTIAL.open("w") as partial:
-        for done, result in enumerate(pool.imap(run_job, jobs), 1):
-            results += [result] if result else []
-            partial.write(json.dumps(result) + "\n")
-            if done % 50 == 0:
-                print(f"{done} of {len(jobs)} trainings", flush=True)
-    return results
+        for (case, *rest), result in done.items():
+            partial.write(json.dumps([vars(case), *rest, result]) + "\n")
+        for count, result in enumerate(pool.imap(run_job, missing)):
+            case, *rest = job = missing[count]
+            done[job] = result
+            partial.write(json.dumps([vars(case), *rest, result]) + "\n")
+            partial.flush()
+            if count % 50 == 49:
+                print(f"{count + 1} of {len(missing)} trainings", flush=True)
+    return [result for job in jobs if (result := done[job])]
 
 
-def run_job(job: tuple[Case, str, int]) -> dict[str, Any] | None:
+def planned(options: argparse.Namespace) -> Iterator[Job]:
+    """Trainings, those of one seed together."""
+    for index in range(max(options.seeds.values())):
+        tasks = [task for task in options.tasks if index < options.seeds[task]]
+        for task, scenario, optimizer, method in itertools.product(
+            tasks, options.scenarios, options.optimizers, options.methods
+        ):
+            if task in RATES[optimizer]:  # segmentation is trained as BraTS is, with SGD
+                case = Case(task, scenario, optimizer, options.first + index)
+                yield case, method, EPOCHS[task] // (1 + options.quick)
+
+
+def read_partial() -> dict[Job, dict[str, Any] | None]:
+    """What an interrupted run left; its last line may be cut."""
+    lines = PARTIAL.read_text().split("\n")[:-1] if PARTIAL.exists() else []
+    return {(Case(**case), *rest): result for case, *rest, result in map(json.loads, lines)}
+
+
+def run_job(job: Job) -> dict[str, Any] | None:
     """Figures of one training; ``None`` if the method cannot serve the task."""
     case, method, epochs = job
     try:

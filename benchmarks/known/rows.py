@@ -7,7 +7,7 @@ from benchmarks.known.training import Replay, Row
 from cggm.methods import published_methods
 
 PAPER = {"rho": 1.0, "gate": None}
-# Trained with both optimizers: joint training, CGGM in its forms, and the controls of two of them.
+# Joint training, CGGM in its forms, and the controls of two of them.
 CORE = {
     "joint": Row("Balancer"),
     "unimodal losses": Row("UnimodalLosses"),
@@ -80,7 +80,6 @@ def _rivals() -> dict[str, Row]:
     return {k: row for name in others for k, row in ROWS.get(name, {name: Row(name)}).items()}
 
 
-# Rivals, trained with SGD alone unless other optimizers are asked for.
 RIVALS = _rivals() | CHAINS
 
 
