@@ -389,15 +389,51 @@ def test_states_of_another_form_are_refused(tmp_path, place, junk):
     training = Training()
     training.step()
     path = training.save(tmp_path, 1)
+
+    def forge(saved):
+        next(g for g in (saved, saved["rng"], saved["parts"]) if place in g)[place] = junk
+
+    rewrite_training(path, forge)
+    with pytest.raises(UserError, match=r"no states of random generators|does not fit this run"):
+        training.load(tmp_path)
+
+
+@pytest.mark.parametrize("junk", [torch.zeros(7), torch.zeros(()), "x", [1.0]], ids=repr)
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_moments_of_another_form_are_refused_at_once(tmp_path, name, junk):
+    training = Training()
+    training.step()
+    path = training.save(tmp_path, 1)
+    rewrite_training(
+        path, lambda saved: saved["parts"]["optimizer"]["state"][0].update({name: junk})
+    )
+    with pytest.raises(UserError, match=rf"saved optimizer does not fit this run \({name} is "):
+        training.load(tmp_path)
+
+
+def test_a_momentum_that_was_never_written_is_taken_over(tmp_path):
+    training = Training()
+    training.optimizer = torch.optim.SGD(training.network.parameters(), 0.1, momentum=0.9)
+    training.parts = {"optimizer": training.optimizer}
+    training.network(torch.randn(5, 3)).sum().backward()
+    training.optimizer.step()
+    path = training.save(tmp_path, 1)
+    rewrite_training(
+        path,
+        lambda saved: saved["parts"]["optimizer"]["state"][0].update({"momentum_buffer": None}),
+    )
+    training.load(tmp_path)
+    assert None in [state["momentum_buffer"] for state in training.optimizer.state.values()]
+
+
+def rewrite_training(path, change):
+    """What whoever replaces the file and its digest can do."""
     file = path / "training.pt"
     saved = torch.load(file, weights_only=True)
-    group = next(g for g in (saved, saved["rng"], saved["parts"]) if place in g)
-    group[place] = junk
+    change(saved)
     torch.save(saved, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     rewrite_header(path, lambda header: header["files"].update({"training.pt": digest}))
-    with pytest.raises(UserError, match=r"no states of random generators|does not fit this run"):
-        training.load(tmp_path)
 
 
 def test_folder_without_checkpoints_is_refused(tmp_path):
