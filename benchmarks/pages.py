@@ -66,8 +66,7 @@ def blocks() -> dict[str, str]:
     mfeat, missing = read_records(RESULTS / MFEAT), read_records(RESULTS / MISSING)
     brats = of_task(missing, "brats")
     classes = [run for run in missing if run.task != "brats"]
-    known, newer = read_rows("known_answer.json"), read_rows("known_newer.json")
-    dense = read_rows("dense.json")
+    known, dense = read_rows("known_answer.json"), read_rows("dense.json")
     guided, three = read_rows("guided.json"), read_rows("guided_three.json")
     level = tables.dense_gains(dense, LEVEL)
     return {
@@ -83,7 +82,8 @@ def blocks() -> dict[str, str]:
         "brats verdict": verdicts.missing_verdict(brats, "dice_mean", "mrd", 1, 3),
         "known": tables.known_tables(known),
         "ranks": tables.rank_table(known),
-        "ranks newer": tables.rank_table(newer),
+        "known verdict": verdicts.known_verdict(known),
+        "known controls": tables.controls_tables(read_rows("known_controls.json")),
         "guided": proof.table(guided),
         "guided verdict": proof.verdict(guided),
         "guided three": proof.table(three),

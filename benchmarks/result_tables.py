@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.known import proof
-from benchmarks.known.answer import interval
+from benchmarks.known.answer import KEYS, interval
 from benchmarks.known.data import SCENARIOS, TASKS
 from benchmarks.known.dense import CONTROLS, EVEN, FORMS
+from benchmarks.known.rows import CONTROLS as CONTROLS_OF_RIVALS
 from cggm.comparison.records import FinishedRun
 from cggm.comparison.statistics import ranks_of
 
@@ -172,27 +173,70 @@ def gains_table(gains: Sequence[Mapping[str, Any]], form: str) -> str:
     return "\n".join(lines)
 
 
-def rank_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Mean rank of each method over the scenarios and seeds of a task, 1 is best."""
+def judged_by(scenario: str) -> str:
+    """Which score a scenario with a known answer is judged by."""
+    absent = SCENARIOS[scenario].absent
+    return f"without {absent}" if absent else "score"
+
+
+def rank_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often each method is told from joint training, and its mean rank by task, 1 is best."""
+    means, counts = mean_ranks(rows), told_apart(rows)
+    heads = [f"{OPTIMIZERS[o]} {SHORT[t]} ({len(own)})" for (o, t), own in means.items()]
+    lines = [f"| {' | '.join(['mean rank', *heads, 'better', 'worse', 'of'])} |"]
+    lines.append(f"|{'---|' * (len(heads) + 4)}")
+    for name in dict.fromkeys(n for own in means.values() for n in own):
+        cells = [f"{own[name]:.1f}" if name in own else "-" for own in means.values()]
+        told = map(str, counts[name]) if name in counts else ["-"] * 3
+        lines.append(f"| {' | '.join([name, *cells, *told])} |")
+    return "\n".join(lines)
+
+
+def mean_ranks(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, float]]:
+    """By optimizer and task, of each method over scenarios and seeds."""
     columns: dict[tuple[str, str], dict[tuple[str, int], dict[str, float]]] = {}
     for row in rows:
-        absent = SCENARIOS[row["scenario"]].absent
-        gaps = row[f"{f'without {absent}' if absent else 'score'} - joint by seed"]
         own = columns.setdefault((row["optimizer"], row["task"]), {})
-        for seed, gap in enumerate(gaps):
+        for seed, gap in enumerate(row[f"{judged_by(row['scenario'])} - joint by seed"]):
             lost = gap is None or not math.isfinite(gap)
             place = own.setdefault((row["scenario"], seed), {})
             place[row["method"]] = LOST if lost else gap
-    means: dict[tuple[str, str], dict[str, float]] = {}
+    means = {}
     for key, places in columns.items():
         ranks = [ranks_of(place, lower_better=False) for place in places.values()]
         means[key] = {n: statistics.mean(rank[n] for rank in ranks) for n in ranks[0]}
-    heads = [f"{OPTIMIZERS[o]} {SHORT[t]} ({len(own)})" for (o, t), own in means.items()]
-    lines = [f"| mean rank | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
-    for name in dict.fromkeys(n for own in means.values() for n in own):
-        cells = [f"{own[name]:.1f}" if name in own else "-" for own in means.values()]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
+    return means
+
+
+def told_apart(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    """In how many settings each method is better and worse than joint training, and of how many.
+
+    A training that diverged makes the setting worse.
+    """
+    counts: dict[str, list[tuple[bool, bool]]] = {}
+    for row in rows:
+        if row["method"] != "joint":
+            mean, half = row[f"{judged_by(row['scenario'])} - joint"]
+            lost = mean is None or half is None
+            told = (False, True) if lost else (mean > half, -mean > half)
+            counts.setdefault(row["method"], []).append(told)
+    return {n: (*(sum(x) for x in zip(*own, strict=True)), len(own)) for n, own in counts.items()}
+
+
+def controls_tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Methods less the controls that replay their weights, one table for each optimizer."""
+    found = {(*(row[key] for key in KEYS), row["method"]): row for row in rows}
+    differences = []
+    for (*setting, name), control in found.items():
+        label = name.partition(": ")[0]
+        if name in CONTROLS_OF_RIVALS and (own := found.get((*setting, label))):
+            by_seed = f"{judged_by(control['scenario'])} - joint by seed"
+            pairs = list(zip(own[by_seed], control[by_seed], strict=True))
+            lost = any(None in pair for pair in pairs)
+            gap = (None, None) if lost else interval([a - b for a, b in pairs])
+            text = name.replace(": ", " less ")
+            differences.append({**control, "method": text, by_seed.removesuffix(" by seed"): gap})
+    return known_tables(differences)
 
 
 def known_tables(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -207,7 +251,7 @@ def table(optimizer: str, found: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
         (scenario, task)
         for scenario in SCENARIOS
         for task in TASKS
-        if (optimizer, scenario, task, "joint") in found
+        if any(key[:3] == (optimizer, scenario, task) for key in found)
     ]
     methods = dict.fromkeys(key[3] for key in found if key[0] == optimizer)
     heads = [f"({scenario}) {SHORT[task]}" for scenario, task in columns]
@@ -225,7 +269,7 @@ def cell(row: Mapping[str, Any] | None, scenario: str) -> str:
     """Joint training's own score, or a difference to it, in bold where it is not zero."""
     if row is None:
         return "-"
-    judged = f"without {SCENARIOS[scenario].absent}" if SCENARIOS[scenario].absent else "score"
+    judged = judged_by(scenario)
     if row["method"] == "joint":
         return f"{row[judged]:.1f}"
     mean, half = row[f"{judged} - joint"]

@@ -1,36 +1,58 @@
-"""Every benchmark, one after another, each with its figures in benchmarks/results/<name>.json.
+"""Every benchmark, one after another, as the figures in benchmarks/results were measured.
 
-    python -m benchmarks.run_all
+    python -m benchmarks.run_all [--output bench] [--only NAME ...]
 
-Faults have a command of their own, benchmarks.faults.run.
+Each writes <name>.json into the output folder, beside which benchmarks/results can be laid. All
+take most of a day on two cores: fewer names do with less. Those that train (``lesions``,
+``lacking``, ``precision``) go on from their file where it is there already. Comparisons (``python
+pipelines/compare.py``, their commands stand in docs/results.md), faults (``make faults``), mutants
+(``make mutants``) and what waits for a GPU (``make gpu``) have commands of their own.
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-MODULES = {
+ROOT = Path(__file__).parent.parent
+KNOWN = "known.answer --jobs 2 --first 600 --seeds 6 --scenarios a b c d"
+# By name of the result, the module and its options.
+COMMANDS = {
     "slices": "data.slices",
     "step": "methods.segmentation_step",
     "inference": "data.inference",
     "metrics": "data.metrics",
     "sequences": "methods.sequence_step",
     "methods": "methods.cost",
-    "known_answer": "known.answer",
-    "guided": "known.proof",
+    "starts": "methods.starts",
     "pickles": "data.pickles",
     "features": "data.features",
+    "many_cases": "data.many_cases",
+    "nnunet": "methods.nnunet_step",
+    "precision": "methods.precision",
+    "guided": "known.proof",
+    "guided_three": "known.proof --scenarios e --tasks classification",
+    "dense": "known.dense --seeds 8",
+    "known_answer": KNOWN,
+    "known_controls": f"{KNOWN} --tasks classification regression --optimizers sgd --controls",
+    "lacking": "known.lacking --seeds 2",
+    "lesions": "known.lesions",
 }
 
 
 def main() -> None:
     """Run them; a benchmark that fails ends the run."""
-    RESULTS.mkdir(exist_ok=True)
-    for name, module in MODULES.items():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("bench"), help="folder of the JSON")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    options = parser.parse_args()
+    folder = options.output.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
         print(f"\n{name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{module}", "--json", RESULTS / f"{name}.json"]
-        subprocess.run(command, check=True, cwd=RESULTS.parents[1])
+        module, *words = COMMANDS[name].split()
+        command = [sys.executable, "-m", f"benchmarks.{module}", *words]
+        subprocess.run([*command, "--json", folder / f"{name}.json"], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from typing import Any
 from benchmarks.known.dense import CONTROLS, EVEN, FORMS, LEVEL
 from benchmarks.known.proof import above
 from benchmarks.result_tables import (
+    OPTIMIZERS,
     Read,
     by_method,
     dense_gains,
     gap_text,
+    mean_ranks,
     over_subsets,
     paired,
     subset_dice,
+    told_apart,
 )
 from cggm.comparison.records import FinishedRun
 from cggm.comparison.statistics import Difference, paired_difference
@@ -212,3 +215,25 @@ def dense_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         f"- **By level** is better than joint training and all its controls in {both} of "
         f"{len(gains)} columns; better than the even pass in {even}, worse in {behind}."
     )
+
+
+def known_verdict(rows: Sequence[Mapping[str, Any]], first: int = 5) -> str:
+    """Who leads the mean ranks, and who gains and loses against joint training, by setting."""
+    lines = []
+    for (optimizer, task), own in mean_ranks(rows).items():
+        ranks = sorted(own.items(), key=lambda item: item[1])
+        leading = ", ".join(f"{name} ({rank:.1f})" for name, rank in ranks[:first])
+        place = [name for name, _ in ranks].index("joint") + 1
+        lines.append(
+            f"- **{OPTIMIZERS[optimizer]}, {task}**: the best mean ranks have {leading}; joint "
+            f"training is number {place} of {len(own)}."
+        )
+    counts = told_apart(rows)
+    never = [name for name, (better, worse, _) in counts.items() if better and not worse]
+    never.sort(key=lambda name: -counts[name][0])
+    behind = [name for name, (better, worse, _) in counts.items() if worse > better]
+    told = ", ".join(f"{name} ({counts[name][0]} of {counts[name][2]})" for name in never)
+    lines.append(f"- **Better than joint training in some settings and worse in none**: {told}.")
+    told = ", ".join(f"{n} ({counts[n][0]} better, {counts[n][1]} worse)" for n in behind)
+    lines.append(f"- **More often worse than better**: {told or NOTHING}.")
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What methods do on simulated data where the right answer is known.
 
-    python -m benchmarks.known.answer [--quick] [--seeds N] [--jobs 2] [--json FILE] [--resume]
+    python -m benchmarks.known.answer [--quick] [--seeds N] [--jobs 2] [--controls] [--json FILE]
+        [--resume]
 
 Every method, see known/rows.py, on three tasks in five scenarios, see known/data.py, where what a
 balancing method should do in each is written down beforehand. For one seed all methods get the same
@@ -28,7 +29,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.known.data import NOISE, SCENARIOS, TASKS
-from benchmarks.known.rows import CORE, METHODS, RIVALS
+from benchmarks.known.rows import CONTROLS, CORE, METHODS, RIVALS
 from benchmarks.known.speed import measure_speed
 from benchmarks.known.training import RATES, Case, run
 from benchmarks.machine import machine
@@ -38,7 +39,7 @@ QUICK = ("joint", "CGGM", "constant", "random", "ungated rho 1")
 PARTIAL = Path(gettempdir()) / "known_answer.jsonl"  # what an interrupted run leaves
 Job = tuple[Case, str, int]  # what is trained how, and its epochs
 KEYS = ("task", "scenario", "optimizer")
-UNSAID = ("json", "resume")
+UNSAID = ("json", "resume", "controls")
 # Seeds below served to choose the default of CGGM.
 FIRST_SEED = 200
 SEEDS = {"classification": 5, "regression": 5, "segmentation": 3}
@@ -72,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all but rivals' controls")
+    parser.add_argument("--controls", action="store_true", help="rivals that have some, and these")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--optimizers", nargs="+", choices=RATES)
@@ -81,6 +83,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     quick = options.quick
     options.seeds = dict.fromkeys(TASKS, options.seeds or 2) if options.seeds or quick else SEEDS
+    if options.controls:
+        controlled = dict.fromkeys(name.partition(":")[0] for name in CONTROLS)
+        options.methods = ["joint", *controlled, *CONTROLS]
     options.methods = options.methods or list(QUICK if quick else CORE | RIVALS)
     options.optimizers = options.optimizers or list(RATES)[: 1 if quick else None]
     return options
@@ -171,12 +176,14 @@ def interval(gaps: list[float]) -> tuple[float, float]:
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401
-    """The same with ``None`` where a number is not finite."""
+    """The same with ``None`` where a number is not finite, and four digits behind the point."""
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
 
 
 def verdict(mean: float, half: float) -> str:

@@ -5,6 +5,7 @@ import math
 
 from benchmarks import pages, verdicts
 from benchmarks import result_tables as tables
+from benchmarks.known.answer import interval
 from cggm.comparison.records import FinishedRun, read_records
 
 
@@ -143,24 +144,48 @@ def test_the_verdict_on_dense_forms_counts_columns():
     )
 
 
-def test_ranks_are_means_over_scenarios_and_seeds():
-    def row(method, scenario, gaps):
-        judged = "without A" if scenario == "d" else "score"
-        keys = {"task": "regression", "scenario": scenario, "optimizer": "sgd", "method": method}
-        return keys | {f"{judged} - joint by seed": gaps}
+def known(method, scenario, gaps):
+    """A row of the benchmark with a known answer, of two seeds."""
+    judged = "without A" if scenario == "d" else "score"
+    keys = {"task": "regression", "scenario": scenario, "optimizer": "sgd", "method": method}
+    gap = (None, None) if None in gaps else interval(gaps)
+    return keys | {judged: 50.0, f"{judged} - joint by seed": gaps, f"{judged} - joint": gap}
 
-    rows = [
-        row("joint", "a", [0.0, 0.0]),
-        row("best", "a", [1.0, 2.0]),
-        row("lost", "a", [None, 3]),
+
+KNOWN = [
+    known("joint", "a", [0.0, 0.0]),
+    known("OGM", "a", [1.0, 2.0]),
+    known("AGM", "a", [None, 3]),
+    known("joint", "d", [0.0, 0.0]),
+    known("OGM", "d", [1.1, 1.0]),
+    known("AGM", "d", [-9, -9.1]),
+]
+
+
+def test_ranks_are_means_over_scenarios_and_seeds():
+    assert tables.rank_table(KNOWN).splitlines() == [
+        "| mean rank | SGD regr. (3) | better | worse | of |",
+        "|---|---|---|---|---|",
+        "| joint | 2.2 | - | - | - |",  # 2, 3, 2, 2
+        "| OGM | 1.2 | 1 | 0 | 2 |",  # 1, 2, 1, 1; the interval of 1 and 2 holds zero
+        "| AGM | 2.5 | 0 | 2 | 2 |",  # 3, 1, 3, 3; it diverged in (a)
     ]
-    rows += [row("joint", "d", [0.0, 0.0]), row("best", "d", [1, -1]), row("lost", "d", [-9, -9])]
-    assert tables.rank_table(rows).splitlines() == [
-        "| mean rank | SGD regr. (3) |",
+
+
+def test_sentences_about_known_answers():
+    ranks, never, behind = verdicts.known_verdict(KNOWN, first=2).splitlines()
+    assert "have OGM (1.2), joint (2.2); joint training is number 2 of 3." in ranks
+    assert never.endswith("worse in none**: OGM (1 of 2).")
+    assert behind.endswith("worse than better**: AGM (0 better, 2 worse).")
+
+
+def test_controls_are_told_from_their_methods_by_seed():
+    controls = [known("OGM: constant", "a", [0.5, 1.5]), known("AGM: constant", "a", [1.0, 2.0])]
+    assert tables.controls_tables([*KNOWN, *controls]).splitlines() == [
+        "| SGD | (a) regr. |",
         "|---|---|",
-        "| joint | 2.0 |",  # 2, 3, 2, 1
-        "| best | 1.5 |",  # 1, 2, 1, 2
-        "| lost | 2.5 |",  # 3, 1, 3, 3
+        "| OGM less constant | **+0.5 ± 0.0** |",
+        "| AGM less constant | diverged |",
     ]
 
 
