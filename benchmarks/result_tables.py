@@ -15,7 +15,6 @@ from cggm.comparison.statistics import ranks_of
 
 LESIONS = ("large", "small", "balls")
 LOST = -1e6  # of a training that diverged, below any other
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "segm."}
 
 
@@ -182,7 +181,7 @@ def judged_by(scenario: str) -> str:
 def rank_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """How often each method is told from joint training, and its mean rank by task, 1 is best."""
     means, counts = mean_ranks(rows), told_apart(rows)
-    heads = [f"{OPTIMIZERS[o]} {SHORT[t]} ({len(own)})" for (o, t), own in means.items()]
+    heads = [f"{proof.OPTIMIZERS[o]} {SHORT[t]} ({len(own)})" for (o, t), own in means.items()]
     lines = [f"| {' | '.join(['mean rank', *heads, 'better', 'worse', 'of'])} |"]
     lines.append(f"|{'---|' * (len(heads) + 4)}")
     for name in dict.fromkeys(n for own in means.values() for n in own):
@@ -256,7 +255,7 @@ def table(optimizer: str, found: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
     methods = dict.fromkeys(key[3] for key in found if key[0] == optimizer)
     heads = [f"({scenario}) {SHORT[task]}" for scenario, task in columns]
     lines = [
-        f"| {' | '.join([OPTIMIZERS[optimizer], *heads])} |",
+        f"| {' | '.join([proof.OPTIMIZERS[optimizer], *heads])} |",
         f"|{'---|' * (len(heads) + 1)}",
     ]
     for method in methods:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.known.dense import CONTROLS, EVEN, FORMS, LEVEL
-from benchmarks.known.proof import above
+from benchmarks.known.proof import OPTIMIZERS, above
 from benchmarks.result_tables import (
-    OPTIMIZERS,
     Read,
     by_method,
     dense_gains,

@@ -60,7 +60,7 @@ def main() -> None:
             "epochs": EPOCHS, "rates": RATES, "noise": NOISE,
             "speed": speed, "rows": rows,
         }  # fmt: skip
-        options.json.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+        options.json.write_text(json.dumps(finite(record), allow_nan=False) + "\n")
 
 
 def parse() -> argparse.Namespace:

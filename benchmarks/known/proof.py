@@ -32,7 +32,7 @@ from benchmarks.machine import machine
 from cggm.display import Interval, IntervalChart, picture_file
 
 TASKS = ("classification", "regression")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 RIVALS = ("joint", "unimodal losses")
 CONTROLS = ("uniform", "constant", "random", "shuffled")
 UNSWITCHED = "no switch"
@@ -47,7 +47,7 @@ def main() -> None:
         rows.append(measure(*case, range(options.first, options.first + options.seeds)))
         print(line(rows[-1]), flush=True)
         if options.json:  # so that an interrupted run leaves what it has
-            options.json.write_text(json.dumps(record(options, rows), indent=1) + "\n")
+            options.json.write_text(json.dumps(record(options, rows)) + "\n")
     print(f"\n{verdict(rows)}")
     if options.figure:
         options.figure.write_bytes(picture_file([figure(rows)]))
@@ -178,11 +178,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names, kept = list(dict.fromkeys(n for row in rows for n in row["differences"])), holm(rows)
     lines = [f"| guided heads less | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for index, row in enumerate(rows):
-        head = f"({row['scenario']}) {SHORT[row['task']]} {row['optimizer'].upper()}"
         own = row["differences"]
         gaps = [gain(own[n], kept=(index, n) in kept) if n in own else "-" for n in names]
-        lines.append(f"| {head.replace('ADAM', 'Adam')} | {' | '.join(gaps)} |")
+        lines.append(f"| {cell_name(row)} | {' | '.join(gaps)} |")
     return "\n".join(lines)
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """Scenario, task and optimizer."""
+    return f"({row['scenario']}) {SHORT[row['task']]} {OPTIMIZERS[row['optimizer']]}"
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> IntervalChart:
@@ -193,7 +197,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> IntervalChart:
         best = min(gaps, key=lambda n: statistics.mean(gaps[n]))
         mean, half = interval(list(gaps[best]))
         kind = "better" if mean > half else "worse" if mean < -half else "no difference"
-        name = f"({row['scenario']}) {SHORT[row['task']]} {row['optimizer']} - {best}"
+        name = f"{cell_name(row)} - {best}"
         intervals.append(Interval(name, mean, mean - half, mean + half, kind))
     return IntervalChart(
         "Guided heads less the best of joint training and all controls",

@@ -121,7 +121,16 @@ def _set_title(axes: "Axes", chart: Chart) -> None:
     note = textwrap.fill(chart.note, 72)
     lines = note.count("\n") + bool(note)
     axes.set_title(textwrap.fill(chart.title, 46), pad=6 + 11 * lines)
-    axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color=FAINT, va="bottom")
+    axes.annotate(
+        note,
+        (0, 1),
+        (0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",  # as the title's pad, so that they keep apart at any height
+        fontsize=8.5,
+        color=FAINT,
+        va="bottom",
+    )
 
 
 def _add_legend(figure: "Figure", charts: Sequence[Chart], head: str) -> None:

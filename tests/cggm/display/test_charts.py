@@ -160,3 +160,16 @@ def test_figures_for_papers_are_the_same_file_each_time_and_keep_their_text(kind
     assert data.startswith(start)
     assert data == picture_file([chart], head="SIMULATED DATA", kind=kind)
     assert kind == "pdf" or b">not decided<" in data
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_the_note_stays_below_the_title_at_any_height(rows):
+    intervals = [Interval(f"m{i}", 0.1, 0.0, 0.2, "better") for i in range(rows)]
+    chart = IntervalChart("title " * 12, intervals, "acc", "note " * 20)
+    picture = picture_file([chart], kind="svg").decode()
+    heights = {
+        word: [float(y) for y in re.findall(rf'translate\(\S+ ([\d.]+)\)">{word} ', picture)]
+        for word in ("title", "note")
+    }
+    assert [len(found) for found in heights.values()] == [2, 2]
+    assert 9 < min(heights["note"]) - max(heights["title"]) < 16
