@@ -62,7 +62,7 @@ opm:warmup_epochs=1,redcore,passion,dgl,mla,relearning:every=1,g2d:last_epoch=1,
 cggm_direction,cggm_ungated,cggm,guided
 COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --methods $(METHODS) --output comparison
 
-# Every table and figure of a comparison at small size, from nothing, in about a quarter of an hour on two cores.
+# Every table and figure of a comparison at small size, from nothing, in less than ten minutes on two cores.
 compare-quick: $(READY)
 	$(COMPARE) --task mosi --sweep
 	$(COMPARE) --task iemocap,food101,brats
