@@ -15,6 +15,9 @@ from cggm.comparison.statistics import ranks_of
 
 LESIONS = ("large", "small", "balls")
 LOST = -1e6  # of a training that diverged, below any other
+# Of a task that is no classification: key of its metric, factor of its figures, their digits.
+MEASURES = {"mosi": ("mae", 1, 3)}
+ACCURACY = ("acc", 100, 1)
 SHORT = {"classification": "class.", "regression": "regr.", "segmentation": "segm."}
 
 
@@ -76,16 +79,17 @@ def subset_dice(run: FinishedRun) -> float:
 
 
 def lacking_at_test_table(records: Sequence[FinishedRun]) -> str:
-    """Accuracy with all modalities, and differences of the mean over all subsets, by seed."""
+    """A metric with all modalities, and differences of its mean over all subsets, by seed."""
     tasks, methods = (
         list(dict.fromkeys(getattr(r, k) for r in records)) for k in ("task", "method")
     )
     found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
     for run in records:
-        figures = (100 * run.test["acc"], 100 * over_subsets(run, "acc"))
+        name, scale = MEASURES.get(run.task, ACCURACY)[:2]
+        figures = (scale * run.test[name], scale * over_subsets(run, name))
         found.setdefault((run.task, run.method), {})[run.seed] = figures
     heads = [f"{t}, {what}" for t in tasks for what in ("all", "mean", "- joint", "- mrd_uniform")]
-    lines = [f"| accuracy | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    lines = [f"| method | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
     for method in methods:
         cells = [c for task in tasks for c in lacking_cells(found, task, method)]
         lines.append(f"| {' | '.join([method, *cells])} |")
@@ -99,11 +103,12 @@ def lacking_cells(
     own = found.get((task, method), {})
     if not own:
         return ["-"] * 4
-    cells = [f"{statistics.mean(row[i] for row in own.values()):.1f}" for i in range(2)]
+    digits = MEASURES.get(task, ACCURACY)[2]
+    cells = [f"{statistics.mean(row[i] for row in own.values()):.{digits}f}" for i in range(2)]
     for other in ("joint", "mrd_uniform"):
         base = found[task, other]
         gaps = [own[seed][1] - base[seed][1] for seed in own.keys() & base.keys()]
-        cells.append("" if other == method else gap_text(interval(gaps), 1))
+        cells.append("" if other == method else gap_text(interval(gaps), digits))
     return cells
 
 

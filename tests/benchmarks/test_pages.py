@@ -78,6 +78,18 @@ def test_dice_over_subsets_and_differences_by_seed():
     assert "| mrd | 0.800 | 0.750 | +0.150 |  |" in tables.brats_table(one)
 
 
+def test_each_task_is_told_by_its_own_metric():
+    records = [
+        run("mosi", n, s, 0.5, x, "mae")
+        for n, x in (("joint", 0.9), ("guided", 0.7))
+        for s in (0, 1)
+    ]
+    records += [run("mosi", "mrd_uniform", s, 0.5, 0.8, "mae") for s in (0, 1)]
+    assert tables.lacking_at_test_table(records).splitlines()[3] == (
+        "| guided | 0.500 | 0.600 | **-0.100 ± 0.000** | **-0.050 ± 0.000** |"
+    )
+
+
 def test_sentences_about_missing_sequences():
     over, every = verdicts.missing_verdict(SEGMENTED, "dice_mean", "mrd", 1, 3).splitlines()
     assert over.startswith("- **brats, over the subsets**: ")
