@@ -66,7 +66,7 @@ COMPARE = $(BIN)/python pipelines/compare.py --quick --jobs 2 --seeds 1 --method
 compare-quick: $(READY)
 	$(COMPARE) --task mosi --sweep
 	$(COMPARE) --task iemocap,food101,brats
-	$(BIN)/python -m benchmarks.known.answer --quick --jobs 2 --json comparison/known_answer.json
+	$(BIN)/python -m benchmarks.known.answer --quick --jobs 2 --resume --json comparison/known_answer.json
 
 docs: $(READY)
 	$(BIN)/python -W error docs/build.py

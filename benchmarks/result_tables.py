@@ -221,8 +221,8 @@ def told_apart(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int, i
     for row in rows:
         if row["method"] != "joint":
             mean, half = row[f"{judged_by(row['scenario'])} - joint"]
-            lost = mean is None or half is None
-            told = (False, True) if lost else (mean > half, -mean > half)
+            half = math.inf if half is None else half  # of one seed
+            told = (False, True) if mean is None else (mean > half, -mean > half)
             counts.setdefault(row["method"], []).append(told)
     return {n: (*(sum(x) for x in zip(*own, strict=True)), len(own)) for n, own in counts.items()}
 
@@ -279,8 +279,7 @@ def cell(row: Mapping[str, Any] | None, scenario: str) -> str:
     mean, half = row[f"{judged} - joint"]
     if mean is None:
         return "diverged"
-    text = f"{mean:+.1f} ± {half:.1f}"
-    return f"**{text}**" if abs(mean) > half else text
+    return gap_text((mean, math.inf if half is None else half), 1)
 
 
 def lesion_table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.known.data import SCENARIOS
 from benchmarks.known.dense import CONTROLS, EVEN, FORMS, LEVEL
 from benchmarks.known.proof import OPTIMIZERS, above
 from benchmarks.result_tables import (
@@ -235,4 +236,21 @@ def known_verdict(rows: Sequence[Mapping[str, Any]], first: int = 5) -> str:
     lines.append(f"- **Better than joint training in some settings and worse in none**: {told}.")
     told = ", ".join(f"{n} ({counts[n][0]} better, {counts[n][1]} worse)" for n in behind)
     lines.append(f"- **More often worse than better**: {told or NOTHING}.")
+    lines.append(f"- **In (d) with A there, where nothing should be lost**, worse: {paid(rows)}.")
     return "\n".join(lines)
+
+
+def paid(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Which methods lose with all modalities where a scenario is judged without one, and how often.
+
+    A training that diverged has no figure and is left out.
+    """
+    counts: dict[str, list[bool]] = {}
+    for row in rows:
+        mean, half = row["score - joint"]
+        if SCENARIOS[row["scenario"]].absent and row["method"] != "joint" and mean is not None:
+            counts.setdefault(row["method"], []).append(
+                -mean > (math.inf if half is None else half)
+            )
+    told = [f"{name} ({sum(own)} of {len(own)})" for name, own in counts.items() if any(own)]
+    return ", ".join(told) or NOTHING

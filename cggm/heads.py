@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from cggm.contract import check_graph, check_scalar
+from cggm.contract import check_graph, check_moments, check_scalar
 from cggm.distributed import broadcast_from_first, mean_over_ranks, sum_over_ranks, world_size
 from cggm.scores import Score, Window, score_counts
 from cggm.tensors import (
@@ -218,8 +218,9 @@ class Heads(nn.ModuleDict):
         return self.optimizer.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+        """Restore what :meth:`get_extra_state` gave; its moments must fit the heads."""
         self.optimizer.load_state_dict(state)
+        check_moments(self.optimizer)
 
     def _idle(self, total: Tensor) -> set[str]:
         """Heads that no rank had a sample for, which momentum must not move either.

@@ -10,8 +10,8 @@ in hundredths: accuracy, negative mean absolute error, Dice. "probe" is the lowe
 that ridge regression on one encoder's features reaches. Intervals are Student's at 95 %; the last
 column is the verdict on what the scenario is judged by: the score, or in (d) the score without A.
 One seed is run to its end before the next begins, so that a run that is ended early leaves whole
-seeds: ``--resume`` takes its trainings over, with ``--seeds`` as many as are to count. Nothing
-checks that the code is still the same.
+seeds beside the JSON file, in FILE.partial: ``--resume`` takes its trainings over, with ``--seeds``
+as many as are to count. Nothing checks that the code is still the same.
 """
 
 import argparse
@@ -36,7 +36,6 @@ from benchmarks.machine import machine
 from cggm.errors import UserError
 
 QUICK = ("joint", "CGGM", "constant", "random", "ungated rho 1")
-PARTIAL = Path(gettempdir()) / "known_answer.jsonl"  # what an interrupted run leaves
 Job = tuple[Case, str, int]  # what is trained how, and its epochs
 KEYS = ("task", "scenario", "optimizer")
 UNSAID = ("json", "resume", "controls")
@@ -61,6 +60,7 @@ def main() -> None:
             "speed": speed, "rows": rows,
         }  # fmt: skip
         options.json.write_text(json.dumps(finite(record), allow_nan=False) + "\n")
+    partial_of(options).unlink()
 
 
 def parse() -> argparse.Namespace:
@@ -72,15 +72,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many, of each task")
     parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first one")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all but rivals' controls")
-    parser.add_argument("--controls", action="store_true", help="rivals that have some, and these")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--methods", nargs="+", choices=METHODS, help="joint among them")
+    chosen.add_argument("--controls", action="store_true", help="rivals that have some, and these")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--optimizers", nargs="+", choices=RATES)
     parser.add_argument(
-        "--resume", action="store_true", help=f"take over what an interrupted run left in {PARTIAL}"
+        "--resume", action="store_true", help="take over what an interrupted run left"
     )
     options = parser.parse_args()
+    if "joint" not in (options.methods or ["joint"]):
+        parser.error("--methods must name joint, which the others are compared with")
+    if partial_of(options).exists() and not options.resume:
+        left = partial_of(options)
+        parser.error(f"{left} is what an interrupted run left: add --resume, or delete it")
     quick = options.quick
     options.seeds = dict.fromkeys(TASKS, options.seeds or 2) if options.seeds or quick else SEEDS
     if options.controls:
@@ -94,11 +100,9 @@ def parse() -> argparse.Namespace:
 def measure(pool: Pool, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One record per training that its method can serve."""
     jobs = list(planned(options))
-    done = read_partial() if options.resume else {}
+    done = taken_over(options)
     missing = [job for job in jobs if job not in done]
-    with PARTIAL.open("w") as partial:
-        for (case, *rest), result in done.items():
-            partial.write(json.dumps([vars(case), *rest, result]) + "\n")
+    with partial_of(options).open("a") as partial:
         for count, result in enumerate(pool.imap(run_job, missing)):
             case, *rest = job = missing[count]
             done[job] = result
@@ -121,10 +125,22 @@ def planned(options: argparse.Namespace) -> Iterator[Job]:
                 yield case, method, EPOCHS[task] // (1 + options.quick)
 
 
-def read_partial() -> dict[Job, dict[str, Any] | None]:
-    """What an interrupted run left; its last line may be cut."""
-    lines = PARTIAL.read_text().split("\n")[:-1] if PARTIAL.exists() else []
-    return {(Case(**case), *rest): result for case, *rest, result in map(json.loads, lines)}
+def partial_of(options: argparse.Namespace) -> Path:
+    """Where trainings are kept until all are done."""
+    file = options.json or Path(gettempdir()) / "known_answer.json"
+    return Path(f"{file}.partial")
+
+
+def taken_over(options: argparse.Namespace) -> dict[Job, dict[str, Any] | None]:
+    """What an interrupted run left, without its last line where that was cut."""
+    partial = partial_of(options)
+    text = partial.read_text() if options.resume and partial.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    new = Path(f"{partial}.new")
+    new.write_text(whole)
+    new.replace(partial)
+    lines = map(json.loads, whole.splitlines())
+    return {(Case(**case), *rest): result for case, *rest, result in lines}
 
 
 def run_job(job: Job) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ none for one that shows another. Dice in hundredths; rows that a file has are ke
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -334,27 +335,32 @@ def _joined(modules: Sequence[nn.Module]) -> Weights:
 
 
 def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    seeds = range(options.first, options.first + options.seeds)
+    ends = [seeds[0], seeds[-1]]
+    record = {"machine": machine("torch"), "seeds": ends, "epochs": EPOCHS[TASK], "rows": []}
+    if options.json.exists():
+        record = json.loads(options.json.read_text())
+    if record["seeds"] != ends:
+        sys.exit(f"{options.json} holds seeds {record['seeds']}, not {ends}: name another.")
+    rows = record["rows"]
+    for scenario in options.scenarios:
+        have = {row["form"] for row in rows if row["scenario"] == scenario}
+        wanted = [form for form in options.forms if form not in have]
+        for row in measure(scenario, wanted, seeds):
+            rows.append(row)
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--first", type=int, default=500, help="the first one")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list("abcd"))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    seeds = [options.first, options.first + options.seeds - 1]
-    record = {"machine": machine("torch"), "seeds": seeds, "epochs": EPOCHS[TASK], "rows": []}
-    if options.json.exists():
-        record = json.loads(options.json.read_text())
-    if record["seeds"] != seeds:
-        parser.error(f"{options.json} holds seeds {record['seeds']}, not {seeds}: name another.")
-    rows = record["rows"]
-    for scenario in options.scenarios:
-        have = {row["form"] for row in rows if row["scenario"] == scenario}
-        wanted = [form for form in options.forms if form not in have]
-        for row in measure(scenario, wanted, range(seeds[0], seeds[1] + 1)):
-            rows.append(row)
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return parser.parse_args()
 
 
 def measure(scenario: str, forms: Sequence[str], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -30,12 +30,7 @@ METHODS = ("joint", "mrd", "cggm")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "lacking")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    options = parser.parse_args()
+    options = parse()
     write_cohorts(options.folder)
     rows = measured(options.json)
     known = {(row["method"], row["missing"], row["seed"]) for row in rows}
@@ -47,6 +42,15 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
                     if options.json:
                         write(options.json, rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "lacking")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    return parser.parse_args()
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:

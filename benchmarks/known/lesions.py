@@ -12,6 +12,7 @@ which cases these are. Runs that a result is there for are not run again.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -103,24 +104,28 @@ def train(training: Training, data: Path, run: Path) -> None:
     train_demo(settings)
 
 
-def train_demo(settings: Mapping[str, object]) -> None:
+def train_demo(settings: Mapping[str, Any]) -> None:
     """Trains demo.yaml with some options for 25 epochs, of which the last one counts.
 
-    One process, with one thread, so that weights do not depend on the machine's cores.
+    One process, with one thread, so that weights do not depend on the machine's cores. What a
+    training that was ended left in its folder is deleted.
     """
+    shutil.rmtree(settings["output"], ignore_errors=True)
     settings = {
         "config": ROOT / "configs" / "brats" / "demo.yaml", "max_epochs": EPOCHS,
         "validate_every": EPOCHS, "subsets": "false", "curves": "false", "report": "false",
         "workers": 0, "device": "cpu", **settings,
     }  # fmt: skip
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / "brats_train.py"), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
 
 
 def seconds(run: Path) -> float:

@@ -161,7 +161,9 @@ def known(method, scenario, gaps):
     judged = "without A" if scenario == "d" else "score"
     keys = {"task": "regression", "scenario": scenario, "optimizer": "sgd", "method": method}
     gap = (None, None) if None in gaps else interval(gaps)
-    return keys | {judged: 50.0, f"{judged} - joint by seed": gaps, f"{judged} - joint": gap}
+    other = {"score - joint": (-1.0, 0.5)} if scenario == "d" and method != "joint" else {}
+    found = {judged: 50.0, f"{judged} - joint by seed": gaps, f"{judged} - joint": gap}
+    return keys | {"score - joint": (0.0, 0.0)} | found | other
 
 
 KNOWN = [
@@ -184,8 +186,15 @@ def test_ranks_are_means_over_scenarios_and_seeds():
     ]
 
 
+def test_one_seed_tells_nothing_apart():
+    one = [known("joint", "a", [0.0]), known("OGM", "a", [5.0]) | {"score - joint": (5.0, None)}]
+    assert tables.told_apart(one) == {"OGM": (0, 0, 1)}
+    assert tables.known_tables(one).splitlines()[3] == "| OGM | +5.0 |"
+
+
 def test_sentences_about_known_answers():
-    ranks, never, behind = verdicts.known_verdict(KNOWN, first=2).splitlines()
+    ranks, never, behind, with_a = verdicts.known_verdict(KNOWN, first=2).splitlines()
+    assert with_a.endswith("worse: OGM (1 of 1), AGM (1 of 1).")
     assert "have OGM (1.2), joint (2.2); joint training is number 2 of 3." in ranks
     assert never.endswith("worse in none**: OGM (1 of 2).")
     assert behind.endswith("worse than better**: AGM (0 better, 2 worse).")

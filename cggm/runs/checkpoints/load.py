@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from cggm.contract import unwrap
+from cggm.contract import check_moments, unwrap
 from cggm.distributed import is_first_rank, world_size
 from cggm.errors import UserError
 from cggm.runs.checkpoints.files import (
@@ -26,9 +26,6 @@ from cggm.runs.checkpoints.save import MODEL, RULES, TRAINING, RunProgress, Stat
 from cggm.runs.loop import set_rng_state
 
 _OPTIONAL = ("content of the samples",)  # which a session of one's own may name from some day on
-
-# Of torch's optimizers, each of the form of its parameter, which none of them checks.
-_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 # What is raised by those who are given a state of another form, as a file from anywhere may have.
 _MISFITS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
@@ -184,21 +181,12 @@ def _load_part(path: Path, name: str, part: Stateful, state: dict[str, Any]) -> 
     try:
         part.load_state_dict(state)
         if isinstance(part, torch.optim.Optimizer):
-            _check_moments(part)
+            check_moments(part)
     except _MISFITS as error:
         raise UserError(
             f"{path}: the saved {name} does not fit this run ({error}).",
             "Resume with the configuration of that run, or start a new one.",
         ) from error
-
-
-def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    for parameter, state in optimizer.state.items():
-        for name in _MOMENTS:
-            shape = getattr(state.get(name), "shape", None)
-            if state.get(name) is not None and shape != parameter.shape:
-                found = type(state[name]).__name__ if shape is None else tuple(shape)
-                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")
 
 
 def _note_differences(path: Path, saved: Mapping[str, str]) -> None:

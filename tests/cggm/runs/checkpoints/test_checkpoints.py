@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from cggm.contract import check_moments
 from cggm.errors import UserError
+from cggm.heads import Heads, linear_heads
 from cggm.runs.checkpoints import (
     RunProgress,
     Saver,
@@ -409,6 +412,34 @@ def test_moments_of_another_form_are_refused_at_once(tmp_path, name, junk):
     )
     with pytest.raises(UserError, match=rf"saved optimizer does not fit this run \({name} is "):
         training.load(tmp_path)
+
+
+def test_moments_of_heads_are_looked_at_and_optimizers_of_others_are_not():
+    made = linear_heads(nn.Linear(4, 2), {"text": 2, "audio": 2})
+    heads = Heads(made, partial(torch.optim.Adam, lr=0.1))
+    for parameter in heads.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    heads.optimizer.step()
+    state = heads.get_extra_state()
+    heads.set_extra_state(state)
+    state["state"][0]["exp_avg_sq"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"exp_avg_sq is \(3,\) for a parameter "):
+        heads.set_extra_state(state)
+
+    class Factored(torch.optim.Adam):
+        """Keeps second moments by rows."""
+
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    for kind in (Factored, torch.optim.Adam):
+        optimizer = kind([parameter])
+        optimizer.state[parameter]["exp_avg_sq"] = torch.zeros(2)
+        if kind is Factored:
+            check_moments(optimizer)
+        else:
+            with pytest.raises(ValueError, match="exp_avg_sq is"):
+                check_moments(optimizer)
+    optimizer.state[parameter] = None  # of a parameter that another rank updates
+    check_moments(optimizer)
 
 
 def test_a_momentum_that_was_never_written_is_taken_over(tmp_path):
