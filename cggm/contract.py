@@ -17,7 +17,6 @@ from cggm.tensors import Features, kind_of, map_tensors, tensors_in, without_sub
 Decode = Callable[[Mapping[str, Features]], Any]
 """Features by modality to a network's prediction."""
 
-_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _LAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -309,26 +308,6 @@ def check_ranks(loss: Tensor, method: str) -> None:
                 "gradients before the backward pass, but got static_graph=True. Leave it out; "
                 "find_unused_parameters=True serves a network that skips modules."
             )
-
-
-def check_moments(optimizer: Optimizer) -> None:
-    """Check the restored state of an optimizer, which takes moments of any form without a word.
-
-    Args:
-        optimizer: One of torch's own; others may keep moments of another form on purpose, and are
-            left alone.
-
-    Raises:
-        ValueError: If a moment has another form than its parameter.
-    """
-    if not type(optimizer).__module__.startswith("torch."):
-        return
-    for parameter, state in optimizer.state.items():
-        for name in _MOMENTS if isinstance(state, Mapping) else ():  # other ranks' states are None
-            shape = getattr(state.get(name), "shape", None)
-            if state.get(name) is not None and shape != parameter.shape:
-                found = type(state[name]).__name__ if shape is None else tuple(shape)
-                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")
 
 
 def gradients_kept(modules: Sequence[nn.Module]) -> Tensor | bool:

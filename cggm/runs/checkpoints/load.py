@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from cggm.contract import check_moments, unwrap
+from cggm.contract import unwrap
 from cggm.distributed import is_first_rank, world_size
 from cggm.errors import UserError
+from cggm.heads import check_moments
 from cggm.runs.checkpoints.files import (
     damaged,
     find_checkpoints,

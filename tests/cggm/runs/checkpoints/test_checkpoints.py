@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from cggm.contract import check_moments
 from cggm.errors import UserError
-from cggm.heads import Heads, linear_heads
+from cggm.heads import Heads, check_moments, linear_heads
 from cggm.runs.checkpoints import (
     RunProgress,
     Saver,
