@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cggm.runs import first_alone, joined, parse_training, ranked, run, same_output
+from cggm.runs import end_process, first_alone, joined, parse_training, ranked, run, same_output
 from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "arrays"
@@ -70,4 +70,4 @@ def _demo_data() -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(ranked(main)))
+    end_process(run(ranked(main)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cggm.runs import joined, parse_options, ranked, report_problems, require, run
+from cggm.runs import end_process, joined, parse_options, ranked, report_problems, require, run
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(ranked(main)))
+    end_process(run(ranked(main)))

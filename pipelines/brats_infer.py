@@ -10,6 +10,7 @@ from cggm.runs import (
     ConfigReader,
     RunFolder,
     check_problems,
+    end_process,
     joined,
     ranked,
     read_config,
@@ -84,4 +85,4 @@ def _predict(
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(ranked(main)))
+    end_process(run(ranked(main)))

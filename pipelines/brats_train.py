@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cggm.runs import (
     RunFolder,
     RunOptions,
+    end_process,
     first_alone,
     joined,
     parse_training,
@@ -66,4 +67,4 @@ def _demo_cohort(config: BratsConfig) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(ranked(main)))
+    end_process(run(ranked(main)))

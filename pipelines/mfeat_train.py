@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cggm.runs import joined, parse_training, ranked, run, same_output
+from cggm.runs import end_process, joined, parse_training, ranked, run, same_output
 from cggm_cls.training import SequenceConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "mfeat"
@@ -49,4 +49,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(ranked(main)))
+    end_process(run(ranked(main)))

@@ -15,6 +15,7 @@ from .folder import RunFolder as RunFolder
 from .gradients import keep_gradients as keep_gradients
 from .gradients import last_layer_gradients as last_layer_gradients
 from .launch import check_ranks_agree as check_ranks_agree
+from .launch import end_process as end_process
 from .launch import first_alone as first_alone
 from .launch import joined as joined
 from .launch import ranked as ranked

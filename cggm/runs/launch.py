@@ -3,17 +3,19 @@
 Every function leaves a process that runs alone as it is, and makes no process group for it.
 """
 
+import atexit
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from cggm.errors import UserError
 from cggm.runs.cli import choose_device
@@ -116,6 +118,26 @@ def ranked(main: Main) -> Main:
                 return 128 + stop.number
 
     return run_quietly if _rank() else run_as_rank
+
+
+def end_process(code: int) -> NoReturn:
+    """End a script that :func:`ranked` made one rank of several; alone, as every script ends.
+
+    Gloo's threads outlive its group. One that lets go of a tensor while the interpreter ends cannot
+    get its lock any more and aborts the process, upon which torchrun ends the others: a
+    rank does what is left to be done at an end, and goes without taking the interpreter down.
+
+    Args:
+        code: The exit code.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise SystemExit(code)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for those that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a closed pipe, or a closed stream
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager

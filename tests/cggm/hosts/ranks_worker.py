@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cggm.hosts import BalanceCallback
-from cggm.runs import RunRecorder
+from cggm.runs import RunRecorder, end_process
 from tests.cggm.contract_hosts import EPOCHS, Session, positions
 from tests.cggm.hosts.trainers import loader, module_of, quiet_trainer, torch_state, trainer_of
 
@@ -91,3 +91,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    dist.barrier()  # the files of both are there
+    end_process(0)

@@ -22,7 +22,14 @@ from cggm.distributed import (
 from cggm.errors import UserError
 from cggm.runs import launch as ranks
 from cggm.runs.cli import run
-from cggm.runs.launch import check_ranks_agree, first_alone, joined, ranked, share_of_batch
+from cggm.runs.launch import (
+    check_ranks_agree,
+    end_process,
+    first_alone,
+    joined,
+    ranked,
+    share_of_batch,
+)
 from cggm.runs.loop.replicas import Replicas, replicated
 from tests.cggm.contract_runs import TASKS, build, make, train
 from tests.cggm.networks import NAMES, late_batch, make_cggm, make_late
@@ -131,4 +138,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks._PATIENCE = 0.5
-    raise SystemExit(run(ranked(main), sys.argv[1:]))
+    end_process(run(ranked(main), sys.argv[1:]))

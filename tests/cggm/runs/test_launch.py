@@ -148,6 +148,35 @@ def test_other_ranks_print_nothing_and_wait_before_they_complain(monkeypatch, ca
         assert waited == seconds
 
 
+@pytest.mark.parametrize(("ranks", "taken_down"), [(1, ["taken down"]), (2, [])])
+def test_a_rank_ends_what_is_left_to_do_and_not_the_interpreter(ranks, taken_down):
+    program = """
+import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from cggm.runs import end_process, ranked, run
+
+class Held:
+    def __del__(self, write=sys.__stdout__.write, flush=sys.__stdout__.flush):
+        write("taken down\\n")
+        flush()
+
+sys.held = Held()
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+pool = ThreadPoolExecutor(1)
+pool.submit(print, "pool")
+end_process(run(ranked(lambda argv: 3), []))
+"""
+    environment = {**os.environ, "WORLD_SIZE": str(ranks), "RANK": "0"}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    said = ended.stdout.splitlines()
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert said == ["pool", "thread", "registered", *taken_down]
+
+
 def test_a_rank_that_prints_nothing_needs_no_locale():
     program = "from cggm.runs import ranked, run; "
     program += "raise SystemExit(run(ranked(lambda argv: print('Gr\\xf6\\xdfe \\u2502'))))"
