@@ -103,6 +103,11 @@ def _reference(app: Sphinx, page: str, content: list[str]) -> None:
     content[0] = re.sub(r"\[(cggm\w*)\]\(\.\./\1\)", r"{doc}`\1 <api/\1/\1>`", content[0])
 
 
+def _unbroken(app: Sphinx, page: str, content: list[str]) -> None:
+    """A figure and its interval stay on one line of a narrow cell."""
+    content[0] = content[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
 def setup(app: Sphinx) -> None:
     """Formulas become MathML, which browsers draw themselves; Sphinx's own ways fetch MathJax."""
     app.add_html_math_renderer(
@@ -110,5 +115,6 @@ def setup(app: Sphinx) -> None:
     )
     app.connect("autodoc-skip-member", _behind_a_face)
     app.connect("source-read", _reference)
+    app.connect("source-read", _unbroken)
     for name in cggm.__all__:  # which are imported on first use
         getattr(cggm, name)
