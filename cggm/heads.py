@@ -17,6 +17,7 @@ from cggm.scores import Score, Window, score_counts
 from cggm.tensors import (
     Features,
     Presence,
+    check_moments,
     map_tensors,
     samples_with,
 )
@@ -26,8 +27,6 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 default_optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=5e-4)
-
-_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,6 @@ class HeadReadings:
     gradients: Tensor
     seen: Tensor
     weights: Tensor
-
-
-def check_moments(optimizer: Optimizer) -> None:
-    """Check the restored state of an optimizer, which takes moments of any form without a word.
-
-    Args:
-        optimizer: One of torch's own; others may keep moments of another form on purpose, and are
-            left alone.
-
-    Raises:
-        ValueError: If a moment has another form than its parameter.
-    """
-    if not type(optimizer).__module__.startswith("torch."):
-        return
-    for parameter, state in optimizer.state.items():
-        for name in _MOMENTS if isinstance(state, Mapping) else ():  # other ranks' states are None
-            shape = getattr(state.get(name), "shape", None)
-            if state.get(name) is not None and shape != parameter.shape:
-                found = type(state[name]).__name__ if shape is None else tuple(shape)
-                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")
 
 
 class Heads(nn.ModuleDict):

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Features: TypeAlias = Any
@@ -32,6 +33,8 @@ _LEAVES: tuple[Any, ...] = (
     nn.Module,
 )
 _LEAVES += (torch.Generator, torch.device, torch.dtype)
+
+_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 @contextmanager
@@ -405,3 +408,23 @@ def _tuple_of(kind: type[tuple[Any, ...]], items: list[Any]) -> Any:  # noqa: AN
         return tuple.__new__(kind, items)  # a constructor of its own may take other arguments
     except TypeError:  # a type of C, such as what torch.max returns
         return kind(items)
+
+
+def check_moments(optimizer: Optimizer) -> None:
+    """Check the restored state of an optimizer, which takes moments of any form without a word.
+
+    Args:
+        optimizer: One of torch's own; others may keep moments of another form on purpose, and are
+            left alone.
+
+    Raises:
+        ValueError: If a moment has another form than its parameter.
+    """
+    if not type(optimizer).__module__.startswith("torch."):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in _MOMENTS if isinstance(state, Mapping) else ():  # other ranks' states are None
+            shape = getattr(state.get(name), "shape", None)
+            if state.get(name) is not None and shape != parameter.shape:
+                found = type(state[name]).__name__ if shape is None else tuple(shape)
+                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from cggm.contract import unwrap
 from cggm.distributed import is_first_rank, world_size
 from cggm.errors import UserError
-from cggm.heads import check_moments
 from cggm.runs.checkpoints.files import (
     damaged,
     find_checkpoints,
@@ -25,6 +24,7 @@ from cggm.runs.checkpoints.files import (
 )
 from cggm.runs.checkpoints.save import MODEL, RULES, TRAINING, RunProgress, Stateful, made_by
 from cggm.runs.loop import set_rng_state
+from cggm.tensors import check_moments
 
 _OPTIONAL = ("content of the samples",)  # which a session of one's own may name from some day on
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cggm.errors import UserError
-from cggm.heads import Heads, check_moments, linear_heads
+from cggm.heads import Heads, linear_heads
 from cggm.runs.checkpoints import (
     RunProgress,
     Saver,
@@ -28,6 +28,7 @@ from cggm.runs.checkpoints import (
 from cggm.runs.checkpoints.files import _sealed, find_checkpoints
 from cggm.runs.folder import RunFolder
 from cggm.runs.loop.seeds import seed_everything
+from cggm.tensors import check_moments
 
 ROOT = Path(__file__).parents[4]
 FILES = ["checkpoint.json", "model.safetensors", "training.pt"]
