@@ -1,4 +1,4 @@
-"""Nested containers of tensors, as encoders return them, and the samples of a batch in them."""
+"""Tensors in what encoders return and optimizers keep, and the samples of a batch in them."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
@@ -281,6 +281,26 @@ def check_batch_first(features: Features, size: int, name: str) -> None:
         )
 
 
+def check_moments(optimizer: Optimizer) -> None:
+    """Check the restored state of an optimizer, which takes moments of any form without a word.
+
+    Args:
+        optimizer: One of torch's own; others may keep moments of another form on purpose, and are
+            left alone.
+
+    Raises:
+        ValueError: If a moment has another form than its parameter.
+    """
+    if not type(optimizer).__module__.startswith("torch."):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in _MOMENTS if isinstance(state, Mapping) else ():  # other ranks' states are None
+            shape = getattr(state.get(name), "shape", None)
+            if state.get(name) is not None and shape != parameter.shape:
+                found = type(state[name]).__name__ if shape is None else tuple(shape)
+                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")
+
+
 def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Subsets of modalities by size without the empty one, so that all of them come last.
 
@@ -408,23 +428,3 @@ def _tuple_of(kind: type[tuple[Any, ...]], items: list[Any]) -> Any:  # noqa: AN
         return tuple.__new__(kind, items)  # a constructor of its own may take other arguments
     except TypeError:  # a type of C, such as what torch.max returns
         return kind(items)
-
-
-def check_moments(optimizer: Optimizer) -> None:
-    """Check the restored state of an optimizer, which takes moments of any form without a word.
-
-    Args:
-        optimizer: One of torch's own; others may keep moments of another form on purpose, and are
-            left alone.
-
-    Raises:
-        ValueError: If a moment has another form than its parameter.
-    """
-    if not type(optimizer).__module__.startswith("torch."):
-        return
-    for parameter, state in optimizer.state.items():
-        for name in _MOMENTS if isinstance(state, Mapping) else ():  # other ranks' states are None
-            shape = getattr(state.get(name), "shape", None)
-            if state.get(name) is not None and shape != parameter.shape:
-                found = type(state[name]).__name__ if shape is None else tuple(shape)
-                raise ValueError(f"{name} is {found} for a parameter {tuple(parameter.shape)}")
